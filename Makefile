@@ -1,0 +1,45 @@
+# The only entry points. `make run` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+TENSORFLOW ?= tensorflow
+DATA_DIR ?= data/phantom
+RUN_DIR ?= models/densenet121
+PROFILE ?= quick
+SET ?=
+
+VENV := .venv/bin
+export KERAS_BACKEND ?= tensorflow
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export PYTHONWARNINGS ?= ignore::DeprecationWarning
+
+.PHONY: run test lint bench address clean
+
+run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3 SEED=1"]
+	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
+
+test: .venv/dev  ## every test
+	$(VENV)/python -m pytest
+
+lint: .venv/dev  ## style of code and notebooks
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check notebooks/helpers scripts tests benchmarks
+	$(VENV)/python scripts/stamp_notebooks.py --check
+
+bench: .venv/dev  ## every benchmark; results go to benchmarks/results
+	for script in benchmarks/*.py; do $(VENV)/python $$script || exit 1; done
+
+address: .venv/run  ## after forking: make address REPOSITORY=https://github.com/you/fork
+	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"
+
+clean:  ## the synthetic study, packed shards and the run's results; .venv stays
+	rm -rf data/phantom data/packed models/densenet121
+
+.venv/run: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in [(3, 11), (3, 12), (3, 13)] or sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make run PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --upgrade pip
+	$(VENV)/python -m pip install --quiet -r requirements.txt "$(TENSORFLOW)"
+	@touch $@
+
+.venv/dev: .venv/run requirements-dev.txt
+	$(VENV)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@

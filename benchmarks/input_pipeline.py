@@ -1,0 +1,196 @@
+"""How fast do films reach the model? Packing, training batches and evaluation batches, beside the ceilings and the
+way this project's predecessor read its films: decode each 1024-pixel PNG, resize it and change its colors, at every
+epoch anew.
+
+All are measured in turn, several rounds, on the same films in one run; the ratios are medians over the rounds.
+
+Usage: input_pipeline.py [--films FOLDER] [--rounds 5]
+FOLDER holds PNGs as NIH distributes them, 1024 pixels wide; without it, synthetic films of that size are drawn.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pandas as pd
+import psutil
+import tensorflow as tf
+from helpers import PATHOLOGIES, draw_film, make_eval_dataset, make_train_dataset, pack_study, parse_records
+from PIL import Image
+
+SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
+
+
+def find_films(folder):
+    """Returns paths of 1024-pixel films, drawn ones where no folder is given."""
+    if folder:
+        return sorted(Path(folder).rglob("*.png")), "real films"
+    drawn = Path(tempfile.mkdtemp())
+    for seed in range(48):
+        film, _ = draw_film(seed, size=1024)
+        Image.fromarray(film).save(drawn / f"{seed:08d}_000.png")
+    return sorted(drawn.glob("*.png")), "synthetic films"
+
+
+def make_rows(paths, n_films, subset):
+    """Returns rows and paths of a study in which the films at hand are repeated under new names."""
+    names = [f"{i:08d}_000.png" for i in range(n_films)]
+    labels = np.random.default_rng(0).integers(0, 2, (n_films, 14))
+    rows = pd.DataFrame({"image": names, "patient_id": range(n_films), "follow_up": 0, "age": 50.0, "sex": "F", "view": "PA"})
+    rows = pd.concat([rows, pd.DataFrame(labels, columns=list(PATHOLOGIES))], axis=1).assign(split=subset)
+    return rows, dict(zip(names, itertools.cycle(paths), strict=False))
+
+
+def measure(dataset, n_films):
+    """Returns films per second of one pass, without the start-up of the first element."""
+    gc.collect()
+    started = time.perf_counter()
+    for _ in dataset:
+        pass
+    return n_films / (time.perf_counter() - started)
+
+
+def decode_alone(paths):
+    """The ceiling of packing and of the predecessor's way: PNG decoding on all cores, nothing else."""
+    data = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
+    data = data.map(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=1), num_parallel_calls=tf.data.AUTOTUNE)
+    return measure(data.prefetch(2), len(paths))
+
+
+def predecessor(paths, augment):
+    """Decodes and resizes every film at every epoch, in color, and changes the colors of training films."""
+
+    def load(path):
+        image = tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (IMAGE_SIZE, IMAGE_SIZE)) / 255.0
+        if augment:
+            image = tf.image.random_flip_left_right(image)
+            image = tf.image.random_brightness(image, 0.1)
+            image = tf.image.random_contrast(image, 0.9, 1.1)
+            image = tf.image.random_saturation(image, 0.9, 1.1)
+            image = tf.image.random_hue(image, 0.02)
+        return image
+
+    data = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
+    data = data.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(32).prefetch(tf.data.AUTOTUNE)
+    return measure(data, len(paths))
+
+
+def pack(paths, n_films):
+    """Packs films from their files into shards at `SIDE`, hashes and manifest included."""
+    rows, images = make_rows(paths, n_films, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        pack_study(rows, images, folder, split_name="official", side=SIDE)
+        return n_films / (time.perf_counter() - started)
+
+
+def parse_alone(study, subset):
+    """The ceiling of reading: records to uint8 films, nothing else."""
+    data = tf.data.TFRecordDataset(study.files(subset)).batch(BATCH_SIZE)
+    data = data.map(lambda batch: parse_records(batch, SIDE), num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    return measure(data, len(study.labels(subset)))
+
+
+def train_batches(study):
+    """Training batches with every augmentation on, one epoch."""
+    from helpers import Augmentation
+
+    strength = Augmentation(horizontal_flip=True)
+    data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=1, strength=strength)
+    return measure(data, len(study.labels("train")) // BATCH_SIZE * BATCH_SIZE)
+
+
+def eval_batches(study, image_size):
+    """Evaluation batches, one pass."""
+    return measure(make_eval_dataset(study, "train", BATCH_SIZE, image_size=image_size), len(study.labels("train")))
+
+
+def memory_of_epochs(study, n_epochs):
+    """Returns resident MiB after each of some epochs of training batches, read from one iterator."""
+    data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=n_epochs, window_shards=2)
+    steps, process, resident = len(study.labels("train")) // BATCH_SIZE, psutil.Process(), []
+    for step, _ in enumerate(data, 1):
+        if step % steps == 0:
+            resident.append(process.memory_info().rss / 2**20)
+    return [round(mib) for mib in resident]
+
+
+def describe_machine():
+    """Returns processor, cores and versions."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"model name\s*:\s*(.+)", info)
+    processor = model[1] if model else platform.processor()
+    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, TensorFlow {tf.__version__}"
+
+
+def main():
+    """Measures, prints a table and writes benchmarks/results/input_pipeline.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--films", help="folder of 1024-pixel PNGs")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    paths, kind = find_films(arguments.films)
+    some = (list(paths) * (192 // len(paths) + 1))[:192]
+    with tempfile.TemporaryDirectory() as folder:
+        rows, images = make_rows(paths, 4096, "train")
+        study = pack_study(rows, images, Path(folder) / "large", split_name="official", side=SIDE)
+        tasks = {
+            "PNG decode alone (ceiling of packing)": lambda: decode_alone(some),
+            "packing": lambda: pack(paths, 192),
+            "predecessor, training": lambda: predecessor(some, augment=True),
+            "predecessor, evaluation": lambda: predecessor(some, augment=False),
+            "record parse alone (ceiling of reading)": lambda: parse_alone(study, "train"),
+            "training batches": lambda: train_batches(study),
+            f"evaluation batches, {SIDE} px as packed": lambda: eval_batches(study, None),
+            f"evaluation batches, resized to {IMAGE_SIZE} px": lambda: eval_batches(study, IMAGE_SIZE),
+        }
+        rates = {name: [] for name in tasks}
+        for number in range(arguments.rounds + 1):
+            for name, task in tasks.items():
+                rate = task()
+                if number:  # the first round warms caches and traces graphs
+                    rates[name].append(rate)
+        small = pack_study(*make_rows(paths, 1024, "train"), Path(folder) / "small", split_name="official", side=SIDE)
+        resident = {"1,024 films": memory_of_epochs(small, 6), "4,096 films": memory_of_epochs(study, 6)}
+
+    def ratio(name, other):
+        pairs = zip(rates[name], rates[other], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    results = {
+        "machine": describe_machine(),
+        "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE} px, crops of {IMAGE_SIZE} px, batches of {BATCH_SIZE}",
+        "films_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "ratios": {
+            "packing / PNG decode alone": ratio("packing", "PNG decode alone (ceiling of packing)"),
+            "training batches / predecessor": ratio("training batches", "predecessor, training"),
+            "training batches / record parse alone": ratio("training batches", "record parse alone (ceiling of reading)"),
+            f"evaluation batches as packed / predecessor": ratio(
+                f"evaluation batches, {SIDE} px as packed", "predecessor, evaluation"),
+            f"evaluation batches resized / predecessor": ratio(
+                f"evaluation batches, resized to {IMAGE_SIZE} px", "predecessor, evaluation"),
+        },
+        "resident_mib_after_each_epoch": resident,
+    }  # fmt: skip
+    print(json.dumps(results, indent=1))
+    target = ROOT / "benchmarks" / "results" / "input_pipeline.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

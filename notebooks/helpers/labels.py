@@ -1,0 +1,467 @@
+"""Reads the labels of the NIH chest X-ray study and splits its patients.
+
+Every function takes the study folder in NIH's own layout; images may be a part of the rows. Wang et al., CVPR 2017,
+describe the data; column names and their quirks are those of the files that the NIH Clinical Center distributes.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+
+PATHOLOGIES = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+SPLITS = ("official", "random_patients", "leaky_images")
+
+_NO_FINDING = "No Finding"
+# The box list says "Infiltrate" where the label file says "Infiltration".
+_SPELLINGS = {"infiltrate": "Infiltration", **{name.casefold(): name for name in PATHOLOGIES}}
+_SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
+_VIEWS = {"PA": "PA", "AP": "AP"}
+_YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_MAX_AGE = 100.0  # The 2017 label file holds ages up to 414; its 2020 edition stops at 95.
+_TEST_SHARE = 0.2  # The community's 70/10/20.
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyReport:
+    """Counts how the rows of a label file and the images on disk meet; `missing` and `extra` name the first five."""
+
+    n_rows: int
+    n_found: int
+    n_missing: int
+    n_extra: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def load_metadata(study_dir):
+    """Loads the study's label file, `Data_Entry_2017*.csv`.
+
+    Of several such files the last by name is read, so that the corrected `Data_Entry_2017_v2020.csv` wins over
+    `Data_Entry_2017.csv`. An age above 100 years or one that cannot be read becomes NaN, since age serves only the
+    subgroup tables; everything else that cannot be read is an error.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        DataFrame, one row an image, sorted by image name: `image` (str), `patient_id` and `follow_up` (int64), `age`
+        (float64, years), `sex` ("M" or "F"), `view` ("PA" or "AP"), and one uint8 column of 0 and 1 for each of
+        `PATHOLOGIES`. `attrs["source"]` is the file's name, `attrs["repaired_ages"]` how many ages became NaN.
+
+    Raises:
+        FileNotFoundError: if the folder or the label file is missing.
+        ValueError: if the file lacks columns or rows, lists an image twice, or holds a value outside its vocabulary;
+            the message names the file and the row as a text editor counts it.
+    """
+    paths = sorted(_study_folder(study_dir).glob("Data_Entry_2017*.csv"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{study_dir} holds no Data_Entry_2017*.csv; copy NIH's label file, Data_Entry_2017_v2020.csv, into it"
+        )
+    path = paths[-1]
+    # A later copy of the same file heads the column "Patient Sex".
+    renamed = {"Patient Sex": "Patient Gender"}
+    needed = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender"]
+    table = _read_table(path, [*needed, "View Position"], renamed)
+    if table.empty:
+        raise ValueError(f"{path} has a header and no rows; fetch the file again")
+    first_lines = {}
+    for line, image in table["Image Index"].items():
+        if not image or "/" in image or "\\" in image:
+            raise ValueError(f"{path}, row {line}: {image!r} is not an image's file name")
+        if image in first_lines:
+            raise ValueError(f"{path}: {image} is listed twice, in rows {first_lines[image]} and {line}")
+        first_lines[image] = line
+
+    ages = _map_values(path, table["Patient Age"], _parse_age).astype("float64")
+    findings = _map_values(path, table["Finding Labels"], _parse_findings)
+    labels = np.array([[name in found for name in PATHOLOGIES] for found in findings], dtype="uint8")
+    columns = {
+        "image": table["Image Index"],
+        "patient_id": _map_values(path, table["Patient ID"], _parse_number).astype("int64"),
+        "follow_up": _map_values(path, table["Follow-up #"], _parse_number).astype("int64"),
+        "age": ages,
+        "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES, "sex")),
+        "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS, "frontal view")),
+    }
+    frame = pd.DataFrame({**columns, **dict(zip(PATHOLOGIES, labels.T, strict=True))})
+    frame = frame.sort_values("image", kind="stable", ignore_index=True)
+    frame.attrs = {"source": path.name, "repaired_ages": int(ages.isna().sum())}
+    return frame
+
+
+def load_boxes(study_dir):
+    """Loads the radiologists' boxes, `BBox_List_2017.csv`.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        DataFrame, one row a box, in file order: `image` and `pathology` (str), `x`, `y`, `width`, `height` (float64,
+        pixels of the 1024x1024 image, from its upper left corner). Empty where the study has no such file.
+
+    Raises:
+        FileNotFoundError: if the folder is missing.
+        ValueError: if a column is lacking, a finding is unknown, or a box has no area; names the file and the row.
+    """
+    path = _study_folder(study_dir) / "BBox_List_2017.csv"
+    # The header "Bbox [x,y,w,h]" splits on its commas.
+    names = {"Bbox [x": "x", "y": "y", "w": "width", "h]": "height"}
+    if path.is_file():
+        table = _read_table(path, ["Image Index", "Finding Label", *names])
+    else:
+        table = pd.DataFrame(columns=["Image Index", "Finding Label", *names], dtype=str)
+    boxes = pd.DataFrame({"image": table["Image Index"]})
+    boxes["pathology"] = _map_values(path, table["Finding Label"], _parse_pathology)
+    for column, name in names.items():
+        boxes[name] = _map_values(path, table[column], _parse_length).astype("float64")
+    flat = boxes.index[(boxes["width"] <= 0) | (boxes["height"] <= 0)]
+    if len(flat):
+        raise ValueError(f"{path}, row {flat[0]}: the box has no area")
+    return boxes.reset_index(drop=True)
+
+
+def list_images(study_dir):
+    """Lists the study's images: `images/*.png`, `images_001/images/*.png` and whatever else lies below `images*/`.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Dict from image name to `pathlib.Path`, sorted by name.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no image.
+        ValueError: if two folders hold an image of the same name; names both.
+    """
+    images = {}
+    for path in sorted(_study_folder(study_dir).glob("images*/**/*.png")):
+        if path.name in images:
+            raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
+        images[path.name] = path
+    if not images:
+        raise FileNotFoundError(
+            f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
+        )
+    return dict(sorted(images.items()))
+
+
+def match_images(metadata, images):
+    """Keeps the rows whose image is on disk. A partial download is the usual case, so what is absent is only counted.
+
+    Args:
+        metadata: frame of `load_metadata`.
+        images: image names, for instance the dict of `list_images`.
+
+    Returns:
+        Tuple of the rows found, in their order and numbered from 0, and a `StudyReport`.
+
+    Raises:
+        FileNotFoundError: if none of the rows has an image.
+    """
+    on_disk, listed = set(images), set(metadata["image"])
+    present = metadata["image"].isin(on_disk)
+    if not present.any():
+        some = f", for instance {min(on_disk)}" if on_disk else ""
+        raise FileNotFoundError(
+            f"none of the {len(metadata)} images in the label file is on disk, which has {len(on_disk)} others{some}; "
+            "images keep the names that NIH gave them, such as 00000001_000.png"
+        )
+    found = metadata[present].reset_index(drop=True)
+    found.attrs = dict(metadata.attrs)
+    missing, extra = metadata["image"][~present].tolist(), sorted(on_disk - listed)
+    counts = len(metadata), len(found), len(missing), len(extra)
+    return found, StudyReport(*counts, tuple(missing[:5]), tuple(extra[:5]))
+
+
+def load_official_lists(study_dir):
+    """Loads NIH's own division of the images, `train_val_list.txt` and `test_list.txt`.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Tuple `(train_val, test)` of sets of image names, without a common member.
+
+    Raises:
+        FileNotFoundError: if the folder or a list is missing.
+        ValueError: if an image is in both lists.
+    """
+    lists = []
+    for name in ("train_val_list.txt", "test_list.txt"):
+        path = _study_folder(study_dir) / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{study_dir} holds no {name}; copy NIH's list into it, or choose split='random_patients'"
+            )
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lists.append({line.strip() for line in lines if line.strip()})
+    both = sorted(lists[0] & lists[1])
+    if both:
+        raise ValueError(f"{study_dir}: {_some(both)} in both train_val_list.txt and test_list.txt")
+    return lists[0], lists[1]
+
+
+def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0):
+    """Assigns every row to train, val or test; the result depends on the rows and the seed, not on the rows' order.
+
+    "official" keeps NIH's test list, the split of most published tables, and takes `val_share` of the other patients
+    for validation, balanced over the pathologies; where that can be done, one with positives of two patients or more
+    is on both sides. "random_patients" is the community's 70/10/20 over patients and "leaky_images" the same over
+    images, which leaves most validation patients in train: for demonstration only.
+
+    Args:
+        metadata: frame of `load_metadata` or `match_images`.
+        study_dir: folder in NIH's layout; only "official" reads it.
+        split: one of `SPLITS`.
+        val_share: validation's share in (0, 1), of the images outside the test list for "official", else of all
+            patients or images, where it stays below 0.8, since the test share is 0.2.
+        seed: seed of the random draw.
+
+    Returns:
+        Array of str, one of "train", "val", "test" for each row.
+
+    Raises:
+        FileNotFoundError: if a list is missing.
+        ValueError: if an argument is out of range, an image is in neither list, a patient is in both, or there are too
+            few patients to fill the parts.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if not 0 < val_share < (1 if split == "official" else 1 - _TEST_SHARE):
+        raise ValueError(f"val_share is {val_share}; expected a share that leaves room for the other parts")
+    if metadata["image"].duplicated().any():
+        raise ValueError(f"{metadata['image'][metadata['image'].duplicated()].iloc[0]} is in metadata twice")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    if split != "official":
+        units = metadata["image" if split == "leaky_images" else "patient_id"]
+        return _split_at_random(units, val_share, rng)
+
+    train_val, test = load_official_lists(study_dir)
+    in_test = metadata["image"].isin(test)
+    unlisted = metadata["image"][~in_test & ~metadata["image"].isin(train_val)].sort_values().tolist()
+    if unlisted:
+        raise ValueError(
+            f"{study_dir}: {_some(unlisted)} in neither train_val_list.txt nor test_list.txt; restore NIH's lists, or "
+            "choose split='random_patients'"
+        )
+    rest = metadata[~in_test]
+    # groupby sorts by patient, which is what makes the result independent of the rows' order.
+    counts = rest.groupby("patient_id")[list(PATHOLOGIES)].sum().astype("int64")
+    if len(counts) < 2:
+        raise ValueError(
+            f"{study_dir}: {len(counts)} patients outside the test list have images, and train and validation need one "
+            "each; add images, or choose split='random_patients'"
+        )
+    counts["images"] = rest.groupby("patient_id").size()
+    val_patients = counts.index[_choose_val(np.ascontiguousarray(counts.to_numpy().T), val_share, rng)]
+    parts = np.where(metadata["patient_id"].isin(val_patients), "val", "train")
+    parts[in_test.to_numpy()] = "test"
+    assert_no_patient_overlap(metadata["patient_id"], parts)
+    return parts
+
+
+def assert_no_patient_overlap(patient_ids, split):
+    """Checks that no patient is in more than one part, since a model recognizes patients.
+
+    Args:
+        patient_ids: (n,) patient of each image.
+        split: (n,) part of each image.
+
+    Raises:
+        ValueError: naming up to five patients that are in more than one part, with their parts.
+    """
+    frame = pd.DataFrame({"patient": np.asarray(patient_ids), "split": np.asarray(split)}).drop_duplicates()
+    frame = frame[frame["patient"].duplicated(keep=False)]
+    if len(frame):
+        parts = frame.groupby("patient")["split"].agg(lambda names: "+".join(sorted(names)))
+        named = ", ".join(f"{patient} ({names})" for patient, names in parts.head(5).items())
+        raise ValueError(f"{len(parts)} patients are in more than one split: {named}")
+
+
+def hash_split(images, split):
+    """Hashes a split, so that two runs can show that they used the same one.
+
+    Args:
+        images: (n,) image names.
+        split: (n,) part of each image.
+
+    Returns:
+        SHA-256, in hexadecimal, of the sorted lines `image<TAB>split<LF>`.
+    """
+    lines = sorted(f"{image}\t{part}\n" for image, part in zip(images, split, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _split_at_random(units, val_share, rng):
+    names, unit_of_row = np.unique(units.to_numpy(), return_inverse=True)
+    n_test = max(1, round(_TEST_SHARE * len(names)))
+    n_val = max(1, round(val_share * len(names)))
+    if n_test + n_val >= len(names):
+        raise ValueError(f"{len(names)} different values of {units.name} are too few for train, val and test")
+    part_of_unit = np.full(len(names), "train")
+    order = np.argsort(rng.random(len(names)), kind="stable")
+    part_of_unit[order[:n_test]] = "test"
+    part_of_unit[order[n_test : n_test + n_val]] = "val"
+    return part_of_unit[unit_of_row]
+
+
+def _choose_val(counts, val_share, rng, n_draws=500, n_moves=300):
+    """Chooses validation patients: the best of random draws, then single patients moved while that helps.
+
+    Args:
+        counts: (columns, patients) int64, positive images of a patient for each pathology; the last column is images.
+        val_share: share aimed at in every column.
+        rng: numpy Generator.
+        n_draws: random draws to choose from.
+        n_moves: most patients that are moved afterwards.
+
+    Returns:
+        (patients,) bool. Sums run over the first axis, term after term, hence to the same bits on every machine.
+    """
+    n_patients = counts.shape[1]
+    positive = counts[:-1] > 0
+    n_positive = positive.sum(axis=1)
+    target = val_share * counts.sum(axis=1)
+    # Relative deviations, but a pathology expected fewer than 20 times is not worth distorting the others for.
+    weight = 1 / np.maximum(target, 20.0) ** 2
+    absent_cost = 1e6  # A pathology that is lacking on one side outweighs every deviation.
+
+    def cost(sums, patients):
+        lacking = ((patients == 0) | (patients == n_positive[:, None])) & (n_positive[:, None] >= 2)
+        return absent_cost * lacking.sum(axis=0) + (weight[:, None] * (sums - target[:, None]) ** 2).sum(axis=0)
+
+    size = min(max(round(val_share * n_patients), 1), n_patients - 1)
+    best, best_cost = None, np.inf
+    for _ in range(n_draws):
+        # The smallest of uniform numbers: the draw rests on the generator's stream alone, not on numpy's shuffling.
+        chosen = np.sort(np.argpartition(rng.random(n_patients), size - 1)[:size])
+        draw_cost = cost(counts[:, chosen].sum(axis=1)[:, None], positive[:, chosen].sum(axis=1)[:, None])[0]
+        if draw_cost < best_cost:
+            best, best_cost = chosen, draw_cost
+    in_val = np.zeros(n_patients, dtype=bool)
+    in_val[best] = True
+
+    for _ in range(n_moves):
+        sign = np.where(in_val, -1, 1)
+        sums, patients = counts[:, in_val].sum(axis=1), positive[:, in_val].sum(axis=1)
+        after = cost(sums[:, None] + sign * counts, patients[:, None] + sign * positive)
+        for value in (True, False):  # Neither side may lose its last patient.
+            if (in_val == value).sum() == 1:
+                after[in_val == value] = np.inf
+        move = int(after.argmin())
+        if after[move] >= best_cost:
+            break
+        best_cost, in_val[move] = after[move], not in_val[move]
+    return in_val
+
+
+def _study_folder(study_dir):
+    folder = pathlib.Path(study_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no study folder {study_dir}; expected a folder with Data_Entry_2017*.csv, images/*.png and "
+            "NIH's two lists: name another, or put NIH's files there"
+        )
+    return folder
+
+
+def _some(names):
+    """Puts a count and up to five names into words."""
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} image{'s are' if len(names) > 1 else ' is'} ({listed})"
+
+
+def _read_table(path, needed, renamed=None):
+    """Reads the needed columns of a CSV as stripped text, indexed by line as a text editor counts."""
+    # The csv module keeps the line numbers; pandas would take the files' empty trailing columns for an index.
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = [(renamed or {}).get(name.strip(), name.strip()) for name in next(reader, [])]
+        lacking = [name for name in needed if name not in header]
+        if lacking:
+            raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(filter(None, header))}")
+        positions = [header.index(name) for name in needed]
+        lines, rows = [], []
+        for row in reader:
+            if not any(row):
+                continue
+            if len(row) <= max(positions):
+                raise ValueError(f"{path}, row {reader.line_num}: only {len(row)} fields; is the file cut off?")
+            lines.append(reader.line_num)
+            rows.append([row[position].strip() for position in positions])
+    return pd.DataFrame(rows, index=lines, columns=needed, dtype=str)
+
+
+def _map_values(path, column, parse):
+    """Parses each distinct text once; an error names the file and the first row that holds the text."""
+    parsed = {}
+    for text in pd.unique(column):
+        try:
+            parsed[text] = parse(text)
+        except ValueError as error:
+            line = column.index[(column == text).to_numpy().argmax()]
+            raise ValueError(f"{path}, row {line}: {error}") from None
+    return pd.Series([parsed[text] for text in column], index=column.index, dtype=None if parsed else str)
+
+
+def _parse_pathology(text):
+    name = _SPELLINGS.get(text.strip().casefold().replace(" ", "_"))
+    if name is None:
+        known = ", ".join([*PATHOLOGIES, "Infiltrate (for Infiltration)", _NO_FINDING])
+        raise ValueError(f"unknown finding {text.strip()!r}; known are {known}")
+    return name
+
+
+def _parse_findings(text):
+    parts = [part.strip() for part in text.split("|")]
+    found = {_parse_pathology(part) for part in parts if part != _NO_FINDING}
+    if _NO_FINDING in parts and found:
+        raise ValueError(f"{text!r} names a finding beside {_NO_FINDING!r}")
+    return found
+
+
+def _parse_age(text):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", text.upper())
+    if match is None:
+        return np.nan
+    years = float(match[1]) * _YEARS_PER_UNIT[match[2]]
+    return years if years <= _MAX_AGE else np.nan
+
+
+def _parse_number(text):
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _parse_length(text):
+    if not re.fullmatch(r"[0-9]+(\.[0-9]*)?(e-?[0-9]+)?", text):
+        raise ValueError(f"{text!r} is not a length in pixels")
+    return float(text)
+
+
+def _choose(text, known, what):
+    if text.upper() not in known:
+        raise ValueError(f"{text!r} is not a {what}; known are {', '.join(known)}")
+    return known[text.upper()]

@@ -1,0 +1,127 @@
+"""DenseNet-121 with its preprocessing inside: grey films of 0 to 255 in, one logit a pathology out."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .labels import PATHOLOGIES
+
+# What the "torch" mode of keras.applications.densenet.preprocess_input does: ImageNet's channel statistics.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+WEIGHTS_FILE = "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
+WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/densenet/{WEIGHTS_FILE}"
+
+
+def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), dropout=0.0, batch_norm_momentum=0.99):
+    """Builds the classifier: grey to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
+
+    The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
+    `model.get_layer("logits")`, so the class activation map is exact: its spatial mean plus the bias is the logit.
+    Any input of 32 pixels or more will do; weights do not depend on the size.
+
+    Args:
+        weights: "none" (random start), "imagenet", or the path of a weights file of the network without its top.
+        n_classes: int, outputs.
+        dropout: float in [0, 1), before the dense layer.
+        batch_norm_momentum: float in (0, 1). Keras' 0.99 averages over some hundred steps, which a short run from
+            scratch does not have.
+
+    Returns:
+        A keras.Model: float32 (batch, height, width, 1) in [0, 255] to float32 logits (batch, n_classes).
+
+    Raises:
+        FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
+    """
+    images = keras.Input((None, None, 1), name="images")
+    channels = keras.layers.Concatenate(name="gray_to_rgb")([images] * 3)
+    scale = [1 / (255 * deviation) for deviation in _IMAGENET_DEVIATION]
+    offset = [-mean / deviation for mean, deviation in zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)]
+    scaled = keras.layers.Rescaling(scale, offset, name="imagenet_scaling")(channels)
+    backbone = _build_backbone(None if weights == "none" else weights, scaled)
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = batch_norm_momentum
+    features = keras.layers.GlobalAveragePooling2D(name="average")(backbone.output)
+    features = keras.layers.Dropout(dropout, name="dropout")(features)
+    logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
+    return keras.Model(images, logits, name="densenet121")
+
+
+def _build_backbone(weights, inputs):
+    if weights not in (None, "imagenet") and not Path(weights).is_file():
+        raise FileNotFoundError(f'WEIGHTS is "{weights}", but there is no such file. Use "none", "imagenet" or a path.')
+    try:
+        return keras.applications.DenseNet121(include_top=False, weights=weights, input_tensor=inputs)
+    except Exception as error:  # get_file raises a bare Exception when a download fails
+        if weights != "imagenet":
+            raise
+        raise FileNotFoundError(
+            f"The ImageNet weights cannot be downloaded ({error}). Fetch {WEIGHTS_URL} elsewhere and put it into "
+            f'~/.keras/models/, or set WEIGHTS to its path, or to "none" to start from random weights.'
+        ) from error
+
+
+def backbone_layers(model):
+    """Lists the layers between preprocessing and head: what is frozen while only the head is trained."""
+    return [layer for layer in model.layers if layer.name not in ("images", "average", "dropout", "logits")]
+
+
+def set_output_bias(model, prevalence):
+    """Sets the head's bias to the log-odds of each class, so that training does not begin by learning them.
+
+    Args:
+        model: from `build_densenet121`.
+        prevalence: float array (classes,) in [0, 1]; taken as at least 0.001, at most 0.999.
+    """
+    share = np.clip(np.asarray(prevalence, np.float64), 1e-3, 1 - 1e-3)
+    head = model.get_layer("logits")
+    head.bias.assign(np.log(share / (1 - share)).astype("float32"))
+
+
+def load_densenet121(run_dir, classes=PATHOLOGIES):
+    """Rebuilds a trained classifier in float32 from `run.json` and `model.weights.h5`.
+
+    Weights with the builder load in every Keras 3; a `.keras` file does not load in an older Keras than wrote it.
+
+    Args:
+        run_dir: path of the folder that 02_train_densenet121 wrote.
+        classes: sequence of class names in the order that the caller will use.
+
+    Returns:
+        A keras.Model, see `build_densenet121`.
+
+    Raises:
+        FileNotFoundError: there is no finished run in the folder.
+        ValueError: the model was trained on other classes, or on the same in another order.
+    """
+    run_dir = Path(run_dir)
+    for name in ("run.json", "model.weights.h5"):
+        if not (run_dir / name).is_file():
+            raise FileNotFoundError(f"{run_dir / name} is missing. Run 02_train_densenet121.ipynb with this RUN_DIR first.")
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    if list(record["classes"]) != list(classes):
+        raise ValueError(f"The model in {run_dir} was trained on {record['classes']}, but the data has {list(classes)}.")
+    model = build_densenet121(n_classes=len(classes))
+    model.load_weights(run_dir / "model.weights.h5")
+    return model
+
+
+def predict_logits(model, dataset, n_films, verbose=0):
+    """Predicts every film of an evaluation dataset once.
+
+    Args:
+        model: from `build_densenet121`.
+        dataset: from `make_eval_dataset`.
+        n_films: int, films without the padding of the last batch.
+        verbose: as in `keras.Model.predict`.
+
+    Returns:
+        float32 array (n_films, classes), in the order of the dataset.
+    """
+    if not n_films:
+        return np.zeros((0, model.output_shape[-1]), np.float32)
+    return model.predict(dataset, verbose=verbose)[:n_films].astype(np.float32)

@@ -1,0 +1,205 @@
+"""tf.data pipelines over a packed study: `make_train_dataset` and `make_eval_dataset`.
+
+Order and augmentation of training are pure functions of (seed, epoch, position), so a run can go on at any epoch
+and see what it would have seen. Everything runs on the host, batched, with static shapes and known cardinality.
+"""
+
+import math
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from .labels import PATHOLOGIES
+from .records import parse_records
+
+N_DRAWS = 8  # random numbers that `augment` uses for a film
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strength of the augmentation. There is no vertical flip: no film is taken upside down.
+
+    Attributes:
+        min_area: smallest share of the film's area that a crop keeps, 0 to 1.
+        max_stretch: largest ratio of width to height of a crop, and of height to width.
+        rotation: degrees to either side.
+        translation: share of the film's side to every side, in which the crop may leave the film.
+        contrast: largest relative change.
+        brightness: largest change as a share of the full range.
+        horizontal_flip: whether half of the films are mirrored. A mirrored chest has its heart on the wrong side;
+            CheXNet (Rajpurkar et al., 2017) trained with it all the same.
+    """
+
+    min_area: float = 0.75
+    max_stretch: float = 1.1
+    rotation: float = 7.0
+    translation: float = 0.03
+    contrast: float = 0.2
+    brightness: float = 0.1
+    horizontal_flip: bool = False
+
+
+def augment(films, draws, image_size, strength):
+    """Crops, stretches, rotates, shifts, mirrors and re-exposes films. Runs inside `Dataset.map`.
+
+    All geometry is one affine map, so that every film is interpolated once.
+
+    Args:
+        films: uint8 or float32 tensor (batch, side, side, 1), 0 to 255.
+        draws: float32 tensor (batch, N_DRAWS), uniform in [0, 1): the only source of chance.
+        image_size: int, side of the result in pixels.
+        strength: an `Augmentation`.
+
+    Returns:
+        float32 tensor (batch, image_size, image_size, 1), 0 to 255; black where a crop leaves the film.
+    """
+    side = films.shape[1]
+    spread = 2.0 * draws - 1.0  # -1 to 1, for the changes that go both ways
+    crop = side * tf.sqrt(strength.min_area + (1.0 - strength.min_area) * draws[:, 0])
+    ratio = tf.exp(spread[:, 1] * 0.5 * math.log(strength.max_stretch))
+    width, height = crop * ratio, crop / ratio
+    margin = side * strength.translation
+    center_x = 0.5 * width - margin + draws[:, 2] * (side - width + 2 * margin)
+    center_y = 0.5 * height - margin + draws[:, 3] * (side - height + 2 * margin)
+    theta = spread[:, 4] * (math.pi / 180 * strength.rotation)
+    facing = tf.where(draws[:, 5] < 0.5, -1.0, 1.0) if strength.horizontal_flip else 1.0
+
+    # The op maps each pixel (x, y) of the result to (a x + b y + c, d x + e y + f) of the film.
+    a, b = facing * tf.cos(theta) * width / image_size, -tf.sin(theta) * height / image_size
+    d, e = facing * tf.sin(theta) * width / image_size, tf.cos(theta) * height / image_size
+    middle = 0.5 * (image_size - 1)
+    c = center_x - 0.5 - (a + b) * middle
+    f = center_y - 0.5 - (d + e) * middle
+    none = tf.zeros_like(a)
+    warped = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(films, tf.float32),
+        transforms=tf.stack([a, b, c, d, e, f, none, none], axis=1),
+        output_shape=[image_size, image_size],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+
+    # Contrast turns about the middle of the range, which saves a pass over the pixels for the film's own mean.
+    gain = 1.0 + strength.contrast * spread[:, 6]
+    offset = 127.5 * (1.0 - gain) + 255.0 * strength.brightness * spread[:, 7]
+    exposed = warped * gain[:, None, None, None] + offset[:, None, None, None]
+    return tf.raw_ops.ClipByValue(t=exposed, clip_value_min=0.0, clip_value_max=255.0)
+
+
+def make_train_dataset(
+    study, image_size, batch_size, *, seed, epochs, first_epoch=0, strength=None, window_shards=8, n_parallel=None
+):
+    """Makes the training pipeline: one stream over all epochs still to come.
+
+    Shuffling is in two levels, so that memory does not grow with the study: an epoch takes the shards in a random
+    order, `window_shards` at a time, and shuffles the films of each such window fully. Films were dealt to shards at
+    random. Each epoch drops the films that do not fill its last batch, other ones every time.
+
+    Args:
+        study: a `PackedStudy`.
+        image_size: int, side of the crops in pixels.
+        batch_size: int, global over all replicas.
+        seed: int. With the epoch and the position in it, it decides order and augmentation.
+        epochs: int, epochs of the whole run.
+        first_epoch: int, the epoch to begin with: a continued run sees what the uninterrupted one would have seen.
+        strength: an `Augmentation`; None for the default.
+        window_shards: int, shards in memory at a time.
+        n_parallel: threads that augment; None lets tf.data choose.
+
+    Returns:
+        A Dataset of (images, labels): float32 (batch_size, image_size, image_size, 1), 0 to 255, and float32
+        (batch_size, 14); its cardinality is that of the remaining epochs. Steps of one epoch:
+        `len(study.labels("train")) // batch_size`.
+
+    Raises:
+        ValueError: there are fewer films than one batch, or the films are so large that crops would alias.
+    """
+    n_films = sum(shard["count"] for shard in study.shards["train"])
+    steps = n_films // batch_size
+    if not steps:
+        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {n_films} films to train on.")
+    if study.side >= 2 * image_size:
+        raise ValueError(
+            f"Films packed at {study.side} pixels alias in crops of {image_size}. Pack at less than twice."
+        )
+    files = tf.constant(study.files("train"))
+    window_films = window_shards * max(shard["count"] for shard in study.shards["train"])
+    strength = strength or Augmentation()
+
+    n_windows = -(-len(study.shards["train"]) // window_shards)
+
+    def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of films (1) and for augmentation (2)
+        return tf.stack([tf.constant(3 * seed + purpose, tf.int64), counter])
+
+    def make_epoch(epoch):
+        order = tf.random.experimental.stateless_shuffle(files, seeds_for(0, epoch))
+
+        def make_window(number):
+            some = tf.data.Dataset.from_tensor_slices(order[number * window_shards : (number + 1) * window_shards])
+            records = some.interleave(
+                tf.data.TFRecordDataset,
+                cycle_length=window_shards,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            # Not `Dataset.shuffle`: its order also depends on TensorFlow's global seed.
+            seeds = seeds_for(1, epoch * n_windows + number)
+            windows = records.batch(window_films)
+            return windows.map(lambda window: tf.random.experimental.stateless_shuffle(window, seeds)).unbatch()
+
+        data = tf.data.Dataset.range(n_windows).flat_map(make_window)
+        draws = tf.random.stateless_uniform([n_films, N_DRAWS], seeds_for(2, epoch))
+        data = tf.data.Dataset.zip(data, tf.data.Dataset.from_tensor_slices(draws))
+        return data.batch(batch_size, drop_remainder=True)
+
+    def parse_and_augment(serialized, draws):
+        films, labels = parse_records(serialized, study.side)
+        images = augment(films, draws, image_size, strength)
+        images = tf.ensure_shape(images, (batch_size, image_size, image_size, 1))
+        return images, tf.ensure_shape(labels, (batch_size, len(PATHOLOGIES)))
+
+    data = tf.data.Dataset.range(first_epoch, epochs).flat_map(make_epoch)
+    data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
+    # Without a known cardinality Keras miscounts steps and dilutes the loss on the TensorFlow backend.
+    data = data.apply(tf.data.experimental.assert_cardinality(steps * max(0, epochs - first_epoch)))
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+def make_eval_dataset(study, subset, batch_size, *, image_size=None):
+    """Makes the evaluation pipeline: every film once, whole, in the order of `study.rows(subset)`.
+
+    The last batch is filled up with black films of mask 0, so that shapes are static and any number of replicas
+    divides every batch; nobody is dropped.
+
+    Args:
+        study: a `PackedStudy`.
+        subset: "train", "val" or "test".
+        batch_size: int, global over all replicas.
+        image_size: int, pixels; None for the side at which the study is packed, which needs no resizing.
+
+    Returns:
+        A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
+        (batch_size, 14) and float32 (batch_size,), 1 for films and 0 for padding. Keras takes the mask as sample
+        weights.
+    """
+    n_films = sum(shard["count"] for shard in study.shards[subset])
+    size = image_size or study.side
+    steps = -(-n_films // batch_size)
+    method = "area" if study.side >= 2 * size else "bilinear"  # bilinear would skip pixels
+
+    def parse_and_pad(serialized):
+        films, labels = parse_records(serialized, study.side)
+        images = tf.cast(films, tf.float32) if size == study.side else tf.image.resize(films, (size, size), method)
+        short = batch_size - tf.shape(films)[0]
+        images = tf.pad(images, [[0, short], [0, 0], [0, 0], [0, 0]])
+        labels = tf.pad(labels, [[0, short], [0, 0]])
+        mask = tf.pad(tf.ones(batch_size - short), [[0, short]])
+        images = tf.ensure_shape(images, (batch_size, size, size, 1))
+        return images, tf.ensure_shape(labels, (batch_size, len(PATHOLOGIES))), tf.ensure_shape(mask, (batch_size,))
+
+    data = tf.data.TFRecordDataset(study.files(subset), num_parallel_reads=None)
+    data = data.batch(batch_size)
+    data = data.map(parse_and_pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    data = data.apply(tf.data.experimental.assert_cardinality(steps))
+    return data.prefetch(tf.data.AUTOTUNE)

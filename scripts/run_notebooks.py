@@ -1,0 +1,103 @@
+"""Executes the notebooks in order, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
+
+Usage: run_notebooks.py [--data-dir DIR] [--run-dir DIR] [--profile quick|full] [--set NAME=VALUE ...]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import papermill
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "05_export_and_predict"]
+
+
+def parse_arguments():
+    """Returns the command line's settings."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
+    parser.add_argument("--run-dir", default="models/densenet121", help="where results go")
+    parser.add_argument("--profile", default="quick", choices=["quick", "full"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the notebooks")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def kernel_messages_to(path):
+    """Sends what kernels write to the error stream, TensorFlow's start-up messages mostly, to a file."""
+    own = os.dup(2)
+    with open(path, "wb") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+
+
+def execute(name, run_dir, settings):
+    """Executes one notebook with those of the settings that it has. Exits with its error where it fails."""
+    source, target = ROOT / "notebooks" / f"{name}.ipynb", run_dir / "executed" / f"{name}.ipynb"
+    known = papermill.inspect_notebook(str(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name} ...", flush=True)
+    started = time.monotonic()
+    try:
+        with kernel_messages_to(target.with_suffix(".log")):
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                {key: value for key, value in settings.items() if key in known},
+                cwd=str(ROOT / "notebooks"),
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+            )
+    except papermill.PapermillExecutionError as error:
+        sys.exit(f"\n{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {target}")
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def show_results(run_dir):
+    """Prints the table of AUCs, the top 5 of one film and where everything lies."""
+    aucs = pd.read_csv(run_dir / "aucs.csv")
+    run = json.loads((run_dir / "run.json").read_text())
+    example = json.loads((run_dir / "exports" / "example.json").read_text())
+    table = aucs[aucs["split"].eq("test")]
+    print(f"\nTest films of {run['study']}, split {run['split']['name']} ({run['split']['sha256'][:12]})\n")
+    print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
+    for row in table.itertuples():
+        interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"
+        count = "" if row.pathology == "mean" else f"{row.n_pos:,}"
+        print(f"{row.pathology:20}{row.auc:7.3f}   {interval:15}{count:>9}".replace("    nan", "      -"))
+    print(f"\nTop 5 of {example['film']} (labels: {', '.join(example['labels']) or 'none'})")
+    for name, prob in example["top5"].items():
+        print(f"  {name:20}{prob:.3f}")
+    print(f"\nfigures    {run_dir / 'figures'}\nnotebooks  {run_dir / 'executed'}\nmodel      {run_dir / 'saved_model'}")
+    if run["study"] == "phantom":
+        print("\nThese films are drawn: the numbers show that everything works, and nothing about real radiographs.")
+    print("Research only, not for clinical use.")
+
+
+def main():
+    """Runs the notebooks, then shows the results."""
+    arguments = parse_arguments()
+    os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a bar that nobody watches should not fill the notebook
+    settings = dict(pair.split("=", 1) for pair in arguments.set)
+    settings = {name: yaml.safe_load(value) for name, value in settings.items()}
+    settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile, "VERBOSE": 2}
+    run_dir = (ROOT / Path(arguments.run_dir).expanduser()).resolve()
+    for name in NOTEBOOKS:
+        execute(name, run_dir, settings)
+    show_results(run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Reading one film: every pixel format that radiographs come in, letterboxing, and files that are refused unread."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from helpers import images
+from helpers.images import FilmError, decode_film, decode_gray, inspect_film, resize_film
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def encode(pixels, kind="PNG", mode=None, **options):
+    """Returns the bytes of an image file of an array (or of what Pillow makes of it in another mode)."""
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name, content):
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def make_png(width, height, depth=8, color=0, raw=b""):
+    """Returns a well-formed PNG file with any declared size, whatever pixel data it holds."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def draw_film(height, width, seed=0):
+    """Returns a smooth grey gradient with some noise, using the full range."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(0, 200, height)[:, None] + np.linspace(0, 45, width)[None]
+    film = np.clip(slope + rng.integers(0, 11, (height, width)), 0, 255).astype(np.uint8)
+    film[0, :2] = 0, 255
+    return film
+
+
+def decode(data):
+    return decode_gray(tf.constant(data)).numpy()[..., 0]
+
+
+def fit(film, side):
+    return resize_film(tf.constant(film[..., None]), side).numpy()[..., 0]
+
+
+FILM = draw_film(40, 40)
+OPAQUE = np.full_like(FILM, 255)
+LOSSLESS = {
+    "grey": encode(FILM),
+    "16-bit grey": encode(FILM.astype(np.uint16) * 257),
+    "RGB": encode(np.stack([FILM] * 3, -1)),
+    "RGBA": encode(np.stack([FILM] * 3 + [OPAQUE], -1)),
+    "palette": encode(FILM, mode="P"),
+    "grey and alpha": encode(np.stack([FILM, OPAQUE], -1)),
+    "16-bit RGB": make_png(
+        40, 40, 16, 2, b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).astype(">u2").tobytes() for row in FILM)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_every_lossless_pixel_format_gives_the_grey_film(kind):
+    np.testing.assert_array_equal(decode(LOSSLESS[kind]), FILM)
+
+
+def test_sixteen_bits_are_scaled_linearly_over_the_whole_range():
+    wide = np.linspace(0, 65535, 48 * 48).astype(np.uint16).reshape(48, 48)
+    np.testing.assert_array_equal(decode(encode(wide)), np.round(wide / 257).astype(np.uint8))
+
+
+def test_a_palette_out_of_order_is_looked_up():
+    indexes = (FILM // 16).astype(np.uint8)
+    image = Image.fromarray(indexes, "L").convert("P")
+    image.putpalette([level for index in range(16) for level in [255 - 17 * index] * 3])
+    for bits in (4, 8):
+        file = io.BytesIO()
+        image.save(file, "PNG", bits=bits)
+        np.testing.assert_array_equal(decode(file.getvalue()), 255 - 17 * indexes)
+
+
+def test_one_bit_becomes_black_and_white():
+    np.testing.assert_array_equal(decode(encode(FILM > 120)), (FILM > 120) * np.uint8(255))
+
+
+def test_an_alpha_channel_is_ignored():
+    np.testing.assert_array_equal(decode(encode(np.stack([FILM] * 3 + [FILM], -1))), FILM)
+
+
+def test_jpeg_is_close():
+    smooth = np.linspace(0, 255, 64).astype(np.uint8)[:, None].repeat(64, 1)
+    for mode in ("L", "RGB"):
+        difference = decode(encode(smooth, "JPEG", mode, quality=95)).astype(int) - smooth
+        assert np.abs(difference).max() <= 4
+        assert np.abs(difference).mean() < 1
+
+
+def test_decoding_is_the_same_eagerly_in_a_function_and_in_a_dataset():
+    wide = draw_film(30, 44)
+    films = [*LOSSLESS.values(), encode(FILM, "JPEG"), encode(wide), encode(wide.T.copy()), encode(FILM > 99)]
+    eager = [decode_film(tf.constant(data), 32).numpy() for data in films]
+    traced = tf.function(lambda data: decode_film(data, 32), input_signature=[tf.TensorSpec([], tf.string)])
+    mapped = tf.data.Dataset.from_tensor_slices(films).map(lambda data: decode_film(data, 32))
+    assert mapped.element_spec == tf.TensorSpec((32, 32, 1), tf.uint8)
+    for one, data, three in zip(eager, films, mapped, strict=True):
+        np.testing.assert_array_equal(traced(tf.constant(data)).numpy(), one)
+        np.testing.assert_array_equal(three.numpy(), one)
+
+
+def test_shrinking_averages_areas():
+    film = np.random.default_rng(3).integers(0, 256, (1024, 1024), dtype=np.uint8)
+    blocks = film.reshape(256, 4, 256, 4).mean((1, 3))
+    difference = fit(film, 256) - blocks
+    assert np.abs(difference).max() <= 0.5 + 1e-3  # rounding to whole grey levels and nothing else
+
+
+def test_fine_stripes_shrink_to_grey_instead_of_aliasing():
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    assert set(np.unique(fit(stripes, 32))) <= {127, 128}
+
+
+def test_a_film_of_the_right_size_stays_as_it_is():
+    np.testing.assert_array_equal(fit(FILM, 40), FILM)
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_film_that_is_not_square_is_letterboxed(upright):
+    """Anatomy is neither cut (all four corners are there) nor squeezed (a disk stays a disk)."""
+    y, x = np.mgrid[:96, :64]
+    film = np.full((96, 64), 60, np.uint8)
+    film[(y - 48) ** 2 + (x - 32) ** 2 <= 20**2] = 200
+    film[:8, :8], film[:8, -8:], film[-8:, :8], film[-8:, -8:] = 110, 130, 150, 170
+    fitted = fit(film if upright else film.T.copy(), 48)
+    fitted = fitted if upright else fitted.T
+
+    assert (fitted[:, :8] == 0).all() and (fitted[:, -8:] == 0).all()
+    inside = fitted[:, 8:-8]
+    assert (inside > 0).all()
+    corners = inside[1, 1], inside[1, -2], inside[-2, 1], inside[-2, -2]
+    assert corners == (110, 130, 150, 170)
+    disk = inside > 180
+    assert abs(int(disk.any(0).sum()) - int(disk.any(1).sum())) <= 1
+    assert abs(int(disk.any(0).sum()) - 20) <= 1
+
+
+def test_odd_padding_is_all_there():
+    fitted = fit(np.full((20, 27), 90, np.uint8), 27)
+    assert fitted.shape == (27, 27)
+    assert (fitted == 90).all(1).sum() == 20
+    assert (fitted == 0).all(1).sum() == 7
+
+
+def test_an_extremely_narrow_film_keeps_at_least_one_pixel():
+    fitted = fit(np.full((2000, 16), 90, np.uint8), 32)
+    assert (fitted == 90).all(0).sum() == 1
+    assert (fitted == 0).all(0).sum() == 31
+
+
+def test_enlarging_keeps_grey_levels_and_places():
+    film = np.zeros((20, 20), np.uint8)
+    film[:10] = 200
+    fitted = fit(film, 64)
+    assert (fitted[:30] == 200).all() and (fitted[-30:] == 0).all()
+    assert (np.diff(fitted.astype(int), axis=0) <= 0).all()
+    slope = fit(np.linspace(0, 255, 20).astype(np.uint8)[None].repeat(20, 0), 64)
+    assert abs(slope.mean() - 127.5) < 1 and (np.diff(slope.astype(int), axis=1) >= 0).all()
+
+
+def test_real_films_decode_to_what_pillow_says(shared_data):
+    paths = sorted((shared_data / "nih_original" / "images_001" / "images").glob("*.png"))
+    grey = [path for path in paths if path.read_bytes()[25] == 0][:2]
+    rgba = [path for path in paths if path.read_bytes()[25] == 6][:1]
+    assert len(grey) == 2 and len(rgba) == 1
+    for path in grey + rgba:
+        with Image.open(path) as image:
+            channels = np.asarray(image)
+        expected = channels if channels.ndim == 2 else channels[..., 0]
+        if channels.ndim == 3:
+            assert (channels[..., :3] == expected[..., None]).all()
+        np.testing.assert_array_equal(decode(path.read_bytes()), expected)
+        shrunk = fit(expected, 256) - expected.reshape(256, 4, 256, 4).mean((1, 3))
+        assert np.abs(shrunk).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("grey", "L"), ("16-bit grey", "I;16"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("palette", "P"), ("grey and alpha", "LA")],
+)
+def test_inspect_film_names_the_pixel_format(kind, mode):
+    assert inspect_film(LOSSLESS[kind]) == {"format": "PNG", "width": 40, "height": 40, "mode": mode}
+
+
+def test_inspect_film_tells_width_from_height_and_png_from_jpeg():
+    film = draw_film(30, 50)
+    assert inspect_film(encode(film, "JPEG")) == {"format": "JPEG", "width": 50, "height": 30, "mode": "L"}
+    assert inspect_film(encode(film))["width"] == 50
+
+
+GOOD = encode(FILM)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"<!DOCTYPE html><html><body>Please sign in</body></html>", "neither PNG nor JPEG"),
+        (b"\0" * 2000, "neither PNG nor JPEG"),
+        (encode(FILM, "GIF"), "neither PNG nor JPEG"),
+        (encode(FILM, "BMP"), "neither PNG nor JPEG"),
+        (encode(FILM[:1, :1]), "1 x 1 pixels: a side is below 16"),
+        (encode(FILM[:15]), "40 x 15 pixels: a side is below 16"),
+        (make_png(20_000, 20_000), "more than the 33,554,432 "),
+        (make_png(10_000, 10_000), "more than the 33,554,432 "),
+        (make_png(5_793, 5_793), "5793 x 5793 pixels, more than the 33,554,432 "),
+        (GOOD[:20], "broken header"),
+        (GOOD[:29], "broken header"),
+        (GOOD[:8], "broken header"),
+        (GOOD[:19] + b"\x07" + GOOD[20:], "broken header"),  # the checksum of the header does not fit
+        (encode(FILM, "JPEG")[:30], "broken header"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_inspect_film_refuses_what_is_no_film_and_says_why(data, reason):
+    with pytest.raises(FilmError, match=reason):
+        inspect_film(data)
+
+
+def test_the_smallest_and_the_largest_film_are_accepted():
+    assert inspect_film(encode(FILM[:16, :16]))["width"] == 16
+    assert inspect_film(make_png(8192, 4096))["width"] * 4096 == images.MAX_PIXELS
+
+
+def test_a_decompression_bomb_is_refused_without_room_for_its_pixels():
+    bomb = make_png(20_000, 20_000, raw=b"")
+    assert len(bomb) < 100
+    tracemalloc.start()
+    try:
+        with pytest.raises(FilmError, match="declares"):
+            inspect_film(bomb)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000  # the pixels would take 400 MB
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_a_film_error_even_where_warnings_are_errors():
+    with pytest.raises(FilmError, match="declares"):
+        inspect_film(make_png(10_000, 10_000))
+
+
+def test_no_damage_to_a_file_raises_anything_but_the_errors_of_films():
+    rng = np.random.default_rng(7)
+    for data in (GOOD, LOSSLESS["palette"], encode(FILM, "JPEG")):
+        for _ in range(60):
+            broken = bytearray(data[: rng.integers(1, len(data) + 1)])
+            for place in rng.integers(0, min(len(broken), 60), 3):
+                broken[place] = rng.integers(256)
+            try:
+                inspect_film(bytes(broken))
+            except FilmError as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.97])
+def test_a_film_cut_short_cannot_be_decoded(kind, share):
+    data = encode(draw_film(128, 128), kind)
+    cut = data[: int(share * len(data))]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(cut)
+
+
+def test_a_png_without_its_end_or_with_one_flipped_bit_cannot_be_decoded():
+    data = encode(draw_film(128, 128))
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 4
+    for broken in (data[:-12], data[:-1], bytes(flipped)):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            decode(broken)

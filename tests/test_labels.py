@@ -1,0 +1,349 @@
+"""Tests of helpers.labels on small written studies and on NIH's own files."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.labels import (
+    PATHOLOGIES,
+    SPLITS,
+    assert_no_patient_overlap,
+    hash_split,
+    list_images,
+    load_boxes,
+    load_metadata,
+    load_official_lists,
+    make_split,
+    match_images,
+)
+
+V2020 = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+REST = ",2682,2749,0.143,0.143"
+NAMES = list(PATHOLOGIES)
+
+
+def write_table(folder, rows, header=V2020, rest=REST, name="Data_Entry_2017_v2020.csv"):
+    (folder / name).write_text("\n".join([header, *[row + rest for row in rows]]) + "\n")
+    return folder
+
+
+def make_metadata(n_patients, seed=0, share=0.1, max_images=6):
+    """A frame like that of load_metadata, with findings drawn for each image."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(1, n_patients + 1), rng.integers(1, max_images + 1, n_patients))
+    visit = pd.Series(patient).groupby(patient).cumcount()
+    frame = pd.DataFrame({"image": [f"{p:08d}_{v:03d}.png" for p, v in zip(patient, visit, strict=True)]})
+    frame["patient_id"] = patient
+    for i, name in enumerate(NAMES):
+        frame[name] = (rng.random(len(frame)) < share / (1 + i / 4)).astype("uint8")
+    return frame
+
+
+def write_lists(folder, frame, n_test):
+    in_test = frame["patient_id"] <= n_test
+    (folder / "test_list.txt").write_text("\n".join(frame["image"][in_test]))
+    (folder / "train_val_list.txt").write_text("\n".join(frame["image"][~in_test]))
+    return folder
+
+
+def val_coverage(frame, parts):
+    """Pathologies with two or more patients outside test that are lacking in train or in val."""
+    lacking = []
+    for name in NAMES:
+        patients = {part: set(frame["patient_id"][(parts == part) & (frame[name] == 1)]) for part in ("train", "val")}
+        if len(patients["train"] | patients["val"]) >= 2 and not (patients["train"] and patients["val"]):
+            lacking.append(name)
+    return lacking
+
+
+def test_metadata_columns_types_and_order(tmp_path):
+    write_table(
+        tmp_path,
+        ["00000002_001.png,No Finding,1,2,80,F,AP", "00000002_000.png,Infiltrate|Pleural Thickening,0,2,79,M,PA"],
+    )
+    frame = load_metadata(str(tmp_path))
+    assert list(frame.columns) == ["image", "patient_id", "follow_up", "age", "sex", "view", *NAMES]
+    assert frame["image"].tolist() == ["00000002_000.png", "00000002_001.png"]
+    assert frame.index.tolist() == [0, 1]
+    assert (frame["patient_id"].dtype, frame["follow_up"].dtype, frame["age"].dtype) == ("int64", "int64", "float64")
+    assert set(frame[NAMES].dtypes) == {np.dtype("uint8")}
+    assert {name for name in NAMES if frame.loc[0, name]} == {"Infiltration", "Pleural_Thickening"}
+    assert frame.loc[1, NAMES].sum() == 0
+    assert frame.loc[0, ["follow_up", "age", "sex", "view"]].tolist() == [0, 79.0, "M", "PA"]
+    assert frame.attrs == {"source": "Data_Entry_2017_v2020.csv", "repaired_ages": 0}
+
+
+def test_metadata_of_2017_with_units_and_trailing_column(tmp_path):
+    ages = ["058Y", "003M", "012D", "412Y", "100Y", "101Y", "", "old"]
+    rows = [f"{i:08d}_000.png,Hernia,0,{i},{age},F,AP" for i, age in enumerate(ages)]
+    write_table(tmp_path, rows, V2020 + ",", REST + ",", "Data_Entry_2017.csv")
+    frame = load_metadata(tmp_path)
+    np.testing.assert_allclose(frame["age"], [58, 3 / 12, 12 / 365.25, np.nan, 100, np.nan, np.nan, np.nan])
+    assert frame.attrs["repaired_ages"] == 4
+    assert frame["Hernia"].sum() == len(ages)
+
+
+def test_metadata_prefers_the_corrected_edition(tmp_path):
+    write_table(tmp_path, ["a.png,Mass,0,1,500,M,PA"], name="Data_Entry_2017.csv")
+    write_table(tmp_path, ["a.png,Mass,0,1,50,M,PA"])
+    assert load_metadata(tmp_path)["age"].tolist() == [50.0]
+
+
+def test_metadata_tolerates_marks_blank_lines_and_the_new_sex_column(tmp_path):
+    header = "\ufeff" + V2020.replace("Gender", "Sex")
+    lines = [header, "a.png,Mass,0,1,50,M,PA" + REST, "", "b.png,Edema,0,2,60,f,ap" + REST]
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_bytes("\r\n".join(lines).encode())
+    frame = load_metadata(tmp_path)
+    assert frame["sex"].tolist() == ["M", "F"]
+    assert frame["view"].tolist() == ["PA", "AP"]
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ("b.png,Mass|Tuberculosis,0,2,50,M,PA", ["row 4", "'Tuberculosis'", "Pleural_Thickening", "No Finding"]),
+        ("b.png,No Finding|Mass,0,2,50,M,PA", ["row 4", "No Finding|Mass"]),
+        ("b.png,,0,2,50,M,PA", ["row 4", "''"]),
+        ("a.png,Mass,0,2,50,M,PA", ["a.png", "rows 2 and 4"]),
+        ("../b.png,Mass,0,2,50,M,PA", ["row 4", "../b.png"]),
+        ("b.png,Mass,0,x,50,M,PA", ["row 4", "'x'"]),
+        ("b.png,Mass,0,-2,50,M,PA", ["row 4", "'-2'"]),
+        ("b.png,Mass,,2,50,M,PA", ["row 4", "''"]),
+        ("b.png,Mass,0,2,50,U,PA", ["row 4", "'U'"]),
+        ("b.png,Mass,0,2,50,M,LL", ["row 4", "'LL'"]),
+        ("b.png,Mass,0", ["row 4", "3 fields"]),
+    ],
+)
+def test_metadata_errors_name_the_file_and_the_row(tmp_path, row, parts):
+    # The blank line moves the row, and a text editor counts it.
+    write_table(tmp_path, ["a.png,Mass,0,1,50,M,PA", "", row, "c.png,Mass,0,3,50,M,PA"], rest="")
+    with pytest.raises(ValueError) as error:
+        load_metadata(tmp_path)
+    for part in ["Data_Entry_2017_v2020.csv", *parts]:
+        assert part in str(error.value)
+
+
+def test_metadata_names_lacking_columns_and_rows(tmp_path):
+    write_table(tmp_path, [], "Image Index,Finding Labels,Patient ID,Patient Age")
+    with pytest.raises(ValueError, match=r"v2020.csv lacks the columns Follow-up #, Patient Gender, View Position"):
+        load_metadata(tmp_path)
+    write_table(tmp_path, [])
+    with pytest.raises(ValueError, match="no rows"):
+        load_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_metadata, list_images, load_boxes, load_official_lists])
+def test_a_missing_folder_is_named(tmp_path, load):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(tmp_path / "nowhere")
+
+
+def test_missing_files_are_named_with_a_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Data_Entry_2017\*.csv.*copy"):
+        load_metadata(tmp_path)
+    with pytest.raises(FileNotFoundError, match="images/"):
+        list_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"train_val_list.txt.*random_patients"):
+        load_official_lists(tmp_path)
+
+
+def test_images_are_listed_in_both_layouts(tmp_path):
+    for name in ("images/b.png", "images_001/images/a.png", "images_012/c.png", "images/note.txt", "other/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images = list_images(tmp_path)
+    assert list(images) == ["a.png", "b.png", "c.png"]
+    assert images["a.png"] == tmp_path / "images_001/images/a.png"
+    (tmp_path / "images/a.png").touch()
+    with pytest.raises(ValueError, match=r"images/a.png and .*images_001/images/a.png"):
+        list_images(tmp_path)
+
+
+def test_match_images_counts_both_sides():
+    frame = make_metadata(10)
+    frame.attrs["repaired_ages"] = 3
+    images = {**dict.fromkeys(frame["image"][2:9]), "stray.png": None}
+    found, report = match_images(frame, images)
+    assert found["image"].tolist() == frame["image"][2:9].tolist()
+    assert found.index.tolist() == list(range(7))
+    assert found.attrs["repaired_ages"] == 3
+    assert (report.n_rows, report.n_found, report.n_missing, report.n_extra) == (len(frame), 7, len(frame) - 7, 1)
+    assert report.missing == tuple(frame["image"][[0, 1, 9, 10, 11]])
+    assert report.extra == ("stray.png",)
+    with pytest.raises(FileNotFoundError, match=r"stray.png.*00000001_000.png"):
+        match_images(frame, ["stray.png"])
+
+
+def test_official_lists_tolerate_line_ends_and_refuse_overlap(tmp_path):
+    (tmp_path / "train_val_list.txt").write_bytes(b"a.png\r\n\r\nb.png\r\n")
+    (tmp_path / "test_list.txt").write_bytes(b"c.png\nd.png")
+    assert load_official_lists(tmp_path) == ({"a.png", "b.png"}, {"c.png", "d.png"})
+    (tmp_path / "test_list.txt").write_bytes(b"c.png\nb.png")
+    with pytest.raises(ValueError, match=r"1 image is \(b.png\) in both"):
+        load_official_lists(tmp_path)
+
+
+def test_official_split_keeps_the_test_list_and_balances_val(tmp_path):
+    frame = make_metadata(1500)
+    parts = make_split(frame, write_lists(tmp_path, frame, 300))
+    assert isinstance(parts, np.ndarray)
+    np.testing.assert_array_equal(parts == "test", frame["patient_id"] <= 300)
+    assert_no_patient_overlap(frame["patient_id"], parts)
+    rest, val = frame[parts != "test"], frame[parts == "val"]
+    assert len(val) / len(rest) == pytest.approx(0.1, rel=0.05)
+    common = [name for name in NAMES if 0.1 * rest[name].sum() >= 20]
+    assert len(common) >= 5
+    np.testing.assert_allclose(val[common].mean(), rest[common].mean(), rtol=0.05)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_split_depends_on_rows_and_seed_but_not_on_order(tmp_path, split):
+    frame = make_metadata(200)
+    write_lists(tmp_path, frame, 40)
+    parts = pd.Series(make_split(frame, tmp_path, split, seed=5), index=frame["image"])
+    shuffled = frame.sample(frac=1, random_state=1)
+    again = pd.Series(make_split(shuffled, tmp_path, split, seed=5), index=shuffled["image"])
+    pd.testing.assert_series_equal(again[parts.index], parts)
+    other = pd.Series(make_split(frame, tmp_path, split, seed=6), index=frame["image"])
+    assert not other.equals(parts)
+    assert set(parts) == {"train", "val", "test"}
+
+
+def test_splits_are_the_same_on_every_machine(tmp_path):
+    frame = make_metadata(200)
+    write_lists(tmp_path, frame, 40)
+    digests = [hash_split(frame["image"], make_split(frame, tmp_path, split))[:12] for split in SPLITS]
+    assert digests == ["9b77a9962499", "e077963a6c46", "7fee53deaa3c"]
+
+
+def test_community_and_leaky_splits():
+    frame = make_metadata(1000)
+    parts = make_split(frame, split="random_patients")
+    assert_no_patient_overlap(frame["patient_id"], parts)
+    patients = frame.groupby(parts)["patient_id"].nunique()
+    assert patients.to_dict() == {"train": 700, "val": 100, "test": 200}
+    leaky = make_split(frame, split="leaky_images")
+    assert pd.Series(leaky).value_counts(normalize=True).round(2).to_dict() == {"train": 0.7, "test": 0.2, "val": 0.1}
+    with pytest.raises(ValueError, match="more than one split"):
+        assert_no_patient_overlap(frame["patient_id"], leaky)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_small_studies_have_every_repeated_pathology_on_both_sides(tmp_path, seed):
+    frame = make_metadata(25, seed, share=0.25, max_images=1)
+    parts = make_split(frame, write_lists(tmp_path, frame, 0), seed=seed)
+    assert val_coverage(frame, parts) == []
+    assert 1 <= (parts == "val").sum() < 15
+    assert not (parts == "test").any()
+
+
+def test_studies_without_findings_and_with_two_patients(tmp_path):
+    frame = make_metadata(2, share=0)
+    for val_share in (0.01, 0.99):
+        parts = make_split(frame, write_lists(tmp_path, frame, 0), val_share=val_share)
+        assert frame.groupby(parts)["patient_id"].nunique().to_dict() == {"train": 1, "val": 1}
+    with pytest.raises(ValueError, match="1 patients"):
+        make_split(frame, write_lists(tmp_path, frame, 1))
+    with pytest.raises(ValueError, match="too few"):
+        make_split(frame, split="random_patients")
+
+
+def test_split_refuses_what_would_leak(tmp_path):
+    frame = make_metadata(20)
+    write_lists(tmp_path, frame, 5)
+    train_val = tmp_path / "train_val_list.txt"
+    listed = train_val.read_text().split()
+    train_val.write_text("\n".join(listed[1:]))
+    with pytest.raises(ValueError, match=rf"1 image is \({listed[0]}\) in neither .*random_patients"):
+        make_split(frame, tmp_path)
+    patient = frame["patient_id"].value_counts().drop(range(1, 6)).idxmax()
+    moved = frame["image"][frame["patient_id"] == patient].iloc[0]
+    train_val.write_text("\n".join(name for name in listed if name != moved))
+    (tmp_path / "test_list.txt").write_text("\n".join([*frame["image"][frame["patient_id"] <= 5], moved]))
+    with pytest.raises(ValueError, match=rf"1 patients .* {patient} \(test\+(train|val)\)"):
+        make_split(frame, tmp_path)
+    with pytest.raises(ValueError, match="twice"):
+        make_split(pd.concat([frame, frame[:1]]), split="random_patients")
+
+
+@pytest.mark.parametrize(
+    ("split", "val_share"), [("by_image", 0.1), ("official", 0), ("official", 1), ("random_patients", 0.8)]
+)
+def test_split_refuses_arguments_out_of_range(tmp_path, split, val_share):
+    with pytest.raises(ValueError, match=r"expected (one|a share)"):
+        make_split(make_metadata(20), tmp_path, split, val_share)
+
+
+def test_overlap_names_up_to_five_patients():
+    assert_no_patient_overlap([1, 1, 2], ["val", "val", "test"])
+    patients = np.repeat(np.arange(7), 2)
+    with pytest.raises(ValueError, match=r"7 patients.*: 0 \(test\+train\), .*4 \(test\+train\)$"):
+        assert_no_patient_overlap(patients, ["train", "test"] * 7)
+
+
+def test_hash_is_of_the_sorted_lines():
+    expected = hashlib.sha256(b"a.png\ttrain\nb.png\tval\n").hexdigest()
+    assert hash_split(["b.png", "a.png"], np.array(["val", "train"])) == expected
+    assert hash_split(["b.png", "a.png"], ["train", "val"]) != expected
+    with pytest.raises(ValueError):
+        hash_split(["a.png"], ["val", "train"])
+
+
+def test_boxes(tmp_path):
+    empty = load_boxes(tmp_path)
+    assert empty.empty
+    path = tmp_path / "BBox_List_2017.csv"
+    header = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+    path.write_text(header + "b.png,Infiltrate,1.5,2,30,40,,,\na.png,Mass,1,2,3,4,,,\n")
+    boxes = load_boxes(tmp_path)
+    assert list(boxes.columns) == list(empty.columns)
+    assert boxes.loc[0].tolist() == ["b.png", "Infiltration", 1.5, 2.0, 30.0, 40.0]
+    numbers = ["x", "y", "width", "height"]
+    assert set(boxes[numbers].dtypes) == set(empty[numbers].dtypes) == {np.dtype("float64")}
+    for row, part in (("Cough,1,2,3,4", "'Cough'"), ("Mass,1,2,0,4", "area"), ("Mass,1,nan,3,4", "'nan'")):
+        path.write_text(f"{header}a.png,{row},,,\n")
+        with pytest.raises(ValueError, match=rf"BBox_List_2017.csv, row 2: .*{part}"):
+            load_boxes(tmp_path)
+
+
+def test_nih_counts(shared_data):
+    study = shared_data / "nih_metadata"
+    frame = load_metadata(study)
+    assert (len(frame), frame["patient_id"].nunique()) == (112120, 30805)
+    counts = [11559, 2776, 13317, 19894, 5782, 6331, 1431, 5302, 4667, 2303, 2516, 1686, 3385, 227]
+    assert frame[NAMES].sum().tolist() == counts
+    assert (frame[NAMES].sum(axis=1) == 0).sum() == 60361
+    assert frame["view"].value_counts().to_dict() == {"PA": 67310, "AP": 44810}
+    train_val, test = load_official_lists(study)
+    assert (len(train_val), len(test)) == (86524, 25596)
+    boxes = load_boxes(study)
+    assert (len(boxes), boxes["image"].nunique(), boxes["pathology"].nunique()) == (984, 880, 8)
+    assert set(boxes["image"]) <= test
+
+
+def test_nih_official_split(shared_data):
+    study = shared_data / "nih_metadata"
+    frame = load_metadata(study)
+    parts = make_split(frame, study)
+    assert_no_patient_overlap(frame["patient_id"], parts)
+    assert (parts == "test").sum() == 25596
+    rest, val = frame[parts != "test"], frame[parts == "val"]
+    assert len(val) / len(rest) == pytest.approx(0.1, rel=0.01)
+    assert rest["patient_id"].nunique() == 28008
+    np.testing.assert_allclose(val[NAMES].mean(), rest[NAMES].mean(), rtol=0.05)
+
+
+@pytest.mark.parametrize(("folder", "n_images"), [("nih_sample", 304), ("nih_original", 48)])
+def test_partial_nih_downloads_split(shared_data, folder, n_images):
+    frame, report = match_images(load_metadata(shared_data / "nih_metadata"), list_images(shared_data / folder))
+    assert (report.n_rows, report.n_found, report.n_extra) == (112120, n_images, 0)
+    parts = make_split(frame, shared_data / "nih_metadata")
+    assert_no_patient_overlap(frame["patient_id"], parts)
+    assert set(parts) == {"train", "val", "test"}
+    assert val_coverage(frame, parts) == []
+    assert (parts == "val").sum() < 0.25 * (parts != "test").sum()

@@ -1,0 +1,122 @@
+"""The DenseNet-121 builder: preprocessing inside, an exact class activation map, weights from anywhere."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import PATHOLOGIES, backbone_layers, build_densenet121, load_densenet121, predict_logits, set_output_bias
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return build_densenet121()
+
+
+@pytest.fixture(scope="module")
+def films():
+    return np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 1)).astype("float32")
+
+
+def test_preprocessing_is_that_of_keras_applications(model, films):
+    scaling = keras.Model(model.input, model.get_layer("imagenet_scaling").output)
+    expected = keras.applications.densenet.preprocess_input(np.repeat(films, 3, axis=-1).copy())
+    assert np.allclose(scaling(films), expected, atol=1e-5)
+
+
+def test_mean_of_the_activation_map_and_bias_is_the_logit(model, films):
+    features = keras.Model(model.input, model.get_layer("relu").output)(films)
+    kernel, bias = model.get_layer("logits").get_weights()
+    maps = np.asarray(features) @ kernel
+    assert np.allclose(maps.mean(axis=(1, 2)) + bias, model(films), atol=1e-4)
+
+
+def test_weights_serve_any_size(model):
+    assert model(np.zeros((1, 32, 32, 1), "float32")).shape == (1, 14)
+    assert model(np.zeros((1, 96, 64, 1), "float32")).shape == (1, 14)
+
+
+def test_untrained_model_predicts_the_prevalence_on_average(model, films):
+    prevalence = np.linspace(0.0, 0.5, 14)
+    set_output_bias(model, prevalence)
+    bias = model.get_layer("logits").bias.numpy()
+    assert np.allclose(1 / (1 + np.exp(-bias)), np.maximum(prevalence, 1e-3), atol=1e-6)
+
+
+def test_frozen_backbone_leaves_only_the_head(model):
+    for layer in backbone_layers(model):
+        layer.trainable = False
+    assert [v.path for v in model.trainable_variables] == ["logits/kernel", "logits/bias"]
+    model.trainable = True
+
+
+def test_frozen_batch_norm_does_not_learn_the_batch(films):
+    model = build_densenet121()
+    for layer in backbone_layers(model):
+        layer.trainable = False
+    before = [v.numpy() for v in model.non_trainable_variables if "moving" in v.path]
+    model(films, training=True)
+    after = [v.numpy() for v in model.non_trainable_variables if "moving" in v.path]
+    assert len(before) == 242 and all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_weights_file_of_keras_applications_lands_in_the_backbone(tmp_path, model, films):
+    """Writes a file in the format that keras.applications distributes, with other weights, and loads it."""
+    h5py = pytest.importorskip("h5py")
+    from keras.src.legacy.saving import legacy_h5_format
+
+    keras.utils.set_random_seed(5)
+    plain = keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(64, 64, 3))
+    with h5py.File(tmp_path / "notop.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, plain)
+    loaded = build_densenet121(str(tmp_path / "notop.h5"))
+    features = keras.Model(loaded.input, loaded.get_layer("relu").output)(films)
+    rgb = keras.applications.densenet.preprocess_input(np.repeat(films, 3, axis=-1).copy())
+    assert np.allclose(features, plain(rgb), atol=1e-4)
+    assert not np.allclose(features, keras.Model(model.input, model.get_layer("relu").output)(films), atol=1e-2)
+
+
+def test_missing_weights_file_is_named():
+    with pytest.raises(FileNotFoundError, match='WEIGHTS is "nowhere.h5"'):
+        build_densenet121("nowhere.h5")
+
+
+def test_failed_download_says_which_file_to_put_where(monkeypatch, tmp_path):
+    """Points Keras' cache at an empty folder and its download at a closed port of this machine."""
+    from keras.src.applications import densenet
+
+    original = densenet.file_utils.get_file
+    monkeypatch.setattr(
+        densenet.file_utils, "get_file", lambda name, url, **kw: original(name, "http://127.0.0.1:9/" + name, cache_dir=tmp_path)
+    )
+    with pytest.raises(FileNotFoundError, match=r"densenet121_weights.*notop\.h5.*models.*\"none\""):
+        build_densenet121("imagenet")
+
+
+def test_model_of_other_classes_is_refused(tmp_path, model):
+    model.save_weights(tmp_path / "model.weights.h5")
+    (tmp_path / "run.json").write_text(json.dumps({"classes": list(PATHOLOGIES[::-1])}))
+    with pytest.raises(ValueError, match="was trained on"):
+        load_densenet121(tmp_path)
+
+
+def test_unfinished_run_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing\. Run 02_train_densenet121"):
+        load_densenet121(tmp_path)
+
+
+def test_rebuilt_model_gives_the_same_logits(tmp_path, model, films):
+    model.save_weights(tmp_path / "model.weights.h5")
+    (tmp_path / "run.json").write_text(json.dumps({"classes": list(PATHOLOGIES)}))
+    assert np.array_equal(load_densenet121(tmp_path)(films), model(films))
+
+
+def test_predictions_come_without_padding(packed):
+    from helpers import make_eval_dataset
+
+    tiny = keras.Sequential([keras.Input((48, 48, 1)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(14)])
+    n_films = len(packed.labels("test"))
+    logits = predict_logits(tiny, make_eval_dataset(packed, "test", 7), n_films)
+    assert logits.shape == (n_films, 14) and np.isfinite(logits).all()
+    assert predict_logits(tiny, None, 0).shape == (0, 14)
