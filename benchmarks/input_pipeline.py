@@ -150,7 +150,7 @@ def main():
         study = pack_study(rows, images, Path(folder) / "large", split_name="official", side=SIDE)
         tasks = {
             "PNG decode alone (ceiling of packing)": lambda: decode_alone(some),
-            "packing": lambda: pack(paths, 192),
+            "packing": lambda: pack(paths, 768),
             "predecessor, training": lambda: predecessor(some, augment=True),
             "predecessor, evaluation": lambda: predecessor(some, augment=False),
             "record parse alone (ceiling of reading)": lambda: parse_alone(study, "train"),

@@ -49,3 +49,37 @@ def packed(films_and_paths, tmp_path_factory):
 
     films, images = films_and_paths
     return pack_study(films, images, tmp_path_factory.mktemp("packed"), split_name="official", side=48, shard_films=16)
+
+
+@pytest.fixture(scope="session")
+def make_films():
+    """A function that writes a study of films of noise, each with its number as its labels in binary."""
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    from helpers import PATHOLOGIES
+
+    def make(folder, *, train=0, val=0, test=0, side=16):
+        """Returns the rows (with `split`) and the paths; film i has bit k of i as its label k, and its own patient."""
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(11)
+        numbers = np.arange(train + val + test)
+        names = [f"{number:08d}_000.png" for number in numbers]
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / name)
+        columns = {
+            "image": names,
+            "patient_id": numbers + 1,
+            "follow_up": numbers % 3,
+            "age": np.where(numbers % 5 == 4, np.nan, numbers * 7 / 365.25),
+            "sex": np.where(numbers % 2, "M", "F"),
+            "view": np.where(numbers % 4, "PA", "AP"),
+        }
+        bits = {name: (numbers >> k & 1).astype("uint8") for k, name in enumerate(PATHOLOGIES)}
+        rows = pd.DataFrame(columns | bits)
+        # Dealt by a fixed shuffle, so that a subset is no run of names.
+        rows["split"] = rng.permutation(["train"] * train + ["val"] * val + ["test"] * test)
+        return rows, {name: folder / name for name in names}
+
+    return make

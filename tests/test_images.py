@@ -36,7 +36,7 @@ def make_png(width, height, depth=8, color=0, raw=b""):
 
 
 def draw_film(height, width, seed=0):
-    """Returns a smooth grey gradient with some noise, using the full range."""
+    """Returns a smooth gray gradient with some noise, using the full range."""
     rng = np.random.default_rng(seed)
     slope = np.linspace(0, 200, height)[:, None] + np.linspace(0, 45, width)[None]
     film = np.clip(slope + rng.integers(0, 11, (height, width)), 0, 255).astype(np.uint8)
@@ -55,12 +55,12 @@ def fit(film, side):
 FILM = draw_film(40, 40)
 OPAQUE = np.full_like(FILM, 255)
 LOSSLESS = {
-    "grey": encode(FILM),
-    "16-bit grey": encode(FILM.astype(np.uint16) * 257),
+    "gray": encode(FILM),
+    "16-bit gray": encode(FILM.astype(np.uint16) * 257),
     "RGB": encode(np.stack([FILM] * 3, -1)),
     "RGBA": encode(np.stack([FILM] * 3 + [OPAQUE], -1)),
     "palette": encode(FILM, mode="P"),
-    "grey and alpha": encode(np.stack([FILM, OPAQUE], -1)),
+    "gray and alpha": encode(np.stack([FILM, OPAQUE], -1)),
     "16-bit RGB": make_png(
         40, 40, 16, 2, b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).astype(">u2").tobytes() for row in FILM)
     ),
@@ -68,7 +68,7 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_every_lossless_pixel_format_gives_the_grey_film(kind):
+def test_every_lossless_pixel_format_gives_the_gray_film(kind):
     np.testing.assert_array_equal(decode(LOSSLESS[kind]), FILM)
 
 
@@ -119,10 +119,10 @@ def test_shrinking_averages_areas():
     film = np.random.default_rng(3).integers(0, 256, (1024, 1024), dtype=np.uint8)
     blocks = film.reshape(256, 4, 256, 4).mean((1, 3))
     difference = fit(film, 256) - blocks
-    assert np.abs(difference).max() <= 0.5 + 1e-3  # rounding to whole grey levels and nothing else
+    assert np.abs(difference).max() <= 0.5 + 1e-3  # rounding to whole gray levels and nothing else
 
 
-def test_fine_stripes_shrink_to_grey_instead_of_aliasing():
+def test_fine_stripes_shrink_to_gray_instead_of_aliasing():
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
     assert set(np.unique(fit(stripes, 32))) <= {127, 128}
 
@@ -164,7 +164,7 @@ def test_an_extremely_narrow_film_keeps_at_least_one_pixel():
     assert (fitted == 0).all(0).sum() == 31
 
 
-def test_enlarging_keeps_grey_levels_and_places():
+def test_enlarging_keeps_gray_levels_and_places():
     film = np.zeros((20, 20), np.uint8)
     film[:10] = 200
     fitted = fit(film, 64)
@@ -172,14 +172,15 @@ def test_enlarging_keeps_grey_levels_and_places():
     assert (np.diff(fitted.astype(int), axis=0) <= 0).all()
     slope = fit(np.linspace(0, 255, 20).astype(np.uint8)[None].repeat(20, 0), 64)
     assert abs(slope.mean() - 127.5) < 1 and (np.diff(slope.astype(int), axis=1) >= 0).all()
+    assert len(np.unique(slope)) > 50  # levels between those of the 20 columns: interpolated, not repeated
 
 
 def test_real_films_decode_to_what_pillow_says(shared_data):
     paths = sorted((shared_data / "nih_original" / "images_001" / "images").glob("*.png"))
-    grey = [path for path in paths if path.read_bytes()[25] == 0][:2]
+    gray = [path for path in paths if path.read_bytes()[25] == 0][:2]
     rgba = [path for path in paths if path.read_bytes()[25] == 6][:1]
-    assert len(grey) == 2 and len(rgba) == 1
-    for path in grey + rgba:
+    assert len(gray) == 2 and len(rgba) == 1
+    for path in gray + rgba:
         with Image.open(path) as image:
             channels = np.asarray(image)
         expected = channels if channels.ndim == 2 else channels[..., 0]
@@ -192,7 +193,14 @@ def test_real_films_decode_to_what_pillow_says(shared_data):
 
 @pytest.mark.parametrize(
     ("kind", "mode"),
-    [("grey", "L"), ("16-bit grey", "I;16"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("palette", "P"), ("grey and alpha", "LA")],
+    [
+        ("gray", "L"),
+        ("16-bit gray", "I;16"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGBA"),
+        ("palette", "P"),
+        ("gray and alpha", "LA"),
+    ],
 )
 def test_inspect_film_names_the_pixel_format(kind, mode):
     assert inspect_film(LOSSLESS[kind]) == {"format": "PNG", "width": 40, "height": 40, "mode": mode}
@@ -277,6 +285,14 @@ def test_a_film_cut_short_cannot_be_decoded(kind, share):
     cut = data[: int(share * len(data))]
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode(cut)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG", b"\xff\xd8", b"nonsense", b"\x89PNG" + 21 * b"\x10"])
+def test_bytes_too_short_for_a_header_are_an_error_eagerly_and_in_a_dataset(data):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(data)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        list(tf.data.Dataset.from_tensors(data).map(decode_gray))
 
 
 def test_a_png_without_its_end_or_with_one_flipped_bit_cannot_be_decoded():

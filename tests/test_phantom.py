@@ -125,7 +125,7 @@ def test_every_finding_shows_at_64_pixels(name):
         normal, _ = phantom.draw_film(seed, view=view)
         ill, boxes = phantom.draw_film(seed, (name,), view=view)
         change = np.abs(shrink(ill) - shrink(normal))
-        # Grain of 3-4 grey levels at 256 pixels averages to below 1 in these blocks of 4 by 4.
+        # Grain of 3-4 gray levels at 256 pixels averages to below 1 in these blocks of 4 by 4.
         assert (change > 8).sum() >= 8
         assert list(boxes) == [name]
 

@@ -1,4 +1,4 @@
-"""From the bytes of a PNG or JPEG to a square grey film, the same way in packing and inside the exported model.
+"""From the bytes of a PNG or JPEG to a square gray film, the same way in packing and inside the exported model.
 
 The functions that take tensors run eagerly, inside `Dataset.map` and inside a SavedModel, so that a film is read
 with the very same operations wherever it is met.
@@ -53,7 +53,7 @@ def inspect_film(data):
 
 
 def decode_gray(data):
-    """Decodes PNG or JPEG bytes to grey levels. Runs in a graph.
+    """Decodes PNG or JPEG bytes to gray levels. Runs in a graph.
 
     16-bit PNGs are scaled linearly to 8 bits, as the PNG standard defines their range; colors become luminance and
     an alpha channel is ignored (the RGBA files of ChestX-ray14 are opaque).
@@ -67,8 +67,9 @@ def decode_gray(data):
     Raises:
         tf.errors.InvalidArgumentError: the bytes are no complete PNG or JPEG.
     """
-    is_png = tf.strings.substr(data, 0, 4) == b"\x89PNG"
-    is_deep = is_png & (tf.strings.substr(data, 24, 1) == b"\x10")  # byte 24 of a PNG is its bit depth
+    header = tf.strings.join([tf.strings.substr(data, 0, 25), 25 * b"\0"])  # padded, lest `substr` run out of range
+    is_png = tf.strings.substr(header, 0, 4) == b"\x89PNG"
+    is_deep = is_png & (tf.strings.substr(header, 24, 1) == b"\x10")  # byte 24 of a PNG is its bit depth
 
     def deep():
         wide = tf.cast(tf.io.decode_png(data, channels=1, dtype=tf.uint16), tf.int32)
@@ -81,7 +82,7 @@ def decode_gray(data):
 
 
 def resize_film(image, side):
-    """Fits a grey image into a square and pads the shorter side with black, so that no anatomy is cut or squeezed.
+    """Fits a gray image into a square and pads the shorter side with black, so that no anatomy is cut or squeezed.
 
     Shrinking averages areas (no aliasing), enlarging is bilinear. Runs in a graph.
 

@@ -142,7 +142,9 @@ def load_boxes(study_dir):
 
 
 def list_images(study_dir):
-    """Lists the study's images: `images/*.png`, `images_001/images/*.png` and whatever else lies below `images*/`.
+    """Lists the study's images: `images/*.png` and `images_001/images/*.png` to `images_012/images/*.png`.
+
+    Folders may be links, as on a cluster where the films lie once for everybody.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -155,7 +157,8 @@ def list_images(study_dir):
         ValueError: if two folders hold an image of the same name; names both.
     """
     images = {}
-    for path in sorted(_study_folder(study_dir).glob("images*/**/*.png")):
+    folder = _study_folder(study_dir)
+    for path in sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")]):
         if path.name in images:
             raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
         images[path.name] = path

@@ -1,4 +1,4 @@
-"""DenseNet-121 with its preprocessing inside: grey films of 0 to 255 in, one logit a pathology out."""
+"""DenseNet-121 with its preprocessing inside: gray films of 0 to 255 in, one logit a pathology out."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/den
 
 
 def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), dropout=0.0, batch_norm_momentum=0.99):
-    """Builds the classifier: grey to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
+    """Builds the classifier: gray to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
 
     The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
     `model.get_layer("logits")`, so the class activation map is exact: its spatial mean plus the bias is the logit.

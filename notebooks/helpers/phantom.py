@@ -29,7 +29,7 @@ PHANTOM_VERSION = 1  # raise it with every change that alters a pixel or a label
 PREVALENCE = {
     "Atelectasis": 0.14, "Cardiomegaly": 0.08, "Effusion": 0.16, "Infiltration": 0.18, "Mass": 0.10,
     "Nodule": 0.11, "Pneumonia": 0.06, "Pneumothorax": 0.10, "Consolidation": 0.09, "Edema": 0.07,
-    "Emphysema": 0.07, "Fibrosis": 0.06, "Pleural_Thickening": 0.08, "Hernia": 0.035,
+    "Emphysema": 0.07, "Fibrosis": 0.06, "Pleural_Thickening": 0.08, "Hernia": 0.05,
 }  # fmt: skip
 
 # How much likelier the second finding is where the first one is present.

@@ -1,7 +1,7 @@
 """Draws a healthy chest for a synthetic frontal radiograph: a body, a pose, an exposure.
 
 Everything is attenuation (`mu`, in units of one chest thickness of soft tissue) until the last step turns it into
-grey, because that is where findings add up in a real film. Lengths are fractions of the film's width. In the body's
+gray, because that is where findings add up in a real film. Lengths are fractions of the film's width. In the body's
 own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the picture) and `v` from 0
 at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real films; none is a measurement.
 """
@@ -243,7 +243,7 @@ class Film:
         return self.strokes([line for layer in reversed(lines) for line in layer])
 
     def expose(self, rng):
-        """Turns attenuation into grey: scatter, film curve, blur, noise, leads and side marker.
+        """Turns attenuation into gray: scatter, film curve, blur, noise, leads and side marker.
 
         Returns:
             uint8 (size, size).
@@ -253,17 +253,17 @@ class Film:
         if b.ap and rng.random() < 0.6:
             mu = mu + self.draw_leads(rng)
         exposure, gamma = 1.0 + rng.normal(0, 0.07), 1.65 + rng.normal(0, 0.12) - 0.2 * b.ap
-        grey = 1 - np.exp(-((np.clip(mu, 0.0, None) / exposure) ** gamma))
+        gray = 1 - np.exp(-((np.clip(mu, 0.0, None) / exposure) ** gamma))
         veil = rng.uniform(0.05, 0.15) + 0.12 * b.ap  # scattered radiation, more without a grid
-        grey = (1 - veil) * grey + veil * (0.55 + 0.2 * rng.normal()) * self.torso
+        gray = (1 - veil) * gray + veil * (0.55 + 0.2 * rng.normal()) * self.torso
         if rng.random() < 0.8:
             x, y = (int(size * f) for f in (rng.uniform(0.86, 0.93), rng.uniform(0.03, 0.12)))
             thick, long = max(1, size // 100), max(2, size // 28)  # a lead letter L on the patient's left
-            grey[y : y + long, x : x + thick] = grey[y + long - thick : y + long, x : x + 2 * long // 3] = 0.95
-        grey = ndimage.gaussian_filter(grey, size / 256 * rng.uniform(0.3, 0.7) * (1.3 if b.ap else 1))
+            gray[y : y + long, x : x + thick] = gray[y + long - thick : y + long, x : x + 2 * long // 3] = 0.95
+        gray = ndimage.gaussian_filter(gray, size / 256 * rng.uniform(0.3, 0.7) * (1.3 if b.ap else 1))
         grain = rng.normal(size=(size, size)).astype(np.float32)
-        grey += (0.007 + 0.005 * b.ap + 0.004 * rng.random()) * grain * (0.4 + self.torso)
-        return np.clip(255 * grey, 0, 255).astype(np.uint8)
+        gray += (0.007 + 0.005 * b.ap + 0.004 * rng.random()) * grain * (0.4 + self.torso)
+        return np.clip(255 * gray, 0, 255).astype(np.uint8)
 
     def draw_leads(self, rng):
         """Returns electrodes and their wires, in attenuation."""

@@ -4,9 +4,10 @@ Order and augmentation of training are pure functions of (seed, epoch, position)
 and see what it would have seen. Everything runs on the host, batched, with static shapes and known cardinality.
 """
 
-import math
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import tensorflow as tf
 
 from .labels import PATHOLOGIES
@@ -40,12 +41,13 @@ class Augmentation:
 
 
 def augment(films, draws, image_size, strength):
-    """Crops, stretches, rotates, shifts, mirrors and re-exposes films. Runs inside `Dataset.map`.
+    """Re-exposes, crops, stretches, rotates, shifts and mirrors films. Runs inside `Dataset.map`, on the host.
 
-    All geometry is one affine map, so that every film is interpolated once.
+    All geometry is one affine map, so that every film is interpolated once. OpenCV does it: TensorFlow's own
+    `ImageProjectiveTransformV3` takes six times as long on a CPU (`benchmarks/input_pipeline.py`).
 
     Args:
-        films: uint8 or float32 tensor (batch, side, side, 1), 0 to 255.
+        films: uint8 tensor (batch, side, side, 1).
         draws: float32 tensor (batch, N_DRAWS), uniform in [0, 1): the only source of chance.
         image_size: int, side of the result in pixels.
         strength: an `Augmentation`.
@@ -53,42 +55,48 @@ def augment(films, draws, image_size, strength):
     Returns:
         float32 tensor (batch, image_size, image_size, 1), 0 to 255; black where a crop leaves the film.
     """
-    side = films.shape[1]
-    spread = 2.0 * draws - 1.0  # -1 to 1, for the changes that go both ways
-    crop = side * tf.sqrt(strength.min_area + (1.0 - strength.min_area) * draws[:, 0])
-    ratio = tf.exp(spread[:, 1] * 0.5 * math.log(strength.max_stretch))
+
+    def transform(films, draws):
+        maps = _draw_maps(draws.astype(np.float64), films.shape[1], image_size, strength)
+        tables = _draw_exposures(draws.astype(np.float64), strength)
+        images = np.empty((len(films), image_size, image_size, 1), np.uint8)
+        for film, table, matrix, image in zip(films, tables, maps, images, strict=True):
+            exposed = cv2.LUT(film, table)
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            cv2.warpAffine(exposed, matrix, (image_size, image_size), dst=image, flags=flags)
+        return images
+
+    images = tf.numpy_function(transform, [films, draws], tf.uint8, stateful=False)
+    return tf.cast(tf.ensure_shape(images, (films.shape[0], image_size, image_size, 1)), tf.float32)
+
+
+def _draw_maps(draws, side, image_size, strength):
+    """Returns float64 (batch, 2, 3): to each pixel (x, y) of the result, the place in the film where it is read."""
+    crop = side * np.sqrt(strength.min_area + (1 - strength.min_area) * draws[:, 0])
+    ratio = strength.max_stretch ** (draws[:, 1] - 0.5)
     width, height = crop * ratio, crop / ratio
     margin = side * strength.translation
     center_x = 0.5 * width - margin + draws[:, 2] * (side - width + 2 * margin)
     center_y = 0.5 * height - margin + draws[:, 3] * (side - height + 2 * margin)
-    theta = spread[:, 4] * (math.pi / 180 * strength.rotation)
-    facing = tf.where(draws[:, 5] < 0.5, -1.0, 1.0) if strength.horizontal_flip else 1.0
-
-    # The op maps each pixel (x, y) of the result to (a x + b y + c, d x + e y + f) of the film.
-    a, b = facing * tf.cos(theta) * width / image_size, -tf.sin(theta) * height / image_size
-    d, e = facing * tf.sin(theta) * width / image_size, tf.cos(theta) * height / image_size
+    theta = np.deg2rad(strength.rotation) * (2 * draws[:, 4] - 1)
+    facing = np.where(draws[:, 5] < 0.5, -1, 1) if strength.horizontal_flip else 1
+    a, b = facing * np.cos(theta) * width / image_size, -np.sin(theta) * height / image_size
+    d, e = facing * np.sin(theta) * width / image_size, np.cos(theta) * height / image_size
     middle = 0.5 * (image_size - 1)
     c = center_x - 0.5 - (a + b) * middle
     f = center_y - 0.5 - (d + e) * middle
-    none = tf.zeros_like(a)
-    warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(films, tf.float32),
-        transforms=tf.stack([a, b, c, d, e, f, none, none], axis=1),
-        output_shape=[image_size, image_size],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
+    return np.stack([a, b, c, d, e, f], axis=1).reshape(-1, 2, 3)
 
-    # Contrast turns about the middle of the range, which saves a pass over the pixels for the film's own mean.
-    gain = 1.0 + strength.contrast * spread[:, 6]
-    offset = 127.5 * (1.0 - gain) + 255.0 * strength.brightness * spread[:, 7]
-    exposed = warped * gain[:, None, None, None] + offset[:, None, None, None]
-    return tf.raw_ops.ClipByValue(t=exposed, clip_value_min=0.0, clip_value_max=255.0)
+
+def _draw_exposures(draws, strength):
+    """Returns uint8 (batch, 256): the new gray level of each old one. Contrast turns about the middle of the range."""
+    gain = 1 + strength.contrast * (2 * draws[:, 6:7] - 1)
+    offset = 127.5 * (1 - gain) + 255 * strength.brightness * (2 * draws[:, 7:8] - 1)
+    return np.clip(np.rint(gain * np.arange(256) + offset), 0, 255).astype(np.uint8)
 
 
 def make_train_dataset(
-    study, image_size, batch_size, *, seed, epochs, first_epoch=0, strength=None, window_shards=8, n_parallel=None
+    study, image_size, batch_size, *, seed, epochs, first_epoch=0, strength=None, window_shards=4, n_parallel=None
 ):
     """Makes the training pipeline: one stream over all epochs still to come.
 
@@ -181,7 +189,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None):
     Returns:
         A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
         (batch_size, 14) and float32 (batch_size,), 1 for films and 0 for padding. Keras takes the mask as sample
-        weights.
+        weights: what is in `weighted_metrics` is the mean over the films, but `loss` divides by the padding too.
     """
     n_films = sum(shard["count"] for shard in study.shards[subset])
     size = image_size or study.side

@@ -1,4 +1,4 @@
-"""TFRecord shards of small grey films: writer and parser side by side, and the manifest that holds them together.
+"""TFRecord shards of small gray films: writer and parser side by side, and the manifest that holds them together.
 
 A packed study is one folder: `train-00000-of-00004.tfrecord`, ..., `index.csv` (a row a film, in the order of the
 records) and `manifest.json`, written last. Everything in it is relative, so the folder can be moved or attached.

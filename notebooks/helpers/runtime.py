@@ -42,9 +42,12 @@ def prepare_runtime(backend="tensorflow"):
 
 
 def _is_installed(name):
-    # The same import package comes under several names, by platform.
-    names = [name, "tensorflow-cpu", "tensorflow-tpu", "tensorflow-macos"] if name.startswith("tensorflow") else [name]
-    for candidate in names:
+    # One import package comes under several names, by platform and build.
+    families = [
+        ["tensorflow", "tensorflow-cpu", "tensorflow-tpu"],
+        ["opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"],
+    ]
+    for candidate in next((family for family in families if name in family), [name]):
         try:
             importlib.metadata.version(candidate)
             return True
@@ -106,7 +109,7 @@ def find_commit():
 
 
 def choose_settings(settings, *choices):
-    """Picks the values of settings that differ by profile or recipe, such as `SIDE = {"quick": 72, "full": 256}`.
+    """Picks the values of settings that differ by profile or recipe, such as `SIDE = {"quick": 88, "full": 256}`.
 
     Args:
         settings: dict name -> value, such as `globals()`; of it, names in capitals with a dict as value are looked at.

@@ -148,7 +148,8 @@ class ValidationAUC(keras.callbacks.Callback):
             logs["val_auc"], logs["val_loss"] = auc, float(loss)
             if auc > self.best_auc or np.isnan(auc):
                 part = self.best_path.with_name("part-" + self.best_path.name)
-                self.model.save_weights(part)
+                # A model that was never compiled leaves out the optimizer, which is three times as large.
+                keras.Model(self.model.inputs, self.model.outputs).save_weights(part)
                 os.replace(part, self.best_path)
                 self.best_auc, self.best_epoch = -1.0 if np.isnan(auc) else auc, epoch
 

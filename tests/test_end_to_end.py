@@ -1,0 +1,143 @@
+"""The whole chain of notebooks as `make run` executes it, shortened: on drawn films, and on real ones where they are."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import PATHOLOGIES, hash_split, list_images
+from helpers.runtime import ROOT
+from sklearn.metrics import roc_auc_score
+
+SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100")
+
+
+def run_chain(study, run_dir, packed_dir, *settings):
+    """Executes the notebooks as `make run` does; returns what it printed."""
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study), "--run-dir", str(run_dir)]
+    answer = subprocess.run(
+        [*command, "--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings], capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    return answer.stdout
+
+
+def check_artifacts(run_dir):
+    """Holds a run against the contract of models/README.md and recomputes its numbers; returns the predictions."""
+    names = "model.weights.h5 model.keras history.csv run.json thresholds.json saved_model/saved_model.pb model_card.md"
+    assert all((run_dir / name).is_file() for name in [*names.split(), "exports/parity.json"])
+    executed = sorted(path.stem for path in (run_dir / "executed").glob("*.ipynb"))
+    assert executed == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    predictions, aucs = pd.read_csv(run_dir / "predictions.csv"), pd.read_csv(run_dir / "aucs.csv")
+    assert not predictions["image"].duplicated().any()
+    assert predictions.groupby("patient_id")["split"].nunique().max() == 1
+    for split, table in aucs.groupby("split"):
+        part, table = predictions[predictions["split"].eq(split)], table.set_index("pathology")
+        assert list(table.index) == [*PATHOLOGIES, "mean"]
+        exact = {}
+        for name in PATHOLOGIES:
+            labels = part[f"label_{name}"]
+            assert table.loc[name, "n_pos"] == labels.sum()
+            if labels.nunique() == 2:
+                exact[name] = roc_auc_score(labels, part[f"prob_{name}"])
+                assert table.loc[name, "auc"] == pytest.approx(exact[name], abs=1e-6)
+                assert table.loc[name, "auc_low"] <= exact[name] <= table.loc[name, "auc_high"]
+            else:
+                assert np.isnan(table.loc[name, "auc"])
+        if exact:
+            assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
+    figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
+    assert {"01_films", "01_prevalence", "02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
+    return predictions
+
+
+@pytest.fixture(scope="module")
+def drawn_run(tmp_path_factory):
+    """A shortened run on a study of 300 drawn films."""
+    from helpers import write_phantom_study
+
+    folder = tmp_path_factory.mktemp("drawn")
+    write_phantom_study(folder / "study", n_images=300, size=64, seed=2)
+    printed = run_chain(folder / "study", folder / "run", folder / "packed")
+    return folder, printed
+
+
+def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
+    folder, printed = drawn_run
+    predictions = check_artifacts(folder / "run")
+    test_list = (folder / "study" / "test_list.txt").read_text().split()
+    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
+    assert all(name in printed for name in PATHOLOGIES) and "not for clinical use" in printed
+
+
+def test_run_record_names_split_seed_and_machine(drawn_run):
+    folder, _ = drawn_run
+    record = json.loads((folder / "run" / "run.json").read_text())
+    index = pd.read_csv(folder / "packed" / "index.csv")
+    assert record["split"]["sha256"] == hash_split(index["image"], index["subset"])
+    assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
+    assert {"tensorflow", "keras", "devices", "commit"} <= set(record["runtime"])
+
+
+def test_saved_model_reads_any_film_and_needs_nothing_of_ours(drawn_run, tmp_path):
+    """In a fresh process whose only import is TensorFlow: bytes in, the same probabilities as in predictions.csv out."""
+    folder, _ = drawn_run
+    predictions = pd.read_csv(folder / "run" / "predictions.csv").set_index("image")
+    name, path = next((n, p) for n, p in list_images(folder / "study").items() if n in predictions.index)
+    from PIL import Image
+
+    film = Image.open(path)
+    film.convert("RGBA").resize((500, 400)).save(tmp_path / "other.png")
+    film.convert("RGB").save(tmp_path / "other.jpg")
+    code = """
+import json, sys
+import tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+answer = serve(image_bytes=tf.constant([open(path, "rb").read() for path in sys.argv[2:]]))
+print(json.dumps({key: value.numpy().astype(str if value.dtype == tf.string else float).tolist() for key, value in answer.items()}))
+"""
+    command = [sys.executable, "-c", code, str(folder / "run" / "saved_model"), str(path)]
+    command += [str(tmp_path / "other.png"), str(tmp_path / "other.jpg")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    answer = json.loads(printed.splitlines()[-1])
+    probs = np.array(answer["probabilities"])
+    assert probs.shape == (3, 14) and ((probs > 0) & (probs < 1)).all()
+    expected = predictions.loc[name, [f"prob_{p}" for p in PATHOLOGIES]].to_numpy(float)
+    assert np.allclose(probs[0], expected, atol=1e-5)
+    order = np.argsort(-probs[0], kind="stable")[:5]
+    assert answer["top5_label"][0] == [PATHOLOGIES[i] for i in order]
+    assert np.allclose(answer["top5_prob"][0], probs[0][order])
+
+
+def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
+    """The run is finished, so training is passed over; other settings are refused by name."""
+    folder, _ = drawn_run
+    before = (folder / "run" / "history.csv").read_bytes()
+    run_chain(folder / "study", folder / "run", folder / "packed")
+    assert (folder / "run" / "history.csv").read_bytes() == before
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(folder / "study")]
+    command += ["--run-dir", str(folder / "run"), "--set", f"PACKED_DIR={folder / 'packed'}", *SHORT, "SEED=1"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode != 0 and "differ" in answer.stderr and "PACKED_DIR" in answer.stderr
+
+
+@pytest.mark.parametrize("kind, n_found", [("nih_sample/images", 304), ("nih_original/images_001/images", 48)])
+def test_chain_on_real_films(shared_data, tmp_path, kind, n_found):
+    """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
+    study = tmp_path / "nih"
+    study.mkdir()
+    for path in (shared_data / "nih_metadata").iterdir():
+        shutil.copy(path, study)
+    target = study / ("images" if "sample" in kind else "images_001/images")
+    target.parent.mkdir(exist_ok=True)
+    target.symlink_to(shared_data / kind)
+    run_chain(study, tmp_path / "run", tmp_path / "packed")
+    predictions = check_artifacts(tmp_path / "run")
+    found = {path.name for path in (shared_data / kind).iterdir()}
+    listed = set((study / "test_list.txt").read_text().split())
+    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == found & listed
+    record = json.loads((tmp_path / "run" / "study.json").read_text())
+    assert (record["found"], record["missing"], record["unreadable"]) == (n_found, 112_120 - n_found, [])

@@ -1,0 +1,542 @@
+"""Training and evaluation pipelines: order and augmentation that can be repeated, geometry, and nobody left out."""
+
+import gc
+import math
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from helpers import Augmentation, augment, load_packed_study, make_eval_dataset, make_train_dataset, pack_study
+from helpers.pipeline import N_DRAWS
+
+SIDE = 16
+NO_CHANGE = Augmentation(min_area=1, max_stretch=1, rotation=0, translation=0, contrast=0, brightness=0)
+
+
+def pack(films, folder, **options):
+    rows, paths = films
+    return pack_study(rows, paths, folder, split_name="official", side=SIDE, **options)
+
+
+@pytest.fixture(scope="module")
+def films(make_films, tmp_path_factory):
+    """37 train films and 10 val films, whose labels are their numbers in binary."""
+    return make_films(tmp_path_factory.mktemp("pipeline") / "films", train=37, val=10)
+
+
+@pytest.fixture(scope="module")
+def study(films, tmp_path_factory):
+    """`films` in train shards of 8, 8, 7, 7 and 7; never written to by a test."""
+    return pack(films, tmp_path_factory.mktemp("pipeline") / "packed", shard_films=8)
+
+
+def make_train(study, batch_size=4, *, image_size=SIDE, seed=3, epochs=2, strength=NO_CHANGE, **options):
+    return make_train_dataset(study, image_size, batch_size, seed=seed, epochs=epochs, strength=strength, **options)
+
+
+def read(data):
+    return [tuple(part.numpy() for part in batch) for batch in data]
+
+
+def number_films(labels):
+    """Returns the films' numbers from their labels."""
+    return labels.astype(int) @ (1 << np.arange(14))
+
+
+def read_order(data):
+    return np.concatenate([number_films(labels) for _, labels in data.as_numpy_iterator()])
+
+
+def assert_same(left, right):
+    assert len(left) == len(right) > 0
+    for one, other in zip(left, right, strict=True):
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
+# Training: what comes
+
+
+@pytest.mark.parametrize("options", [{}, {"window_shards": 1}, {"window_shards": 2}, {"batch_size": 8}])
+def test_each_epoch_takes_every_film_once_but_for_the_remainder(study, options):
+    batch_size = options.get("batch_size", 4)
+    steps = 37 // batch_size
+    order = read_order(make_train(study, epochs=5, **options)).reshape(5, steps * batch_size)
+    train = set(number_films(study.labels("train")))
+    assert len(train) == 37
+    dropped = set()
+    for epoch in order:
+        assert len(set(epoch)) == len(epoch)
+        assert set(epoch) <= train
+        dropped |= train - set(epoch)
+    assert len(dropped) > 37 % batch_size  # other films every time
+
+
+@pytest.mark.parametrize("window_shards", [1, 3])
+def test_shards_of_very_unequal_size_lose_no_film(films, study, tmp_path, window_shards):
+    rows, paths = films
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"<html>")
+    lost = study.rows("train")["image"][1:15].tolist()  # leaves 1, 1, 7, 7 and 7 films
+    lame = pack((rows, paths | dict.fromkeys(lost, broken)), tmp_path / "packed", shard_films=8)
+    assert [shard["count"] for shard in lame.shards["train"]] == [1, 1, 7, 7, 7]
+    order = read_order(make_train(lame, 1, epochs=3, window_shards=window_shards)).reshape(3, 23)
+    assert all(set(epoch) == set(number_films(lame.labels("train"))) for epoch in order)
+
+
+def test_without_augmentation_a_film_comes_as_it_is_with_its_own_labels(study):
+    expected = {}
+    for images, labels, mask in make_eval_dataset(study, "train", 10).as_numpy_iterator():
+        expected |= {n: image for n, image, kept in zip(number_films(labels), images, mask, strict=True) if kept}
+    assert len(expected) == 37
+    for images, labels in make_train(study, epochs=1).as_numpy_iterator():
+        for number, image in zip(number_films(labels), images, strict=True):
+            np.testing.assert_allclose(image, expected[number], atol=1e-3)
+
+
+def test_shapes_types_and_cardinality_are_known_and_true(study):
+    data = make_train(study, 5, image_size=12, epochs=3)
+    assert data.element_spec == (tf.TensorSpec((5, 12, 12, 1), tf.float32), tf.TensorSpec((5, 14), tf.float32))
+    assert data.cardinality().numpy() == len(read(data)) == 3 * (37 // 5)
+    assert make_train(study, 5, epochs=3, first_epoch=2).cardinality().numpy() == 7
+
+
+def test_a_finished_run_has_nothing_left(study):
+    for first_epoch in (2, 3):
+        data = make_train(study, 37, epochs=2, first_epoch=first_epoch)
+        assert data.cardinality().numpy() == 0
+        assert read(data) == []
+
+
+def test_augmented_values_stay_in_range(study):
+    batches = read(make_train(study, image_size=20, strength=Augmentation(contrast=0.9, brightness=0.5)))
+    values = np.concatenate([images.ravel() for images, _ in batches])
+    assert values.min() == 0 and values.max() == 255
+
+
+# Training: that it can be repeated
+
+
+@pytest.mark.parametrize("window_shards", [1, 8])
+def test_seed_and_epoch_alone_decide_whatever_the_global_seed(study, window_shards):
+    runs = []
+    for global_seed, n_parallel in ((1, None), (2, 1), (3, 3)):
+        tf.random.set_seed(global_seed)
+        options = {"strength": Augmentation(), "window_shards": window_shards, "n_parallel": n_parallel}
+        runs.append(read(make_train(study, **options)))
+    assert_same(runs[0], runs[1])
+    assert_same(runs[0], runs[2])
+
+
+def test_reading_a_dataset_twice_gives_the_same(study):
+    data = make_train(study, strength=Augmentation())
+    assert_same(read(data), read(data))
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 8])
+@pytest.mark.parametrize("first_epoch", [1, 3])
+def test_a_continued_run_sees_the_tail_of_the_whole_one(study, first_epoch, window_shards):
+    options = {"epochs": 4, "strength": Augmentation(), "window_shards": window_shards}
+    whole = read(make_train(study, **options))
+    tail = read(make_train(study, first_epoch=first_epoch, **options))
+    assert_same(tail, whole[first_epoch * 9 :])
+
+
+def test_the_number_of_epochs_changes_nothing_in_those_before(study):
+    short, long = (read(make_train(study, epochs=epochs, strength=Augmentation())) for epochs in (1, 3))
+    assert_same(short, long[:9])
+
+
+def test_other_seeds_and_other_epochs_give_another_order(study):
+    orders = [
+        tuple(read_order(make_train(study, 37, seed=seed, epochs=1, window_shards=window_shards)))
+        for seed in range(3)
+        for window_shards in (1, 8)
+    ]
+    orders += [tuple(epoch) for epoch in read_order(make_train(study, 37, epochs=6, seed=9)).reshape(6, 37)]
+    assert len(set(orders)) == 12
+
+
+def test_other_seeds_and_other_epochs_give_another_augmentation(make_films, tmp_path):
+    """With a single film the order cannot differ, so that all difference is augmentation."""
+    single = pack(make_films(tmp_path / "films", train=1), tmp_path / "packed")
+    images = [
+        images.tobytes()
+        for seed in range(2)
+        for images, _ in read(make_train(single, 1, seed=seed, epochs=10, strength=Augmentation()))
+    ]
+    assert len(set(images)) == len(images) == 20
+
+
+def test_positions_in_different_epochs_are_not_correlated(make_films, tmp_path):
+    # Windows of one shard shuffle least: only the shards' order and the order within each changes.
+    many = pack(make_films(tmp_path / "films", train=240), tmp_path / "packed", shard_films=20)
+    n_epochs = 24
+    for window_shards in (1, 4, 12):
+        order = read_order(make_train(many, 24, epochs=n_epochs, window_shards=window_shards)).reshape(n_epochs, 240)
+        places = np.argsort(order, axis=1)
+        between = np.corrcoef(places)[np.triu_indices(n_epochs, 1)]
+        # 276 pairs; with one shard a window 12 shards are permuted, so a pair deviates by 1 / sqrt(11) at most.
+        assert abs(between.mean()) < 0.05
+        assert np.abs(between).max() < (0.99 if window_shards == 1 else 0.75)
+        if window_shards == 12:
+            assert np.abs(between).max() < 0.3
+            assert abs(np.mean([np.corrcoef(row[:-1], row[1:])[0, 1] for row in order])) < 0.05
+            # Every film visits the early, the middle and the late part of epochs.
+            thirds = (places[..., None] // 80 == np.arange(3)).sum(0)
+            assert thirds.min() >= 1
+            assert np.abs((places - 119.5).mean(0)).max() < 70
+
+
+def test_the_windows_of_an_epoch_are_not_shuffled_alike(make_films, tmp_path):
+    equal = pack(make_films(tmp_path / "films", train=60), tmp_path / "packed", shard_films=10)
+    place = {number: place % 10 for place, number in enumerate(number_films(equal.labels("train")))}
+    order = read_order(make_train(equal, 10, epochs=2, window_shards=1)).reshape(12, 10)
+    assert len({tuple(place[number] for number in window) for window in order}) == 12
+
+
+def test_a_window_mixes_the_films_of_its_shards(study):
+    """The interleaved shards are shuffled as one, not film by film of each shard in turn."""
+    shard_of = {
+        number: shard
+        for shard, numbers in enumerate(np.split(number_films(study.labels("train")), [8, 16, 23, 30]))
+        for number in numbers
+    }
+    order = read_order(make_train(study, 1, epochs=8, window_shards=8)).reshape(8, 37)
+    shards = np.vectorize(shard_of.get)(order)
+    repeats = (shards[:, 1:] == shards[:, :-1]).mean()  # 0.18 by chance, 0 when dealt in turn, 0.89 one by one
+    assert 0.1 < repeats < 0.3
+
+
+# Training: what is refused, and what fails loudly
+
+
+def test_too_few_films_for_a_batch_are_refused(study):
+    with pytest.raises(ValueError, match=r"BATCH_SIZE is 38, but .* holds only 37 films"):
+        make_train(study, 38)
+    assert make_train(study, 37).cardinality().numpy() == 2
+
+
+def test_a_study_without_training_films_is_refused(make_films, tmp_path):
+    with pytest.raises(ValueError, match=r"BATCH_SIZE is 1, but .* holds only 0 films"):
+        make_train(pack(make_films(tmp_path / "films", val=3), tmp_path / "packed"), 1)
+
+
+def test_films_much_larger_than_the_crops_are_refused(study):
+    for image_size in (4, SIDE // 2):
+        with pytest.raises(ValueError, match=f"packed at {SIDE} pixels alias in crops of {image_size}"):
+            make_train(study, image_size=image_size)
+    make_train(study, image_size=SIDE // 2 + 1)
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    return load_packed_study(shutil.copytree(study.folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("subset", ["train", "val"])
+def test_a_record_damaged_after_loading_is_an_error(copy, subset):
+    path = Path(copy.files(subset)[-1])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(tf.errors.DataLossError):
+        read(make_train(copy) if subset == "train" else make_eval_dataset(copy, "val", 4))
+
+
+@pytest.mark.parametrize("subset", ["train", "val"])
+def test_a_shard_cut_at_the_border_of_a_record_after_loading_is_an_error(copy, subset):
+    path = copy.files(subset)[-1]
+    records = [record.numpy() for record in tf.data.TFRecordDataset(path)]
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(records[0])
+    with pytest.raises(tf.errors.OpError, match="expected to contain"):
+        read(make_train(copy) if subset == "train" else make_eval_dataset(copy, "val", 2))
+
+
+def read_resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
+def test_memory_does_not_grow_with_the_epochs(study):
+    """Warmed up over 150 epochs, 300 more (of 38 kB of films each) stay within a few megabytes."""
+    batches = make_train(study, epochs=450, strength=Augmentation(), n_parallel=1).as_numpy_iterator()
+    resident = []
+    for step, _ in enumerate(batches):
+        if step % (50 * 9) == 0:
+            gc.collect()
+            resident.append(read_resident_bytes())
+    assert len(resident) == 9
+    assert min(resident[6:]) - min(resident[3:6]) < 4e6
+
+
+# Augmentation
+
+
+def draw(n=1, **named):
+    """Returns draws that change nothing (0.5 everywhere), but for those named."""
+    places = {"area": 0, "stretch": 1, "x": 2, "y": 3, "rotation": 4, "flip": 5, "contrast": 6, "brightness": 7}
+    draws = np.full((n, N_DRAWS), 0.5, np.float32)
+    for name, values in named.items():
+        draws[:, places[name]] = values
+    return tf.constant(draws)
+
+
+def change(film, image_size=None, *, draws=None, **strength):
+    """Augments one film (height, width) and returns one."""
+    strength = Augmentation(**{name: getattr(NO_CHANGE, name) for name in vars(NO_CHANGE)} | strength)
+    result = augment(film[None, ..., None], draw() if draws is None else draws, image_size or len(film), strength)
+    return result.numpy()[0, ..., 0]
+
+
+def find_center(image):
+    """Returns x and y of the center of mass, in pixels."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return (image * x).sum() / image.sum(), (image * y).sum() / image.sum()
+
+
+def make_dot(side, x, y, radius=3.0):
+    """Returns a smooth bright dot on black."""
+    rows, columns = np.mgrid[:side, :side]
+    return np.rint(200 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * radius**2))).astype(np.uint8)
+
+
+def make_draws(n, seed=0):
+    return tf.constant(np.random.default_rng(seed).random((n, N_DRAWS)), tf.float32)
+
+
+NOISE = np.random.default_rng(2).integers(0, 256, (32, 32), dtype=np.uint8)
+
+
+def test_no_strength_gives_the_film_back_whatever_is_drawn():
+    films = np.repeat(NOISE[None, ..., None], 50, 0)
+    np.testing.assert_allclose(augment(films, make_draws(50), 32, NO_CHANGE), films, atol=1e-3)
+
+
+def test_middling_draws_of_the_default_strength_are_a_centered_crop():
+    dot = make_dot(64, 31.5, 31.5, 5)
+    x, y = find_center(change(dot, **vars(Augmentation())))
+    assert (x, y) == pytest.approx((31.5, 31.5), abs=0.01)
+
+
+def test_no_film_is_ever_upside_down():
+    film = np.zeros((16, 16, 1), np.uint8)
+    film[:8] = 200
+    for strength in (Augmentation(), Augmentation(horizontal_flip=True, rotation=15, contrast=0.5)):
+        images = augment(np.repeat(film[None], 1000, 0), make_draws(1000), 16, strength).numpy()[..., 0]
+        # The middle, since a crop may leave the film at its border.
+        assert (images[:, 2:6, 4:12].mean((1, 2)) > images[:, -6:-2, 4:12].mean((1, 2)) + 20).all()
+
+
+def test_films_are_mirrored_only_where_asked_for_and_then_half_of_them():
+    film = np.zeros((16, 16, 1), np.uint8)
+    film[:, :8] = 200
+    films = np.repeat(film[None], 1000, 0)
+    left, right = np.s_[:, 4:12, 2:6], np.s_[:, 4:12, -6:-2]
+    plain = augment(films, make_draws(1000), 16, Augmentation()).numpy()[..., 0]
+    assert (plain[left].mean((1, 2)) > plain[right].mean((1, 2))).all()
+    flipped = augment(films, make_draws(1000), 16, Augmentation(horizontal_flip=True)).numpy()[..., 0]
+    assert 440 < (flipped[left].mean((1, 2)) < flipped[right].mean((1, 2))).sum() < 560
+
+
+def test_a_mirrored_film_is_the_film_mirrored():
+    mirrored = change(NOISE, draws=draw(flip=0.2), horizontal_flip=True)
+    np.testing.assert_allclose(mirrored, NOISE[:, ::-1], atol=1e-3)
+    np.testing.assert_allclose(change(NOISE, draws=draw(flip=0.7), horizontal_flip=True), NOISE, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "axis"), [("x", 1), ("y", 0)])
+@pytest.mark.parametrize(("drawn", "pixels"), [(1.0, 4), (0.0, -4), (0.75, 2), (0.5, 0)])
+def test_translation_moves_the_film_and_leaves_black(name, axis, drawn, pixels):
+    """An eighth of 32 pixels is 4; the crop moves to higher places, so what is seen moves to lower ones."""
+    film = np.maximum(NOISE, 1)
+    moved = change(film, draws=draw(**{name: drawn}), translation=0.125)
+    expected = np.roll(film, -pixels, axis).astype(float)
+    if pixels:
+        beyond = np.s_[-pixels:] if pixels > 0 else np.s_[:-pixels]
+        expected[(slice(None),) * axis + (beyond,)] = 0
+    np.testing.assert_allclose(moved, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("angle", [7, -7, 30])
+@pytest.mark.parametrize("flip", [False, True])
+def test_rotation_turns_about_the_center(angle, flip):
+    """A positive angle turns what is seen counterclockwise, with y pointing down; mirroring comes after."""
+    side, middle = 129, 64.0
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    for u, v in ((40, 0), (0, -40), (-25, 30)):
+        dot = make_dot(side, middle + u, middle + v)
+        draws = draw(rotation=1.0 if angle > 0 else 0.0, flip=0.0)
+        turned = change(dot, draws=draws, rotation=abs(angle), horizontal_flip=flip)
+        x, y = cosine * u + sine * v, -sine * u + cosine * v
+        expected = middle + (-x if flip else x), middle + y
+        assert find_center(turned) == pytest.approx(expected, abs=0.1)
+        assert turned.sum() == pytest.approx(dot.sum(), rel=1e-3)  # neither squeezed nor stretched
+
+
+def test_crop_stretch_and_rotation_together_stretch_along_the_sides_of_the_crop():
+    """A turned crop of 91 by 45 of 129 pixels: the film turns first and is stretched along the result's axes after."""
+    side, middle, angle = 129, 64.0, math.radians(20)
+    for u, v in ((16, 0), (0, 12), (-10, 8)):
+        dot = make_dot(side, middle + u, middle + v, 2)
+        draws = draw(area=0.0, stretch=1.0, rotation=1.0)
+        changed = change(dot, draws=draws, min_area=0.25, max_stretch=2.0, rotation=20)
+        x, y = math.cos(angle) * u + math.sin(angle) * v, -math.sin(angle) * u + math.cos(angle) * v
+        expected = middle + math.sqrt(2) * x, middle + math.sqrt(8) * y
+        assert find_center(changed) == pytest.approx(expected, abs=0.1)
+
+
+def test_rotation_is_by_the_same_angle_at_another_image_size():
+    dot = make_dot(128, 63.5 + 40, 63.5, 4)
+    turned = change(dot, 96, draws=draw(rotation=1.0), rotation=7)
+    u = 0.75 * 40
+    angle = math.radians(7)
+    assert find_center(turned) == pytest.approx((47.5 + u * math.cos(angle), 47.5 - u * math.sin(angle)), abs=0.1)
+
+
+def test_a_rotated_film_has_black_corners():
+    film = np.full((65, 65), 100, np.uint8)
+    turned = change(film, draws=draw(rotation=1.0), rotation=20)
+    assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
+    assert turned[16:49, 16:49] == pytest.approx(100, abs=1e-3)
+
+
+def test_a_crop_of_a_quarter_of_the_area_doubles_the_middle():
+    dots = make_dot(64, 31.5 + 6, 31.5 - 4, 2)
+    zoomed = change(dots, 64, draws=draw(area=0.0), min_area=0.25)
+    assert find_center(zoomed) == pytest.approx((31.5 + 12, 31.5 - 8), abs=0.1)
+    assert zoomed.sum() == pytest.approx(4 * dots.sum(), rel=1e-2)
+    np.testing.assert_allclose(change(dots, 32, draws=draw(area=0.0), min_area=0.25), dots[16:48, 16:48], atol=1e-3)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_a_crop_reaches_all_corners_and_stays_inside(x, y):
+    film = np.maximum(NOISE, 1)
+    corner = change(film, 16, draws=draw(area=0.0, x=x, y=y), min_area=0.25)
+    left, top = int(16 * x), int(16 * y)
+    np.testing.assert_allclose(corner, film[top : top + 16, left : left + 16], atol=1e-3)
+
+
+@pytest.mark.parametrize(("drawn", "wide"), [(1.0, True), (0.0, False)])
+def test_stretching_keeps_the_area_of_the_crop(drawn, wide):
+    """A crop twice as wide as high, of a quarter of the area: what is seen is half as wide for its height."""
+    film = make_dot(128, 63.5, 63.5, 5)
+    stretched = change(film, draws=draw(area=0.0, stretch=drawn), min_area=0.25, max_stretch=2.0)
+    y, x = np.mgrid[:128, :128]
+    width = math.sqrt((stretched * (x - 63.5) ** 2).sum() / stretched.sum())
+    height = math.sqrt((stretched * (y - 63.5) ** 2).sum() / stretched.sum())
+    assert (height / width if wide else width / height) == pytest.approx(2, rel=0.02)
+    assert width * height == pytest.approx(4 * 25, rel=0.03)
+
+
+def test_the_area_of_crops_is_uniform_between_its_limits():
+    """Measured on a ramp, whose slope in the result is the width of the crop."""
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))[None, ..., None]
+    draws = draw(400, area=np.linspace(0, 1, 400))
+    images = augment(np.repeat(ramp, 400, 0), draws, 64, Augmentation(0.25, 1, 0, 0, 0, 0)).numpy()[..., 0]
+    share = ((images[:, 32, 52] - images[:, 32, 12]) / 40 / (255 / 63)) ** 2
+    np.testing.assert_allclose(share, np.linspace(0.25, 1, 400), atol=0.03)  # gray levels are whole numbers
+
+
+@pytest.mark.parametrize(("drawn", "gain"), [(1.0, 1.4), (0.0, 0.6), (0.5, 1.0)])
+def test_contrast_turns_about_the_middle_of_the_range(drawn, gain):
+    changed = change(NOISE, draws=draw(contrast=drawn), contrast=0.4)
+    expected = np.clip(127.5 + gain * (NOISE - 127.5), 0, 255)
+    np.testing.assert_allclose(changed, expected, atol=0.501)
+
+
+@pytest.mark.parametrize(("drawn", "shift"), [(1.0, 51), (0.0, -51), (0.75, 25.5)])
+def test_brightness_is_a_share_of_the_range_and_is_clipped(drawn, shift):
+    changed = change(NOISE, draws=draw(brightness=drawn), brightness=0.2)
+    np.testing.assert_allclose(changed, np.clip(NOISE.astype(float) + shift, 0, 255), atol=0.501)
+
+
+def test_augmentation_is_the_same_eagerly_and_in_a_dataset():
+    films = np.random.default_rng(1).integers(0, 256, (12, 24, 24, 1), dtype=np.uint8)
+    draws, strength = make_draws(12), Augmentation(horizontal_flip=True)
+    eager = augment(films, draws, 20, strength).numpy()
+    assert eager.tobytes() == augment(films, draws, 20, strength).numpy().tobytes()
+    data = tf.data.Dataset.from_tensor_slices((films, draws)).batch(4, drop_remainder=True)
+    data = data.map(lambda films, draws: augment(films, draws, 20, strength))
+    assert data.element_spec == tf.TensorSpec((4, 20, 20, 1), tf.float32)
+    np.testing.assert_allclose(np.concatenate(list(data.as_numpy_iterator())), eager, atol=1e-3)
+    # A film's result does not depend on its neighbors in the batch.
+    np.testing.assert_allclose(augment(films[5:6], draws[5:6], 20, strength), eager[5:6], atol=1e-3)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 64])
+def test_evaluation_takes_every_film_once_in_order_and_pads_with_black(study, batch_size):
+    data = make_eval_dataset(study, "val", batch_size)
+    steps = -(-10 // batch_size)
+    assert data.cardinality().numpy() == steps
+    shapes = (batch_size, SIDE, SIDE, 1), (batch_size, 14), (batch_size,)
+    assert data.element_spec == tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
+    batches = read(data)
+    assert len(batches) == steps
+    images, labels, mask = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    np.testing.assert_array_equal(mask, np.arange(steps * batch_size) < 10)
+    np.testing.assert_array_equal(labels[:10], study.labels("val"))
+    assert not labels[10:].any() and not images[10:].any()
+    assert images[:10].reshape(10, -1).any(1).all()
+
+
+def test_evaluation_films_are_whole_and_unchanged(films, study):
+    images = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 4))])
+    for image, name in zip(images, study.rows("val")["image"], strict=False):
+        np.testing.assert_array_equal(image[..., 0], np.asarray(Image.open(films[1][name])))
+
+
+def test_evaluation_of_films_in_many_shards_is_in_the_order_of_the_index(study):
+    labels = np.concatenate([labels for _, labels, _ in read(make_eval_dataset(study, "train", 37))])
+    np.testing.assert_array_equal(labels, study.labels("train"))
+
+
+def test_evaluation_of_no_film_is_empty(study):
+    data = make_eval_dataset(study, "test", 4)
+    assert data.cardinality().numpy() == 0
+    assert read(data) == []
+
+
+@pytest.mark.parametrize("image_size", [4, 8, 12, 16, 32])
+def test_evaluation_resizes_to_another_image_size(study, image_size):
+    full = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 5))])
+    data = make_eval_dataset(study, "val", 5, image_size=image_size)
+    assert data.element_spec[0] == tf.TensorSpec((5, image_size, image_size, 1), tf.float32)
+    images = np.concatenate([images for images, *_ in read(data)])
+    assert images.min() >= 0 and images.max() <= 255
+    np.testing.assert_allclose(images.mean(), full.mean(), atol=2)
+    if image_size in (4, 8):  # noise shows whether pixels are averaged or skipped
+        factor = 16 // image_size
+        blocks = full.reshape(10, image_size, factor, image_size, factor, 1).mean((2, 4))
+        np.testing.assert_allclose(images, blocks, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 16])
+def test_the_mask_keeps_padding_out_of_what_keras_evaluates(study, batch_size):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((SIDE, SIDE, 1))
+    logits = keras.layers.Dense(14)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
+    model = keras.Model(inputs, logits)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    metric = keras.metrics.BinaryCrossentropy(from_logits=True, name="bce")
+    model.compile(loss=loss, weighted_metrics=[metric], jit_compile=False)
+    result = model.evaluate(make_eval_dataset(study, "val", batch_size), verbose=0, return_dict=True)
+
+    images, labels, mask = (
+        np.concatenate(parts) for parts in zip(*read(make_eval_dataset(study, "val", 5)), strict=True)
+    )
+    assert mask.all()
+    x = model(images).numpy().astype(float)
+    by_hand = np.mean(labels * np.logaddexp(0, -x) + (1 - labels) * np.logaddexp(0, x))
+    assert result["bce"] == pytest.approx(by_hand, rel=1e-5)
+    # Keras divides its own `loss` by the places in the batches, padding and all.
+    places = batch_size * -(-10 // batch_size)
+    assert result["loss"] == pytest.approx(by_hand * 10 / places, rel=1e-5)
