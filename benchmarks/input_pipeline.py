@@ -1,11 +1,12 @@
-"""How fast do films reach the model? Packing, training batches and evaluation batches, beside the ceilings and the
-way this project's predecessor read its films: decode each 1024-pixel PNG, resize it and change its colors, at every
-epoch anew.
+"""How fast do films reach the model?
 
-All are measured in turn, several rounds, on the same films in one run; the ratios are medians over the rounds.
+Packing, training batches and evaluation batches, beside the ceilings and the way this project's predecessor read its
+films: decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew. All are measured in turn,
+several rounds, on the same films in one run; the ratios are medians over the rounds.
 
 Usage: input_pipeline.py [--films FOLDER] [--rounds 5]
-FOLDER holds PNGs as NIH distributes them, 1024 pixels wide; without it, synthetic films of that size are drawn.
+FOLDER holds PNGs as NIH distributes them, 1024 pixels wide. Without it, those in ../shared/data/nih_original are taken,
+and where they are missing, synthetic films of that size are drawn.
 """
 
 import argparse
@@ -29,15 +30,26 @@ import numpy as np
 import pandas as pd
 import psutil
 import tensorflow as tf
-from helpers import PATHOLOGIES, draw_film, make_eval_dataset, make_train_dataset, pack_study, parse_records
 from PIL import Image
+
+from helpers import (
+    PATHOLOGIES,
+    Augmentation,
+    draw_film,
+    make_eval_dataset,
+    make_train_dataset,
+    pack_study,
+    parse_records,
+)
 
 SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
 
 
 def find_films(folder):
-    """Returns paths of 1024-pixel films, drawn ones where no folder is given."""
-    if folder:
+    """Returns paths of 1024-pixel films, drawn ones where there are no others."""
+    at_hand = ROOT.parent / "shared" / "data" / "nih_original"
+    if folder or at_hand.is_dir():
+        folder = folder or at_hand
         return sorted(Path(folder).rglob("*.png")), "real films"
     drawn = Path(tempfile.mkdtemp())
     for seed in range(48):
@@ -50,8 +62,8 @@ def make_rows(paths, n_films, subset):
     """Returns rows and paths of a study in which the films at hand are repeated under new names."""
     names = [f"{i:08d}_000.png" for i in range(n_films)]
     labels = np.random.default_rng(0).integers(0, 2, (n_films, 14))
-    rows = pd.DataFrame({"image": names, "patient_id": range(n_films), "follow_up": 0, "age": 50.0, "sex": "F", "view": "PA"})
-    rows = pd.concat([rows, pd.DataFrame(labels, columns=list(PATHOLOGIES))], axis=1).assign(split=subset)
+    rows = pd.DataFrame(labels, columns=list(PATHOLOGIES))
+    rows = rows.assign(image=names, patient_id=range(n_films), follow_up=0, age=50.0, sex="F", view="PA", split=subset)
     return rows, dict(zip(names, itertools.cycle(paths), strict=False))
 
 
@@ -67,7 +79,7 @@ def measure(dataset, n_films):
 def decode_alone(paths):
     """The ceiling of packing and of the predecessor's way: PNG decoding on all cores, nothing else."""
     data = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
-    data = data.map(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=1), num_parallel_calls=tf.data.AUTOTUNE)
+    data = data.map(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=1), tf.data.AUTOTUNE)
     return measure(data.prefetch(2), len(paths))
 
 
@@ -107,8 +119,6 @@ def parse_alone(study, subset):
 
 def train_batches(study):
     """Training batches with every augmentation on, one epoch."""
-    from helpers import Augmentation
-
     strength = Augmentation(horizontal_flip=True)
     data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=1, strength=strength)
     return measure(data, len(study.labels("train")) // BATCH_SIZE * BATCH_SIZE)
@@ -171,21 +181,20 @@ def main():
         pairs = zip(rates[name], rates[other], strict=True)
         return round(statistics.median(a / b for a, b in pairs), 3)
 
+    decode, parse, packed, train, whole, resized = (list(tasks)[i] for i in (0, 4, 1, 5, 6, 7))
     results = {
         "machine": describe_machine(),
-        "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE} px, crops of {IMAGE_SIZE} px, batches of {BATCH_SIZE}",
+        "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE}, crops of {IMAGE_SIZE}, batches of {BATCH_SIZE}",
         "films_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
         "ratios": {
-            "packing / PNG decode alone": ratio("packing", "PNG decode alone (ceiling of packing)"),
-            "training batches / predecessor": ratio("training batches", "predecessor, training"),
-            "training batches / record parse alone": ratio("training batches", "record parse alone (ceiling of reading)"),
-            f"evaluation batches as packed / predecessor": ratio(
-                f"evaluation batches, {SIDE} px as packed", "predecessor, evaluation"),
-            f"evaluation batches resized / predecessor": ratio(
-                f"evaluation batches, resized to {IMAGE_SIZE} px", "predecessor, evaluation"),
+            "packing / PNG decode alone": ratio(packed, decode),
+            "training batches / predecessor": ratio(train, "predecessor, training"),
+            "training batches / record parse alone": ratio(train, parse),
+            "evaluation batches as packed / predecessor": ratio(whole, "predecessor, evaluation"),
+            "evaluation batches resized / predecessor": ratio(resized, "predecessor, evaluation"),
         },
         "resident_mib_after_each_epoch": resident,
-    }  # fmt: skip
+    }
     print(json.dumps(results, indent=1))
     target = ROOT / "benchmarks" / "results" / "input_pipeline.json"
     target.parent.mkdir(exist_ok=True)

@@ -1,5 +1,7 @@
-"""Does the quick run really learn? The whole chain on the synthetic study, and once more with its training labels
-shuffled: the first must rank the test films far above chance, the second must not.
+"""Does the quick run really learn?
+
+The whole chain on the synthetic study, and once more with its training labels shuffled: the first must rank the test
+films far above chance, the second must not.
 
 Usage: learning.py [NAME=VALUE ...]    settings passed on to the notebooks; takes two quick runs, about 15 minutes
 """
@@ -18,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 import numpy as np
+
 from helpers import write_phantom_study
 
 N_FILMS = 1200  # as in notebook 1

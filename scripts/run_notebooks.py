@@ -80,7 +80,8 @@ def show_results(run_dir):
     print(f"\nTop 5 of {example['film']} (labels: {', '.join(example['labels']) or 'none'})")
     for name, prob in example["top5"].items():
         print(f"  {name:20}{prob:.3f}")
-    print(f"\nfigures    {run_dir / 'figures'}\nnotebooks  {run_dir / 'executed'}\nmodel      {run_dir / 'saved_model'}")
+    places = {"figures": "figures", "notebooks": "executed", "model": "saved_model", "card": "model_card.md"}
+    print("\n" + "\n".join(f"{what:11}{run_dir / name}" for what, name in places.items()))
     if run["study"] == "phantom":
         print("\nThese films are drawn: the numbers show that everything works, and nothing about real radiographs.")
     print("Research only, not for clinical use.")
@@ -92,7 +93,8 @@ def main():
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a bar that nobody watches should not fill the notebook
     settings = dict(pair.split("=", 1) for pair in arguments.set)
     settings = {name: yaml.safe_load(value) for name, value in settings.items()}
-    settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile, "VERBOSE": 2}
+    settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile}
+    settings |= {"VERBOSE": 2}
     run_dir = (ROOT / Path(arguments.run_dir).expanduser()).resolve()
     for name in NOTEBOOKS:
         execute(name, run_dir, settings)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CITATION = ROOT / "CITATION.cff"
+BADGES = re.compile(r"^(<!-- badges -->|\[!\[Open in Colab\].*)$", re.MULTILINE)
 ADDRESS = re.compile(r"^repository-code: (\S+)$", re.MULTILINE)
 
-FETCH = '''\
+FETCH = """\
 # The same cell opens every notebook. Where helpers/ lies beside the notebook, it only readies the runtime.
 import os
 import subprocess
@@ -34,7 +35,7 @@ if not Path("helpers").is_dir():  # Colab and Kaggle open a notebook without its
 sys.path.insert(0, os.getcwd())
 from helpers.runtime import prepare_runtime  # chooses the Keras backend, so it comes before any import of Keras
 
-prepare_runtime()'''
+prepare_runtime()"""
 
 METADATA = {
     "accelerator": "TPU",
@@ -60,7 +61,7 @@ def stamp(name, notebook, address):
     for number, cell in enumerate(notebook["cells"]):
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            text = re.sub(r"^(<!-- badges -->|\[!\[Open in Colab\].*)$", _badges(name, address), text, flags=re.MULTILINE)
+            text = BADGES.sub(_badges(name, address), text)
             cell = {"cell_type": "markdown", "metadata": {}, "source": text}
         else:
             text = FETCH.format(address=address) if text.startswith(("# <fetch>", FETCH[:40])) else text

@@ -1,4 +1,4 @@
-"""The whole chain of notebooks as `make run` executes it, shortened: on drawn films, and on real ones where they are."""
+"""The whole chain of notebooks as `make run` executes it, shortened: on drawn films, and on real ones if at hand."""
 
 import json
 import shutil
@@ -8,19 +8,23 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
+
 from helpers import PATHOLOGIES, hash_split, list_images
 from helpers.runtime import ROOT
-from sklearn.metrics import roc_auc_score
 
 SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100")
 
 
+def call_chain(study, run_dir, packed_dir, *settings):
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study)]
+    command += ["--run-dir", str(run_dir), "--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def run_chain(study, run_dir, packed_dir, *settings):
     """Executes the notebooks as `make run` does; returns what it printed."""
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study), "--run-dir", str(run_dir)]
-    answer = subprocess.run(
-        [*command, "--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings], capture_output=True, text=True
-    )
+    answer = call_chain(study, run_dir, packed_dir, *settings)
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     return answer.stdout
 
@@ -56,17 +60,25 @@ def check_artifacts(run_dir):
 
 @pytest.fixture(scope="module")
 def drawn_run(tmp_path_factory):
-    """A shortened run on a study of 300 drawn films."""
+    """A shortened run on 300 drawn films, in two stages from a weights file like that of keras.applications."""
+    import h5py
+    import keras
+    from keras.src.legacy.saving import legacy_h5_format
+
     from helpers import write_phantom_study
 
     folder = tmp_path_factory.mktemp("drawn")
     write_phantom_study(folder / "study", n_images=300, size=64, seed=2)
-    printed = run_chain(folder / "study", folder / "run", folder / "packed")
-    return folder, printed
+    backbone = keras.applications.DenseNet121(include_top=False, weights=None)
+    with h5py.File(folder / "notop.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
+    settings = (f"WEIGHTS={folder / 'notop.h5'}", "FROZEN_EPOCHS=1", "EPOCHS=2")
+    printed = run_chain(folder / "study", folder / "run", folder / "packed", *settings)
+    return folder, printed, settings
 
 
 def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
-    folder, printed = drawn_run
+    folder, printed, _ = drawn_run
     predictions = check_artifacts(folder / "run")
     test_list = (folder / "study" / "test_list.txt").read_text().split()
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
@@ -74,17 +86,18 @@ def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
 
 
 def test_run_record_names_split_seed_and_machine(drawn_run):
-    folder, _ = drawn_run
+    folder, _, _ = drawn_run
     record = json.loads((folder / "run" / "run.json").read_text())
     index = pd.read_csv(folder / "packed" / "index.csv")
     assert record["split"]["sha256"] == hash_split(index["image"], index["subset"])
+    assert pd.read_csv(folder / "run" / "history.csv")["stage"].tolist() == ["head", "all"]
     assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
     assert {"tensorflow", "keras", "devices", "commit"} <= set(record["runtime"])
 
 
 def test_saved_model_reads_any_film_and_needs_nothing_of_ours(drawn_run, tmp_path):
-    """In a fresh process whose only import is TensorFlow: bytes in, the same probabilities as in predictions.csv out."""
-    folder, _ = drawn_run
+    """In a fresh process that imports TensorFlow alone: bytes in, the probabilities of predictions.csv out."""
+    folder, _, _ = drawn_run
     predictions = pd.read_csv(folder / "run" / "predictions.csv").set_index("image")
     name, path = next((n, p) for n, p in list_images(folder / "study").items() if n in predictions.index)
     from PIL import Image
@@ -97,7 +110,8 @@ import json, sys
 import tensorflow as tf
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 answer = serve(image_bytes=tf.constant([open(path, "rb").read() for path in sys.argv[2:]]))
-print(json.dumps({key: value.numpy().astype(str if value.dtype == tf.string else float).tolist() for key, value in answer.items()}))
+kinds = {key: str if value.dtype == tf.string else float for key, value in answer.items()}
+print(json.dumps({key: answer[key].numpy().astype(kind).tolist() for key, kind in kinds.items()}))
 """
     command = [sys.executable, "-c", code, str(folder / "run" / "saved_model"), str(path)]
     command += [str(tmp_path / "other.png"), str(tmp_path / "other.jpg")]
@@ -114,18 +128,19 @@ print(json.dumps({key: value.numpy().astype(str if value.dtype == tf.string else
 
 def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
     """The run is finished, so training is passed over; other settings are refused by name."""
-    folder, _ = drawn_run
+    folder, _, settings = drawn_run
     before = (folder / "run" / "history.csv").read_bytes()
-    run_chain(folder / "study", folder / "run", folder / "packed")
+    run_chain(folder / "study", folder / "run", folder / "packed", *settings)
     assert (folder / "run" / "history.csv").read_bytes() == before
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(folder / "study")]
-    command += ["--run-dir", str(folder / "run"), "--set", f"PACKED_DIR={folder / 'packed'}", *SHORT, "SEED=1"]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "SEED=1")
     assert answer.returncode != 0 and "differ" in answer.stderr and "PACKED_DIR" in answer.stderr
 
 
-@pytest.mark.parametrize("kind, n_found", [("nih_sample/images", 304), ("nih_original/images_001/images", 48)])
-def test_chain_on_real_films(shared_data, tmp_path, kind, n_found):
+@pytest.mark.parametrize(
+    ("kind", "n_found", "recipe"),
+    [("nih_sample/images", 304, "ours"), ("nih_original/images_001/images", 48, "original")],
+)
+def test_chain_on_real_films(shared_data, tmp_path, kind, n_found, recipe):
     """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
     study = tmp_path / "nih"
     study.mkdir()
@@ -134,7 +149,7 @@ def test_chain_on_real_films(shared_data, tmp_path, kind, n_found):
     target = study / ("images" if "sample" in kind else "images_001/images")
     target.parent.mkdir(exist_ok=True)
     target.symlink_to(shared_data / kind)
-    run_chain(study, tmp_path / "run", tmp_path / "packed")
+    run_chain(study, tmp_path / "run", tmp_path / "packed", f"RECIPE={recipe}")
     predictions = check_artifacts(tmp_path / "run")
     found = {path.name for path in (shared_data / kind).iterdir()}
     listed = set((study / "test_list.txt").read_text().split())

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+
 from helpers import PATHOLOGIES, backbone_layers, build_densenet121, load_densenet121, predict_logits, set_output_bias
 
 
@@ -78,7 +79,7 @@ def test_weights_file_of_keras_applications_lands_in_the_backbone(tmp_path, mode
 
 
 def test_missing_weights_file_is_named():
-    with pytest.raises(FileNotFoundError, match='WEIGHTS is "nowhere.h5"'):
+    with pytest.raises(FileNotFoundError, match=r'WEIGHTS is "nowhere\.h5"'):
         build_densenet121("nowhere.h5")
 
 
@@ -87,9 +88,11 @@ def test_failed_download_says_which_file_to_put_where(monkeypatch, tmp_path):
     from keras.src.applications import densenet
 
     original = densenet.file_utils.get_file
-    monkeypatch.setattr(
-        densenet.file_utils, "get_file", lambda name, url, **kw: original(name, "http://127.0.0.1:9/" + name, cache_dir=tmp_path)
-    )
+
+    def get_file(name, url, **options):
+        return original(name, f"http://127.0.0.1:9/{name}", cache_dir=tmp_path)
+
+    monkeypatch.setattr(densenet.file_utils, "get_file", get_file)
     with pytest.raises(FileNotFoundError, match=r"densenet121_weights.*notop\.h5.*models.*\"none\""):
         build_densenet121("imagenet")
 

@@ -4,8 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import AsymmetricLoss, TrainingState, ValidationAUC, WeightedBinaryCrossentropy, averaged_weights, make_loss
 from sklearn.metrics import roc_auc_score
+
+from helpers import (
+    AsymmetricLoss,
+    TrainingState,
+    ValidationAUC,
+    WeightedBinaryCrossentropy,
+    averaged_weights,
+    make_loss,
+)
 
 N_FILMS, BATCH = 96, 16
 
@@ -186,7 +194,7 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
 
 
 def test_the_next_stage_takes_the_weights_but_not_the_optimizer(tmp_path):
-    first, _, _ = train(tmp_path, 2)
+    train(tmp_path, 2)
     model = make_model(seed=50)
     state = TrainingState(tmp_path, {"SEED": 0}, tmp_path / "history.csv")
     assert state.restore(model, "another stage") == 2
@@ -196,7 +204,7 @@ def test_the_next_stage_takes_the_weights_but_not_the_optimizer(tmp_path):
 
 
 def test_validation_auc_is_exact_and_of_the_averaged_weights(tmp_path):
-    model, state, _ = train(tmp_path, 1)
+    _, state, _ = train(tmp_path, 1)
     x, y = make_arrays()
     fresh = make_model()
     fresh.load_weights(tmp_path / "best.weights.h5")

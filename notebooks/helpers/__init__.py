@@ -21,7 +21,7 @@ _ROOMS = {
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605 - computed from the table above
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name):

@@ -101,10 +101,10 @@ def load_densenet121(run_dir, classes=PATHOLOGIES):
     run_dir = Path(run_dir)
     for name in ("run.json", "model.weights.h5"):
         if not (run_dir / name).is_file():
-            raise FileNotFoundError(f"{run_dir / name} is missing. Run 02_train_densenet121.ipynb with this RUN_DIR first.")
+            raise FileNotFoundError(f"{run_dir / name} is missing. Run 02_train_densenet121.ipynb with this RUN_DIR.")
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     if list(record["classes"]) != list(classes):
-        raise ValueError(f"The model in {run_dir} was trained on {record['classes']}, but the data has {list(classes)}.")
+        raise ValueError(f"The model in {run_dir} was trained on {record['classes']}, the data has {list(classes)}.")
     model = build_densenet121(n_classes=len(classes))
     model.load_weights(run_dir / "model.weights.h5")
     return model

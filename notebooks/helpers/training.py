@@ -129,6 +129,10 @@ class ValidationAUC(keras.callbacks.Callback):
         self.dataset, self.labels, self.best_path = dataset, labels, Path(best_path)
         self.best_auc, self.best_epoch = -1.0, -1
 
+    def on_train_begin(self, logs=None):
+        """Begins anew, as Keras' own callbacks do: each stage has its best epoch, and the last stage's counts."""
+        self.best_auc, self.best_epoch = -1.0, -1
+
     def on_epoch_end(self, epoch, logs=None):
         """Measures, and saves the weights if they are the best so far, or if there is nothing to measure on.
 
@@ -138,7 +142,7 @@ class ValidationAUC(keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"The loss became {logs['loss']} in epoch {epoch + 1}. The last good epoch is kept in "
-                f"{self.best_path.parent}. Lower LEARNING_RATE or use PRECISION = \"float32\"."
+                f'{self.best_path.parent}. Lower LEARNING_RATE or use PRECISION = "float32".'
             )
         with averaged_weights(self.model):
             logits = predict_logits(self.model, self.dataset, len(self.labels))
@@ -169,7 +173,7 @@ class TrainingState(keras.callbacks.Callback):
     Attributes:
         history: list of dicts, a row an epoch, over all parts and stages of the run.
         next_epoch: int, the epoch to go on with.
-        stopped: bool, whether another callback has ended the run early.
+        stopped: bool, whether another callback has ended the stage early.
     """
 
     def __init__(self, folder, settings, history_path):
@@ -211,7 +215,8 @@ class TrainingState(keras.callbacks.Callback):
             self.counters = meta["counters"]
         for number, variable in enumerate(variables):
             variable.assign(arrays[f"v{number}"])
-        self.history, self.next_epoch, self.stopped = meta["history"], meta["next_epoch"], meta["stopped"]
+        self.history, self.next_epoch = meta["history"], meta["next_epoch"]
+        self.stopped = meta["stopped"] and meta["stage"] == stage
         return self.next_epoch
 
     def on_train_begin(self, logs=None):
