@@ -62,12 +62,10 @@ def main():
         for kind in ("phantom", "shuffled"):
             (folder / f"of {kind}").mkdir()
             aucs, record, seconds = run_chain(folder / kind, folder / f"of {kind}")
-            mean = aucs.loc["mean"].round(4)
-            results[kind] = {
-                "mean_test_auc": mean["auc"], "low": mean["auc_low"], "high": mean["auc_high"],
-                "best_epoch": record["best_epoch"] + 1, "epochs": record["epochs_run"], "seconds": seconds,
-                "aucs": aucs["auc"].drop("mean").round(4).to_dict(),
-            }  # fmt: skip
+            low, auc, high = aucs.loc["mean", ["auc_low", "auc", "auc_high"]].astype(float).round(4)
+            results[kind] = {"mean_test_auc": auc, "low": low, "high": high, "seconds": seconds}
+            results[kind] |= {"epochs": record["epochs_run"], "best_epoch": record["best_epoch"] + 1}
+            results[kind]["aucs"] = aucs["auc"].drop("mean").round(4).to_dict()
         results["machine"] = record["runtime"]
     print(json.dumps(results, indent=1))
     target = ROOT / "benchmarks" / "results" / "learning.json"
