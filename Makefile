@@ -1,6 +1,5 @@
 # The only entry points. `make run` and `make test` set up everything they need in .venv.
 PYTHON ?= python3
-TENSORFLOW ?= tensorflow
 DATA_DIR ?= data/phantom
 RUN_DIR ?= models/densenet121
 PROFILE ?= quick
@@ -13,7 +12,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .PHONY: run test lint bench address clean
 
-run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3 SEED=1"]
+run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
 test: .venv/dev  ## every test
@@ -31,13 +30,13 @@ address: .venv/run  ## after forking: make address REPOSITORY=https://github.com
 	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"
 
 clean:  ## the synthetic study, packed shards and the run's results; .venv stays
-	rm -rf data/phantom data/packed models/densenet121
+	rm -rf data/phantom data/packed/phantom-* models/densenet121
 
 .venv/run: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in [(3, 11), (3, 12), (3, 13)] or sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make run PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet --upgrade pip
-	$(VENV)/python -m pip install --quiet -r requirements.txt "$(TENSORFLOW)"
+	$(VENV)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.txt

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import cv2
 import numpy as np
 import pandas as pd
 import psutil
@@ -40,6 +41,7 @@ from helpers import (
     make_train_dataset,
     pack_study,
     parse_records,
+    pipeline,
 )
 
 SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
@@ -129,9 +131,33 @@ def eval_batches(study, image_size):
     return measure(make_eval_dataset(study, "train", BATCH_SIZE, image_size=image_size), len(study.labels("train")))
 
 
+def warp_alone(films, engine):
+    """The geometry of augmentation alone, by OpenCV or by TensorFlow's own operation, on all cores."""
+    draws = np.random.default_rng(0).random((len(films), 8), np.float32)
+    maps = pipeline._draw_maps(draws, SIDE, IMAGE_SIZE, Augmentation())
+    rows = tf.constant(np.pad(maps.reshape(-1, 6), [[0, 0], [0, 2]]), tf.float32)
+
+    def by_opencv(films):
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return np.stack(
+            [cv2.warpAffine(f, m, (IMAGE_SIZE, IMAGE_SIZE), flags=flags) for f, m in zip(films, maps, strict=True)]
+        )
+
+    def warp(films):
+        if engine == "opencv":
+            return tf.numpy_function(by_opencv, [films], tf.uint8, stateful=False)
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=films, transforms=rows, output_shape=[IMAGE_SIZE, IMAGE_SIZE], fill_value=0.0,
+            interpolation="BILINEAR", fill_mode="CONSTANT",
+        )  # fmt: skip
+
+    data = tf.data.Dataset.from_tensors(films).repeat(32).map(warp, num_parallel_calls=tf.data.AUTOTUNE)
+    return measure(data.prefetch(2), 32 * len(films))
+
+
 def memory_of_epochs(study, n_epochs):
     """Returns resident MiB after each of some epochs of training batches, read from one iterator."""
-    data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=n_epochs, window_shards=2)
+    data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=n_epochs)
     steps, process, resident = len(study.labels("train")) // BATCH_SIZE, psutil.Process(), []
     for step, _ in enumerate(data, 1):
         if step % steps == 0:
@@ -158,6 +184,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         rows, images = make_rows(paths, 4096, "train")
         study = pack_study(rows, images, Path(folder) / "large", split_name="official", side=SIDE)
+        some_films = next(iter(make_eval_dataset(study, "train", BATCH_SIZE)))[0]
+        some_films = tf.cast(some_films, tf.uint8)
         tasks = {
             "PNG decode alone (ceiling of packing)": lambda: decode_alone(some),
             "packing": lambda: pack(paths, 768),
@@ -167,6 +195,8 @@ def main():
             "training batches": lambda: train_batches(study),
             f"evaluation batches, {SIDE} px as packed": lambda: eval_batches(study, None),
             f"evaluation batches, resized to {IMAGE_SIZE} px": lambda: eval_batches(study, IMAGE_SIZE),
+            "affine map by OpenCV": lambda: warp_alone(some_films, "opencv"),
+            "affine map by TensorFlow": lambda: warp_alone(some_films, "tensorflow"),
         }
         rates = {name: [] for name in tasks}
         for number in range(arguments.rounds + 1):
@@ -175,7 +205,7 @@ def main():
                 if number:  # the first round warms caches and traces graphs
                     rates[name].append(rate)
         small = pack_study(*make_rows(paths, 1024, "train"), Path(folder) / "small", split_name="official", side=SIDE)
-        resident = {"1,024 films": memory_of_epochs(small, 6), "4,096 films": memory_of_epochs(study, 6)}
+        resident = {"1,024 films": memory_of_epochs(small, 12), "4,096 films": memory_of_epochs(study, 12)}
 
     def ratio(name, other):
         pairs = zip(rates[name], rates[other], strict=True)
@@ -190,6 +220,7 @@ def main():
             "packing / PNG decode alone": ratio(packed, decode),
             "training batches / predecessor": ratio(train, "predecessor, training"),
             "training batches / record parse alone": ratio(train, parse),
+            "affine map by OpenCV / by TensorFlow": ratio("affine map by OpenCV", "affine map by TensorFlow"),
             "evaluation batches as packed / predecessor": ratio(whole, "predecessor, evaluation"),
             "evaluation batches resized / predecessor": ratio(resized, "predecessor, evaluation"),
         },

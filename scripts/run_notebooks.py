@@ -4,6 +4,7 @@ Usage: run_notebooks.py [--data-dir DIR] [--run-dir DIR] [--profile quick|full] 
 """
 
 import argparse
+import ast
 import contextlib
 import json
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 import papermill
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "05_export_and_predict"]
@@ -42,9 +42,27 @@ def kernel_messages_to(path):
             os.close(own)
 
 
+def parse_setting(pair):
+    """Returns name and value of "NAME=VALUE"; a value that is no Python literal is a string. Exits on unknown names."""
+    known = {name for notebook in NOTEBOOKS for name in papermill.inspect_notebook(str(find_notebook(notebook)))}
+    known -= {"DATA_DIR", "RUN_DIR", "PROFILE"}  # have options of their own
+    name, sign, text = pair.partition("=")
+    if not sign or name not in known:
+        sys.exit(f"{pair}: expected NAME=VALUE with one of the settings {', '.join(sorted(known))}")
+    try:
+        return name, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return name, text
+
+
+def find_notebook(name):
+    """Returns the path of a notebook of the repository."""
+    return ROOT / "notebooks" / f"{name}.ipynb"
+
+
 def execute(name, run_dir, settings):
     """Executes one notebook with those of the settings that it has. Exits with its error where it fails."""
-    source, target = ROOT / "notebooks" / f"{name}.ipynb", run_dir / "executed" / f"{name}.ipynb"
+    source, target = find_notebook(name), run_dir / "executed" / f"{name}.ipynb"
     known = papermill.inspect_notebook(str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"{name} ...", flush=True)
@@ -71,7 +89,12 @@ def show_results(run_dir):
     run = json.loads((run_dir / "run.json").read_text())
     example = json.loads((run_dir / "exports" / "example.json").read_text())
     table = aucs[aucs["split"].eq("test")]
-    print(f"\nTest films of {run['study']}, split {run['split']['name']} ({run['split']['sha256'][:12]})\n")
+    study = json.loads((run_dir / "study.json").read_text())
+    print(
+        f"\n{study['found']:,} of {study['rows']:,} images found, {study['missing']:,} missing, "
+        f"{len(study['unreadable']):,} unreadable"
+    )
+    print(f"Test films of {run['study']}, split {run['split']['name']} ({run['split']['sha256'][:12]})\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
         interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"
@@ -82,7 +105,7 @@ def show_results(run_dir):
         print(f"  {name:20}{prob:.3f}")
     places = {"figures": "figures", "notebooks": "executed", "model": "saved_model", "card": "model_card.md"}
     print("\n" + "\n".join(f"{what:11}{run_dir / name}" for what, name in places.items()))
-    if run["study"] == "phantom":
+    if run["synthetic"]:
         print("\nThese films are drawn: the numbers show that everything works, and nothing about real radiographs.")
     print("Research only, not for clinical use.")
 
@@ -91,8 +114,7 @@ def main():
     """Runs the notebooks, then shows the results."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a bar that nobody watches should not fill the notebook
-    settings = dict(pair.split("=", 1) for pair in arguments.set)
-    settings = {name: yaml.safe_load(value) for name, value in settings.items()}
+    settings = dict(parse_setting(pair) for pair in arguments.set)
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile}
     settings |= {"VERBOSE": 2}
     run_dir = (ROOT / Path(arguments.run_dir).expanduser()).resolve()

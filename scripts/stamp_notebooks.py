@@ -85,7 +85,9 @@ def main():
     new = (arguments.address or old).removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://[^/]+/[^/]+/[^/]+", new):
         sys.exit(f"{new} is no address of the form https://github.com/owner/name")
-    wanted = {path: path.read_text().replace(old, new) for path in (CITATION, ROOT / "README.md")}
+    wanted = {CITATION: CITATION.read_text().replace(old, new)}
+    readme = ROOT / "README.md"
+    wanted[readme] = BADGES.sub(_badges("01_prepare_data.ipynb", new), readme.read_text().replace(old, new))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = stamp(path.name, json.loads(path.read_text()), new)
         wanted[path] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

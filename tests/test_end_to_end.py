@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def drawn_run(tmp_path_factory):
     backbone = keras.applications.DenseNet121(include_top=False, weights=None)
     with h5py.File(folder / "notop.h5", "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
-    settings = (f"WEIGHTS={folder / 'notop.h5'}", "FROZEN_EPOCHS=1", "EPOCHS=2")
+    settings = (f"WEIGHTS={folder / 'notop.h5'}", "FROZEN_EPOCHS=1", "EPOCHS=2", "PRECISION=mixed_bfloat16")
     printed = run_chain(folder / "study", folder / "run", folder / "packed", *settings)
     return folder, printed, settings
 
@@ -83,6 +84,45 @@ def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
     test_list = (folder / "study" / "test_list.txt").read_text().split()
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
     assert all(name in printed for name in PATHOLOGIES) and "not for clinical use" in printed
+
+
+def spoil(path, how):
+    """Puts in the place of a film what downloads leave behind."""
+    if how == "html":
+        path.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:500])
+    elif how == "bomb":  # a PNG whose header declares 20,000 x 20,000 pixels
+        head = bytearray(path.read_bytes())
+        head[16:24] = (20_000).to_bytes(4) * 2
+        head[29:33] = zlib.crc32(head[12:29]).to_bytes(4)
+        path.write_bytes(head)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("split", ["random_patients", "leaky_images"])
+def test_chain_goes_on_past_bad_films_on_other_splits(tmp_path, split):
+    """A study with a bad film at every tenth place: they are listed, the rest is packed, trained on and measured."""
+    from helpers import write_phantom_study
+
+    write_phantom_study(tmp_path / "a study", n_images=120, size=48, seed=3)
+    bad = sorted((tmp_path / "a study" / "images").iterdir())[::10]
+    for number, path in enumerate(bad):
+        spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
+    printed = run_chain(tmp_path / "a study", tmp_path / "run", tmp_path / "packed", f"SPLIT={split}")
+    record = json.loads((tmp_path / "run" / "study.json").read_text())
+    assert (record["found"], record["missing"], len(record["unreadable"])) == (117, 3, 9)
+    assert "117 of 120 images found, 3 missing, 9 unreadable" in printed
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert ("; 0 in two parts" in card) == (split == "random_patients")
+
+
+@pytest.mark.parametrize("setting", ["EPOCH=3", "EPOCHS", "RUN_DIR=elsewhere"])
+def test_unknown_settings_are_refused_before_anything_runs(tmp_path, setting):
+    answer = call_chain(tmp_path / "study", tmp_path / "run", tmp_path / "packed", setting)
+    assert answer.returncode != 0 and f"{setting}: expected NAME=VALUE" in answer.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_record_names_split_seed_and_machine(drawn_run):
@@ -133,7 +173,7 @@ def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
     run_chain(folder / "study", folder / "run", folder / "packed", *settings)
     assert (folder / "run" / "history.csv").read_bytes() == before
     answer = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "SEED=1")
-    assert answer.returncode != 0 and "differ" in answer.stderr and "PACKED_DIR" in answer.stderr
+    assert answer.returncode != 0 and "SEED was 0, now 1" in answer.stderr and "START_OVER" in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,21 @@ def test_model_of_other_classes_is_refused(tmp_path, model):
         load_densenet121(tmp_path)
 
 
+def test_model_of_another_split_or_side_is_refused(tmp_path, model, packed):
+    """Otherwise it would be measured on films that it was trained on."""
+    model.save_weights(tmp_path / "model.weights.h5")
+    record = {"classes": list(PATHOLOGIES), "side": packed.side, "split": {"name": "official", "sha256": "0" * 64}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"trained on split official \(0{12}\).*Use the SPLIT"):
+        load_densenet121(tmp_path, packed)
+    record["split"]["sha256"] = packed.split_sha256
+    (tmp_path / "run.json").write_text(json.dumps(record | {"side": 99}))
+    with pytest.raises(ValueError, match="at 99 pixels"):
+        load_densenet121(tmp_path, packed)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert load_densenet121(tmp_path, packed).count_params() == model.count_params()
+
+
 def test_unfinished_run_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing\. Run 02_train_densenet121"):
         load_densenet121(tmp_path)

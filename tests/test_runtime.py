@@ -1,6 +1,8 @@
 """Settings, paths and records that all notebooks share."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -85,3 +87,58 @@ def test_default_strategy_computes():
 
         layer = keras.layers.Dense(2)
         assert np.asarray(layer(np.ones((1, 3), "float32"))).shape == (1, 2)
+
+
+def test_a_tpu_that_tensorflow_cannot_use_gives_a_warning_and_the_default(monkeypatch):
+    """As on a machine with a chip and the CPU build of TensorFlow: only the device file is pretended."""
+    import tensorflow as tf
+
+    from helpers import runtime
+
+    monkeypatch.setattr(runtime.glob, "glob", lambda pattern: ["/dev/vfio/0"])
+    with pytest.warns(UserWarning, match="There is a TPU, but TensorFlow .* cannot use it"):
+        assert make_strategy() is tf.distribute.get_strategy()
+
+
+def test_fetch_cell_clones_the_repository_where_a_notebook_comes_alone(tmp_path):
+    """The cell as it stands in the notebooks, with a local clone URL, in an empty folder."""
+    notebook = json.loads((ROOT / "notebooks" / "01_prepare_data.ipynb").read_text())
+    cell = next("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
+    source = tmp_path / "source" / "chest"
+    subprocess.run(["git", "init", "-q", source], check=True)
+    for name in ("requirements.txt", "notebooks/helpers"):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "-C", source, "add", "."], check=True)
+    subprocess.run(["git", "-C", source, *identity, "commit", "-qm", "all"], check=True)
+    code = re.sub(r'REPOSITORY = ".*"', f'REPOSITORY = "{source}"', cell) + "\nprint(os.getcwd(), sys.path[0])"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for _ in range(2):  # the second time the clone is there
+        answer = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True)
+        assert answer.stdout.split() == [str(empty / "chest" / "notebooks")] * 2, answer.stderr
+
+
+def test_fetch_cell_without_an_address_says_what_to_set(tmp_path):
+    notebook = json.loads((ROOT / "notebooks" / "01_prepare_data.ipynb").read_text())
+    cell = next("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
+    code = re.sub(r'REPOSITORY = ".*"', 'REPOSITORY = "https://github.com/OWNER/REPOSITORY"', cell)
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode != 0 and "Set REPOSITORY" in answer.stderr
+
+
+def test_a_new_address_reaches_notebooks_badges_and_citation(tmp_path):
+    for name in ("CITATION.cff", "README.md", "notebooks", "scripts"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    stamp = [sys.executable, str(tmp_path / "scripts" / "stamp_notebooks.py")]
+    subprocess.run([*stamp, "--address", "https://github.com/jane/cxr/"], check=True)
+    old = re.search(r"^repository-code: https://github.com/(\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[
+        1
+    ]
+    for path in [tmp_path / "CITATION.cff", tmp_path / "README.md", *(tmp_path / "notebooks").glob("*.ipynb")]:
+        assert "jane/cxr" in path.read_text() and old not in path.read_text(), path
+    assert subprocess.run([*stamp, "--check"]).returncode == 0
+    assert subprocess.run([*stamp, "--address", "cxr"], capture_output=True).returncode != 0

@@ -16,7 +16,8 @@ _ROOMS = {
     "pipeline": "Augmentation augment make_eval_dataset make_train_dataset",
     "model": "backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",
     "training": "AsymmetricLoss TrainingState ValidationAUC WeightedBinaryCrossentropy averaged_weights make_loss",
-    "runtime": "choose_settings describe_runtime find_commit make_strategy prepare_runtime resolve_paths save_figure "
+    "runtime": "choose_settings describe_runtime find_commit make_strategy prepare_runtime resolve_path resolve_paths "
+    "save_figure "
     "write_json",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}

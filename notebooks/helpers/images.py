@@ -17,29 +17,37 @@ class FilmError(ValueError):
     """A file that is not a film that can be read; the message says why and never holds pixel data."""
 
 
-def inspect_film(data):
+def inspect_film(source):
     """Reads the header of an encoded film, without decoding any pixel.
 
     Args:
-        data: bytes of a file.
+        source: path of a file, of which only the beginning is read, or its bytes.
 
     Returns:
         A dict with `format` ("PNG" or "JPEG"), `width`, `height` (pixels) and `mode` (Pillow's name of the pixel
         format: "L", "RGBA", "P", "I;16", ...).
 
     Raises:
-        FilmError: the bytes are empty, are no PNG or JPEG, or declare more than `MAX_PIXELS` pixels or a side below
+        FilmError: the file is empty, is no PNG or JPEG, or declares more than `MAX_PIXELS` pixels or a side below
             `MIN_SIDE`.
+        OSError: the file cannot be opened.
     """
-    if not data:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        beginning = file.read(12)
+        file.seek(0)
+        return _read_header(file, beginning)
+
+
+def _read_header(file, beginning):
+    if not beginning:
         raise FilmError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
             header = {"format": image.format, "width": image.width, "height": image.height, "mode": image.mode}
     except UnidentifiedImageError:
-        if data.startswith((b"\x89PNG", b"\xff\xd8")):
+        if beginning.startswith((b"\x89PNG", b"\xff\xd8")):
             raise FilmError("broken header: begins like a PNG or JPEG, but is damaged or cut short") from None
-        raise FilmError(f"neither PNG nor JPEG: the file begins with {data[:12]!r}") from None
+        raise FilmError(f"neither PNG nor JPEG: the file begins with {beginning!r}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise FilmError(f"declares more than the {MAX_PIXELS:,} pixels allowed") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk

@@ -16,7 +16,7 @@ WEIGHTS_FILE = "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/densenet/{WEIGHTS_FILE}"
 
 
-def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), dropout=0.0, batch_norm_momentum=0.99):
+def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_momentum=0.99):
     """Builds the classifier: gray to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
 
     The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
@@ -26,7 +26,6 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), dropout=0.0
     Args:
         weights: "none" (random start), "imagenet", or the path of a weights file of the network without its top.
         n_classes: int, outputs.
-        dropout: float in [0, 1), before the dense layer.
         batch_norm_momentum: float in (0, 1). Keras' 0.99 averages over some hundred steps, which a short run from
             scratch does not have.
 
@@ -46,7 +45,6 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), dropout=0.0
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
     features = keras.layers.GlobalAveragePooling2D(name="average")(backbone.output)
-    features = keras.layers.Dropout(dropout, name="dropout")(features)
     logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
     return keras.Model(images, logits, name="densenet121")
 
@@ -67,7 +65,7 @@ def _build_backbone(weights, inputs):
 
 def backbone_layers(model):
     """Lists the layers between preprocessing and head: what is frozen while only the head is trained."""
-    return [layer for layer in model.layers if layer.name not in ("images", "average", "dropout", "logits")]
+    return [layer for layer in model.layers if layer.name not in ("images", "average", "logits")]
 
 
 def set_output_bias(model, prevalence):
@@ -82,13 +80,14 @@ def set_output_bias(model, prevalence):
     head.bias.assign(np.log(share / (1 - share)).astype("float32"))
 
 
-def load_densenet121(run_dir, classes=PATHOLOGIES):
+def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
     """Rebuilds a trained classifier in float32 from `run.json` and `model.weights.h5`.
 
     Weights with the builder load in every Keras 3; a `.keras` file does not load in an older Keras than wrote it.
 
     Args:
         run_dir: path of the folder that 02_train_densenet121 wrote.
+        study: the `PackedStudy` that the model is to be used on; None skips the check that it was trained on this one.
         classes: sequence of class names in the order that the caller will use.
 
     Returns:
@@ -96,7 +95,8 @@ def load_densenet121(run_dir, classes=PATHOLOGIES):
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
-        ValueError: the model was trained on other classes, or on the same in another order.
+        ValueError: the model was trained on other classes, or on the same in another order; or on another split than
+            the study's, so that its test films may have been trained on; or on films of another side.
     """
     run_dir = Path(run_dir)
     for name in ("run.json", "model.weights.h5"):
@@ -105,6 +105,13 @@ def load_densenet121(run_dir, classes=PATHOLOGIES):
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     if list(record["classes"]) != list(classes):
         raise ValueError(f"The model in {run_dir} was trained on {record['classes']}, the data has {list(classes)}.")
+    if study is not None and (record["split"]["sha256"], record["side"]) != (study.split_sha256, study.side):
+        raise ValueError(
+            f"The model in {run_dir} was trained on split {record['split']['name']} "
+            f"({record['split']['sha256'][:12]}) at {record['side']} pixels, but {study.folder} holds split "
+            f"{study.split_name} ({study.split_sha256[:12]}) at {study.side}. "
+            "Use the SPLIT, PROFILE and PACKED_DIR of its training."
+        )
     model = build_densenet121(n_classes=len(classes))
     model.load_weights(run_dir / "model.weights.h5")
     return model

@@ -96,7 +96,7 @@ def _draw_exposures(draws, strength):
 
 
 def make_train_dataset(
-    study, image_size, batch_size, *, seed, epochs, first_epoch=0, strength=None, window_shards=4, n_parallel=None
+    study, image_size, batch_size, *, seed, epochs, first_epoch=0, strength=None, window_shards=2, n_parallel=None
 ):
     """Makes the training pipeline: one stream over all epochs still to come.
 

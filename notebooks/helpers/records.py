@@ -5,6 +5,7 @@ records) and `manifest.json`, written last. Everything in it is relative, so the
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -110,10 +111,11 @@ def parse_records(serialized, side):
     return tf.reshape(films, (-1, side, side, 1)), tf.cast(parsed["labels"], tf.float32)
 
 
+@functools.lru_cache  # traced once a process, not once a call
 def _make_decoder(side):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def decode(data):
-        return decode_film(data, side)
+    def decode(path):
+        return decode_film(tf.io.read_file(path), side)
 
     return decode
 
@@ -128,12 +130,11 @@ def _size_on_disk(path):
 def _read_film(path, decode):
     """Returns a uint8 array (side, side, 1), or the reason why there is none."""
     try:
-        data = Path(path).read_bytes()
-        inspect_film(data)
-        return decode(tf.constant(data)).numpy()
+        inspect_film(path)
+        return decode(path).numpy()
     except FilmError as error:
         return str(error)
-    except tf.errors.InvalidArgumentError:
+    except tf.errors.OpError:
         return "the pixels cannot be decoded: the file is damaged or cut short"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
@@ -244,9 +245,11 @@ def _finished_shards(folder, asked):
     held = _read_manifest(folder) if (folder / "manifest.json").exists() else asked | {"shards": []}
     differing = [key for key in asked if held.get(key) != asked[key]]
     if differing:
+        changes = [f"{key} was {held.get(key)}, now {asked[key]}" for key in differing if key != "asked_sha256"]
+        changes += ["the films or their split are others than then"] if "asked_sha256" in differing else []
         raise ValueError(
-            f"{folder} already holds another packed study: {', '.join(differing)} differ. "
-            "Delete that folder, or set PACKED_DIR to another one."
+            f"{folder} already holds another packed study ({'; '.join(changes)}). Delete that folder to pack anew, or "
+            "set PACKED_DIR to another one; a run trained on the old one needs a new RUN_DIR too."
         )
     shards = {shard["file"]: shard for shard in held["shards"]}
     for path in folder.glob("*.tfrecord.json"):

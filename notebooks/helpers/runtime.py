@@ -1,4 +1,4 @@
-"""Where a notebook runs: missing packages, accelerator, seeds, paths, and the record of what was done with what."""
+"""Where a notebook runs: missing packages, accelerator, settings, paths, and the record of what was done with what."""
 
 import glob
 import importlib.metadata
@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +61,8 @@ def make_strategy():
     """Chooses how TensorFlow spreads the work: `TPUStrategy`, `MirroredStrategy` over several GPUs, or the default.
 
     A TPU is looked for only where the machine shows a chip: the tensorflow-tpu package lists a TPU system device on
-    any machine, and asking for a TPU that is not there takes minutes.
+    any machine, and asking for a TPU that is not there takes minutes. Where there is a chip that TensorFlow cannot use,
+    as with the CPU build that today's Kaggle image carries, a warning says so and the default is taken.
 
     Returns:
         A tf.distribute.Strategy.
@@ -68,10 +70,14 @@ def make_strategy():
     import tensorflow as tf
 
     if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+            tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            warnings.warn(f"There is a TPU, but TensorFlow {tf.__version__} cannot use it: {reason}", stacklevel=2)
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
@@ -134,6 +140,11 @@ def choose_settings(settings, *choices):
     return chosen
 
 
+def resolve_path(path):
+    """Returns a setting as an absolute pathlib.Path: relative ones start at the repository's root, `~` is home."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
 def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
     """Turns the path settings of the notebooks into paths; relative ones are relative to the repository's root.
 
@@ -147,11 +158,11 @@ def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
     Returns:
         A namespace with pathlib.Paths `study`, `packed`, `run`.
     """
-    study = (ROOT / Path(data_dir).expanduser()).resolve()
+    study = resolve_path(data_dir)
     packed = Path(packed_dir).expanduser() if packed_dir else Path("data/packed") / f"{study.name}-{split}-{profile}"
-    run = (ROOT / Path(run_dir).expanduser()).resolve()
+    run = resolve_path(run_dir)
     run.mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(study=study, packed=(ROOT / packed).resolve(), run=run)
+    return SimpleNamespace(study=study, packed=resolve_path(packed), run=run)
 
 
 def write_json(path, content):
