@@ -44,7 +44,7 @@ def augment(films, draws, image_size, strength):
     """Re-exposes, crops, stretches, rotates, shifts and mirrors films. Runs inside `Dataset.map`, on the host.
 
     All geometry is one affine map, so that every film is interpolated once. OpenCV does it: TensorFlow's own
-    `ImageProjectiveTransformV3` takes six times as long on a CPU (`benchmarks/input_pipeline.py`).
+    `ImageProjectiveTransformV3` takes four times as long on a CPU (`benchmarks/input_pipeline.py`).
 
     Args:
         films: uint8 tensor (batch, side, side, 1).
