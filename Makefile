@@ -15,7 +15,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
-test: .venv/dev  ## every test
+test: .venv/dev  ## every test, about 15 minutes on 2 cores
 	$(VENV)/python -m pytest
 
 lint: .venv/dev  ## style of code and notebooks

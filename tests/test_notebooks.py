@@ -85,3 +85,10 @@ def test_links_between_notebooks_resolve(notebook):
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", ["README.md", "data/README.md", "models/README.md"])
+def test_links_of_the_pages_resolve(name):
+    path = ROOT / name
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
