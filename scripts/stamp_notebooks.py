@@ -35,7 +35,7 @@ if not Path("helpers").is_dir():  # Colab and Kaggle open a notebook without its
 sys.path.insert(0, os.getcwd())
 from helpers.runtime import prepare_runtime  # chooses the Keras backend, so it comes before any import of Keras
 
-prepare_runtime()"""
+installed = prepare_runtime()"""
 
 METADATA = {
     "accelerator": "TPU",
