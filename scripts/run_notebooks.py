@@ -42,10 +42,14 @@ def kernel_messages_to(path):
             os.close(own)
 
 
-def parse_setting(pair):
+def list_settings():
+    """Returns the names of all settings of the notebooks but those that have options of their own."""
+    names = {name for notebook in NOTEBOOKS for name in papermill.inspect_notebook(str(find_notebook(notebook)))}
+    return names - {"DATA_DIR", "RUN_DIR", "PROFILE"}
+
+
+def parse_setting(pair, known):
     """Returns name and value of "NAME=VALUE"; a value that is no Python literal is a string. Exits on unknown names."""
-    known = {name for notebook in NOTEBOOKS for name in papermill.inspect_notebook(str(find_notebook(notebook)))}
-    known -= {"DATA_DIR", "RUN_DIR", "PROFILE"}  # have options of their own
     name, sign, text = pair.partition("=")
     if not sign or name not in known:
         sys.exit(f"{pair}: expected NAME=VALUE with one of the settings {', '.join(sorted(known))}")
@@ -114,7 +118,8 @@ def main():
     """Runs the notebooks, then shows the results."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a bar that nobody watches should not fill the notebook
-    settings = dict(parse_setting(pair) for pair in arguments.set)
+    known = list_settings()
+    settings = dict(parse_setting(pair, known) for pair in arguments.set)
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile}
     settings |= {"VERBOSE": 2}
     run_dir = (ROOT / Path(arguments.run_dir).expanduser()).resolve()

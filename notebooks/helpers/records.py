@@ -134,8 +134,10 @@ def _read_film(path, decode):
         return decode(path).numpy()
     except FilmError as error:
         return str(error)
-    except tf.errors.OpError:
+    except tf.errors.InvalidArgumentError:
         return "the pixels cannot be decoded: the file is damaged or cut short"
+    except tf.errors.OpError as error:
+        return f"cannot be read: {error.message}"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
 
