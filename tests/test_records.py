@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from helpers import PATHOLOGIES, decode_film, load_packed_study, make_eval_dataset, pack_study
-from helpers.labels import hash_split
+from helpers.splits import hash_split
 
 SIDE = 16
 METADATA = ["image", "patient_id", "follow_up", "age", "sex", "view"]

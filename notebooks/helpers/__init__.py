@@ -6,16 +6,26 @@ Names are looked up on first use, so that `import helpers` costs nothing and the
 from importlib import import_module
 
 _ROOMS = {
-    "labels": "PATHOLOGIES SPLITS assert_no_patient_overlap hash_split list_images load_boxes load_metadata "
-    "load_official_lists make_split match_images",
-    "statistics": "auc_table average_precision bootstrap_auc choose_thresholds confusion_at fit_platt "
-    "percentile_interval precision_recall_curve roc_auc roc_curve top_k_recall",
+    "labels": "ADJUDICATED PATHOLOGIES list_images load_adjudicated load_boxes load_metadata load_official_lists "
+    "match_images",
+    "splits": "SPLITS assert_no_patient_overlap hash_split make_split",
+    "statistics": "auc_table average_precision bootstrap_auc bootstrap_ratio delong delong_test difference_table "
+    "percentile_interval precision_recall_curve roc_auc roc_curve shuffled_auc",
+    "calibration": "apply_platt bootstrap_calibration_error calibration_error choose_thresholds confusion_at fit_platt "
+    "rates_table reliability_curve top_k_hits top_k_recall",
+    "localization": "boxed_findings center_prior check_boxes localization_table location_prior score_maps",
+    "shortcuts": "METADATA measure_leakage predict_without_pixels",
+    "duplicates": "HASH_BITS MAX_DISTANCE FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
     "images": "FilmError decode_gray decode_film inspect_film resize_film",
     "records": "PackedStudy load_packed_study pack_study parse_records",
-    "pipeline": "Augmentation augment make_eval_dataset make_train_dataset",
+    "pipeline": "Augmentation augment make_eval_dataset make_train_dataset shift_films",
     "model": "backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",
     "training": "AsymmetricLoss TrainingState ValidationAUC WeightedBinaryCrossentropy averaged_weights make_loss",
+    "subgroups": "gap_table list_subgroups subgroup_table",
+    "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
+    "predictions": "CONTRACT JoinReport join_predictions load_predictions",
+    "leaderboard": "add_to_leaderboard gather_scores",
     "runtime": "choose_settings describe_runtime find_commit make_strategy prepare_runtime resolve_path resolve_paths "
     "save_figure "
     "write_json",

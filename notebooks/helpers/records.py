@@ -18,7 +18,8 @@ import pandas as pd
 import tensorflow as tf
 
 from .images import FilmError, decode_film, inspect_film
-from .labels import PATHOLOGIES, assert_no_patient_overlap, hash_split
+from .labels import PATHOLOGIES
+from .splits import assert_no_patient_overlap, hash_split
 
 FORMAT = 1  # of the records and the manifest; a reader refuses any other
 SUBSETS = ("train", "val", "test")
@@ -33,8 +34,8 @@ class PackedStudy:
     Attributes:
         folder: pathlib.Path of the folder.
         side: pixels, of the square films in the shards.
-        split_name: which split, one of `labels.SPLITS`.
-        split_sha256: `labels.hash_split` of the films in it.
+        split_name: which split, one of `splits.SPLITS`.
+        split_sha256: `splits.hash_split` of the films in it.
         shards: dict subset -> list of dicts with `file`, `count`, `bytes`, `sha256`.
         index: DataFrame in the order of the records: `subset`, the metadata columns, 14 label columns.
         excluded: list of dicts `image`, `reason`: films that could not be read.
