@@ -16,14 +16,13 @@ import json
 import os
 import platform
 import re
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import cv2
@@ -209,13 +208,13 @@ def main():
 
     def ratio(name, other):
         pairs = zip(rates[name], rates[other], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 3)
+        return round(float(np.median([a / b for a, b in pairs])), 3)
 
     decode, parse, packed, train, whole, resized = (list(tasks)[i] for i in (0, 4, 1, 5, 6, 7))
     results = {
         "machine": describe_machine(),
         "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE}, crops of {IMAGE_SIZE}, batches of {BATCH_SIZE}",
-        "films_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "films_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
         "ratios": {
             "packing / PNG decode alone": ratio(packed, decode),
             "training batches / predecessor": ratio(train, "predecessor, training"),

@@ -1,24 +1,27 @@
-"""Tests of helpers.statistics against scikit-learn, brute force and known answers."""
+"""Tests of helpers.statistics against scikit-learn, MLstatkit, brute force, simulation and known answers."""
 
 import warnings
 
 import numpy as np
 import pytest
+from MLstatkit import Delong_test
+from scipy import stats
 from scipy.special import expit
 from sklearn import metrics
 
-from helpers.statistics import (
+from helpers import (
     auc_table,
     average_precision,
     bootstrap_auc,
-    choose_thresholds,
-    confusion_at,
-    fit_platt,
+    bootstrap_ratio,
+    delong,
+    delong_test,
+    difference_table,
     percentile_interval,
     precision_recall_curve,
     roc_auc,
     roc_curve,
-    top_k_recall,
+    shuffled_auc,
 )
 
 
@@ -67,19 +70,22 @@ def test_single_class_columns_and_empty_input_are_nan():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(roc_auc(y, score), [np.nan, np.nan, 1])
         np.testing.assert_array_equal(average_precision(y, score), [np.nan, 1, 1])
-        np.testing.assert_array_equal(choose_thresholds(y, score), [np.nan, np.nan, 0.6])
+        np.testing.assert_array_equal(delong(y, score), [[np.nan, np.nan, 1], [np.nan] * 3, [np.nan] * 3])
+        np.testing.assert_array_equal(delong_test(y, score, -score), [[np.nan, np.nan, 1], [np.nan] * 3])
+        assert np.isnan(shuffled_auc(y, score, [1, 2], 5)[:, :2]).all()
         samples = bootstrap_auc(y, score, [1, 2], 50)
         assert np.isnan(samples[:, :2]).all()
         # A resample with one of the two patients only has one class.
         assert 0 < np.isnan(samples[:, 2]).sum() < 50
         empty = np.zeros((0, 3))
-        for figure in (roc_auc, average_precision, choose_thresholds):
+        for figure in (roc_auc, average_precision):
             np.testing.assert_array_equal(figure(empty, empty), [np.nan] * 3)
-        assert np.isnan(bootstrap_auc(empty, empty, [], 10)).all()
-        assert np.isnan(top_k_recall(empty, empty))
-        np.testing.assert_array_equal(fit_platt(empty, empty), [[1, 1, 1], [0, 0, 0]])
-        np.testing.assert_array_equal(confusion_at(empty, empty, 0.5)["tp"], [0, 0, 0])
-        np.testing.assert_array_equal(confusion_at(empty, empty, 0.5)["ppv"], [np.nan] * 3)
+        assert np.isnan(delong(empty, empty)).all()
+        assert np.isnan(delong_test(empty, empty, empty)).all()
+        for resample in (bootstrap_auc, bootstrap_ratio, shuffled_auc):
+            samples = resample(empty, empty, [], 10)
+            assert samples.shape == (10, 3)
+            assert np.isnan(samples).all()
         fpr, tpr, _ = roc_curve([0, 0], [0.1, 0.2])
         assert np.isnan(tpr).all()
         assert fpr[-1] == 1
@@ -98,11 +104,17 @@ def test_single_class_columns_and_empty_input_are_nan():
     ],
 )
 def test_malformed_input_is_refused(y, score, text):
-    for figure in (roc_auc, average_precision, choose_thresholds, fit_platt, top_k_recall):
+    groups = np.arange(len(y))
+    for figure in (roc_auc, average_precision, delong):
         with pytest.raises(ValueError, match=text):
             figure(y, score)
+    for resample in (bootstrap_auc, shuffled_auc):
+        with pytest.raises(ValueError, match=text):
+            resample(y, score, groups)
     with pytest.raises(ValueError, match=text):
-        bootstrap_auc(y, score, np.arange(len(y)))
+        delong_test(y, np.zeros_like(y, dtype="float64"), score)
+    with pytest.raises(ValueError, match=text):
+        difference_table(y, np.zeros_like(y, dtype="float64"), score, groups, ["a", "b"])
 
 
 @pytest.mark.parametrize("decimals", [None, 0])
@@ -223,111 +235,222 @@ def test_curves_equal_sklearn(decimals):
             curve(y, score)
 
 
-def test_confusion_counts_and_rates():
-    y = np.array([[1, 0], [1, 0], [0, 0], [0, 1], [0, 1]])
-    score = np.array([[0.9, 0.1], [0.5, 0.1], [0.5, 0.1], [0.4, 0.1], [0.1, 0.1]])
-    result = confusion_at(y, score, [0.5, 0.2])
-    assert {name: result[name].tolist() for name in ("tp", "fp", "fn", "tn")} == {
-        "tp": [2, 0],
-        "fp": [1, 0],
-        "fn": [0, 2],
-        "tn": [2, 3],
-    }
-    np.testing.assert_allclose(result["sensitivity"], [1, 0])
-    np.testing.assert_allclose(result["specificity"], [2 / 3, 1])
-    np.testing.assert_allclose(result["ppv"], [2 / 3, np.nan])
-    np.testing.assert_allclose(result["npv"], [1, 3 / 5])
-    unknown = confusion_at(y, score, [0.5, np.nan])
-    assert np.isnan([unknown[name][1] for name in ("sensitivity", "specificity", "ppv", "npv")]).all()
-    assert (unknown["fn"][1], unknown["tn"][1]) == (2, 3)
-    with pytest.raises(ValueError, match="thresholds"):
-        confusion_at(y, score, [0.5, 0.5, 0.5])
+def placements(y, score):
+    """DeLong's structural components as the paper defines them: all pairs of a positive and a negative, compared."""
+    wins = np.sign(score[y == 1][:, None] - score[y == 0][None, :]) / 2 + 0.5
+    return wins.mean(axis=1), wins.mean(axis=0)
 
 
-@pytest.mark.parametrize("decimals", [None, 1])
-def test_thresholds_maximize_youden(decimals):
-    y, score = draw(120, decimals=decimals)
-    chosen = choose_thresholds(y, score)
+def delong_by_pairs(y, a, b):
+    """AUCs, variances and covariance of two scores of one class from the 2 x 2 matrices of DeLong et al. (1988)."""
+    (v10_a, v01_a), (v10_b, v01_b) = placements(y, a), placements(y, b)
+    covariance = np.cov(v10_a, v10_b) / len(v10_a) + np.cov(v01_a, v01_b) / len(v01_a)
+    return np.array([v10_a.mean(), v10_b.mean()]), covariance
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+def test_delong_equals_all_pairs(decimals):
+    y, a = draw(160, seed=1, decimals=decimals)
+    b = draw(160, seed=2, decimals=decimals)[1] + 0.4 * a
+    auc, low, high = delong(y, a, level=0.9)
+    difference, p = delong_test(y, a, b)
     for c in range(4):
-        levels = np.unique(score[:, c])
-        at = [confusion_at(y[:, c], score[:, c], level) for level in levels]
-        youden = [result["sensitivity"][0] + result["specificity"][0] - 1 for result in at]
-        best = levels[np.isclose(youden, np.max(youden), atol=1e-12)]
-        assert chosen[c] == best.max()
-    # Two thresholds are equally good here; the higher one is taken.
-    assert choose_thresholds([1, 0, 1, 0], [0.9, 0.8, 0.7, 0.6]) == [0.9]
-    with pytest.raises(ValueError, match="youden"):
-        choose_thresholds(y, score, "f1")
+        expected, covariance = delong_by_pairs(y[:, c], a[:, c], b[:, c])
+        half = stats.norm.ppf(0.95) * np.sqrt(covariance[0, 0])
+        assert auc[c] == pytest.approx(expected[0], abs=1e-14)
+        assert low[c] == pytest.approx(max(expected[0] - half, 0), abs=1e-12)
+        assert high[c] == pytest.approx(min(expected[0] + half, 1), abs=1e-12)
+        z = (expected[0] - expected[1]) / np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+        assert difference[c] == pytest.approx(expected[0] - expected[1], abs=1e-14)
+        assert p[c] == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
 
 
-def test_platt_recovers_known_parameters():
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+def test_delong_equals_mlstatkit(decimals):
+    y, a = draw(500, seed=3, decimals=decimals)
+    b = draw(500, seed=4, decimals=decimals)[1]
+    auc, low, high = delong(y, a)
+    difference, p = delong_test(y, a, b)
+    for c in range(4):
+        # Its sign is that of b minus a.
+        z, expected_p, interval, _, auc_a, auc_b, info = Delong_test(y[:, c], a[:, c], b[:, c])
+        assert info["method"] == "delong"
+        np.testing.assert_allclose([auc[c], low[c], high[c]], [auc_a, *interval], atol=1e-12)
+        np.testing.assert_allclose([difference[c], p[c]], [auc_a - auc_b, expected_p], rtol=1e-9, atol=1e-12)
+        assert np.sign(z) == -np.sign(difference[c])
+
+
+def test_delong_at_the_edges():
+    y, score = draw(80)
+    # The same ranking, told by other numbers, is the same model.
+    np.testing.assert_array_equal(delong_test(y, score, expit(score)), [[0] * 4, [1] * 4])
+    np.testing.assert_array_equal(delong_test(y, score, score)[1], [1] * 4)
+    ties = np.zeros_like(score)
+    np.testing.assert_array_equal(delong(y, ties), [[0.5] * 4] * 3)
+    np.testing.assert_array_equal(delong_test(y, ties, ties), [[0] * 4, [1] * 4])
+    # Swapping the models changes the sign alone.
+    there, back = delong_test(y, score, draw(seed=9, n=80)[1]), delong_test(y, draw(seed=9, n=80)[1], score)
+    np.testing.assert_array_equal(there[0], -back[0])
+    np.testing.assert_array_equal(there[1], back[1])
+    # Perfect and perfectly wrong: no variance, and a difference beyond chance.
+    y, score = [1, 1, 0, 0], np.array([4.0, 3.0, 2.0, 1.0])
+    np.testing.assert_array_equal(delong(y, score), [[1], [1], [1]])
+    np.testing.assert_array_equal(delong_test(y, score, -score), [[1], [0]])
+    # A normal interval does not end at 0 and 1 by itself.
+    y, score = [0, 0, 0, 1, 1, 1], np.array([1, 2, 4, 3, 5, 6])
+    assert delong(y, score)[2] == delong(y, -score)[1] + 1 == 1
+    # Of a single positive the AUC is known and its variance is not.
+    auc, low, high = delong([1, 0, 0], [0.5, 0.6, 0.4])
+    assert (auc[0], np.isnan(low[0]), np.isnan(high[0])) == (0.5, True, True)
+    for level in (0, 1, 95):
+        with pytest.raises(ValueError, match="level"):
+            delong(y, score, level)
+
+
+def test_delong_covers_and_keeps_its_level_where_images_are_independent():
+    # Each column is one study of 150 images.
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(40000, 3)) * 2 - 1
-    slope, intercept = np.array([0.5, 1.0, 2.0]), np.array([-1.0, 0.0, 0.7])
-    y = rng.random(logits.shape) < expit(slope * logits + intercept)
-    fitted_slope, fitted_intercept = fit_platt(y, logits)
-    np.testing.assert_allclose(fitted_slope, slope, rtol=0.06)
-    np.testing.assert_allclose(fitted_intercept, intercept, atol=0.06)
+    y = rng.random((150, 600)) < 0.3
+    shared = rng.normal(size=y.shape) + 1.0 * y
+    a, b = (shared + 0.7 * rng.normal(size=y.shape) for _ in range(2))
+    truth = stats.norm.cdf(1 / np.sqrt(2 * (1 + 0.7**2)))
+    _, low, high = delong(y, a)
+    assert 0.92 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
+    p = delong_test(y, a, b)[1]
+    assert 0.03 <= np.mean(p < 0.05) <= 0.07
+    assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
-def test_platt_minimizes_the_smoothed_loss():
-    y, logits = draw(80, seed=2)
-    slope, intercept = fit_platt(y, logits)
-    n_pos, n_neg = y.sum(axis=0), (1 - y).sum(axis=0)
-    target = np.where(y, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2))
-    error = expit(slope * logits + intercept) - target
-    np.testing.assert_allclose(error.mean(axis=0), 0, atol=1e-9)
-    np.testing.assert_allclose((error * logits).mean(axis=0), 0, atol=1e-9)
+def test_patient_bootstrap_covers_and_image_bootstrap_does_not():
+    # Each column is one study: 120 patients with 5 images that share the label and half of the score's variance.
+    rng = np.random.default_rng(1)
+    patients = np.repeat(np.arange(120), 5)
+    y = (rng.random((120, 400)) < 0.4)[patients]
+    score = y + rng.normal(size=(120, 400))[patients] + rng.normal(size=y.shape)
+    truth = stats.norm.cdf(1 / np.sqrt(2 * 2))  # No patient has both labels, so no pair shares its effect.
+
+    def coverage(groups):
+        low, high = percentile_interval(bootstrap_auc(y, score, groups, 800, seed=2))
+        return np.mean((low <= truth) & (truth <= high))
+
+    assert 0.93 <= coverage(patients) <= 0.97
+    assert coverage(np.arange(600)) < 0.85
+    _, low, high = delong(y, score)
+    assert np.mean((low <= truth) & (truth <= high)) < 0.85
 
 
-def test_platt_of_degenerate_columns():
-    rng = np.random.default_rng(0)
-    x = np.sort(rng.normal(size=200))
-    y = (np.arange(200) >= 150).astype(int)
-    cases = {
-        "no positives": (np.zeros(200), x),
-        "separable": (y, x),
-        "huge": (y, 1e6 * x + 1e7),
-        "tiny": (y, 1e-6 * x),
-        "inverted": (y, -x),
-        "constant": (y, np.full(200, 3.0)),
-    }
-    slope, intercept = fit_platt(*(np.column_stack(columns) for columns in zip(*cases.values(), strict=True)))
-    assert np.isfinite([slope, intercept]).all()
-    fitted = dict(zip(cases, zip(slope, intercept, strict=True), strict=True))
-    assert fitted["no positives"] == (1, 0)
-    assert fitted["separable"][0] == pytest.approx(1e6 * fitted["huge"][0], rel=1e-5)
-    assert fitted["separable"][0] == pytest.approx(1e-6 * fitted["tiny"][0], rel=1e-5)
-    for name in ("separable", "inverted", "constant"):
-        a, b = fitted[name]
-        assert a > 0
-        # Whatever the slope, the mean probability is the smoothed prevalence.
-        smoothed = (50 * 51 / 52 + 150 / 152) / 200
-        assert expit(a * cases[name][1] + b).mean() == pytest.approx(smoothed, abs=1e-6)
-    assert fitted["inverted"][0] == pytest.approx(0.01 / x.std())
-    assert fitted["constant"][0] == 1
+@pytest.mark.parametrize("columns", [(3, 3), (3, 1), (1, 3), (None, None)])
+def test_bootstrap_ratio_equals_a_plain_loop(columns):
+    rng = np.random.default_rng(5)
+    groups = draw_patients(90, 12)
+    above, below = (rng.integers(0, 3, 90 if k is None else (90, k)).astype("float64") for k in columns)
+    below[groups != groups[0]] *= 0.5 if columns != (3, 3) else 0  # With one patient in the denominator many are 0.
+    samples = bootstrap_ratio(above, below, groups, n_resamples=150, seed=3)
+    assert samples.shape == (150, 1 if columns[0] is None else 3)
+    for sample, rows in zip(samples, resample_rows(groups, 150, 3), strict=True):
+        sums = np.broadcast_arrays(np.atleast_1d(above[rows].sum(axis=0)), np.atleast_1d(below[rows].sum(axis=0)))
+        for value, part, whole in zip(sample, *sums, strict=True):
+            assert value == pytest.approx(part / whole if whole else np.nan, rel=1e-12, nan_ok=True)
+    assert np.isnan(samples).any() == (columns == (3, 3))
 
 
-@pytest.mark.parametrize("k", [1, 2, 4, 9])
-def test_top_k_recall_by_brute_force(k):
-    y, score = draw(100, decimals=0)
-    hits = 0
-    for labels, row in zip(y, score, strict=True):
-        ranking = sorted(range(4), key=lambda c, row=row: (-row[c], c))
-        hits += sum(labels[c] for c in ranking[:k])
-    assert top_k_recall(y, score, k) == pytest.approx(hits / y.sum())
+def test_bootstrap_ratio_is_paired_and_refuses_malformed_numbers():
+    y, _ = draw(200)
+    groups = draw_patients(200, 30)
+    shares = [bootstrap_ratio(part, np.ones(200), groups, 50, seed=6) for part in (y, 1 - y)]
+    np.testing.assert_allclose(shares[0] + shares[1], 1)
+    assert bootstrap_ratio(y[:, 0], y[:, 0], groups, 50).tolist() == [[1.0]] * 50
+    with pytest.raises(ValueError, match="denominator inf in row 1, class 0"):
+        bootstrap_ratio([1, 2], [1, np.inf], [1, 2])
+    with pytest.raises(ValueError, match="numerator nan in row 0, class 0"):
+        bootstrap_ratio([np.nan, 2], [1, 1], [1, 2])
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+        bootstrap_ratio([1, 2], [1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match=r"groups has shape \(3,\)"):
+        bootstrap_ratio([1, 2], [1, 2], [1, 2, 3])
 
 
-def test_top_k_recall_of_a_constant_ranking():
-    y = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
-    assert top_k_recall(y, np.broadcast_to([0.9, 0.5, 0.1], (3, 3)), k=1) == 0.5
-    assert top_k_recall(y, np.zeros((3, 3)), k=2) == 0.75
-    assert np.isnan(top_k_recall(np.zeros((2, 3)), np.zeros((2, 3))))
-    with pytest.raises(ValueError, match="k is 0"):
-        top_k_recall(y, y, k=0)
+def test_difference_table_values():
+    y, a = draw(300, seed=7, decimals=1)
+    y[:, 3] = 0
+    b = a + np.random.default_rng(8).normal(size=a.shape).round(1)
+    groups = draw_patients(300, 70)
+    table = difference_table(y, a, b, groups, list("wxyz"), n_resamples=128, seed=9, level=0.8)
+    ends = ["difference_low", "difference_high"]
+    assert list(table.columns) == ["pathology", "n_pos", "auc_a", "auc_b", "difference", *ends, "p_delong"]
+    assert table["pathology"].tolist() == ["w", "x", "y", "z", "mean"]
+    np.testing.assert_array_equal(table["n_pos"], [*y.sum(axis=0), y.sum()])
+    np.testing.assert_array_equal(table["auc_a"][:4], roc_auc(y, a))
+    np.testing.assert_allclose(table["difference"], table["auc_a"] - table["auc_b"], atol=1e-15)
+    assert table["auc_b"][4] == pytest.approx(roc_auc(y, b)[:3].mean())
+    np.testing.assert_array_equal(table["p_delong"], [*delong_test(y, a, b)[1], np.nan])
+    # The same patients for both models, AUCs by scikit-learn on the repeated rows.
+    samples = []
+    for rows in resample_rows(groups, 128, 9):
+        aucs = [metrics.roc_auc_score(y[rows, :3], score[rows, :3], average=None) for score in (a, b)]
+        samples.append([*(aucs[0] - aucs[1]), np.mean(aucs[0] - aucs[1])])
+    np.testing.assert_allclose(table.loc[[0, 1, 2, 4], ends].T, np.quantile(samples, [0.1, 0.9], axis=0), atol=1e-8)
+    assert table.loc[3, ["auc_a", "auc_b", "difference", *ends, "p_delong"]].isna().all()
+    # Pairing is what makes it narrow.
+    widths = auc_table(y, a, groups, list("wxyz"), 128, 9, 0.8).eval("auc_high - auc_low")
+    near = difference_table(y, a, a + 0.01 * b, groups, list("wxyz"), 128, 9, 0.8)
+    assert (near.eval("difference_high - difference_low").dropna() < 0.3 * widths.dropna()).all()
+    with pytest.raises(ValueError, match="2 class names for 4 columns"):
+        difference_table(y, a, b, groups, ["a", "b"])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 6])
+def test_difference_table_of_tiny_studies(n):
+    y, a = draw(n, seed=n, decimals=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = difference_table(y, a, -a, draw_patients(n, 3), list("abcd"), n_resamples=20)
+    known = table.dropna(subset="difference")
+    assert len(known) == np.sum((y.sum(axis=0) > 0) & (y.sum(axis=0) < n)) + (len(known) > 0)
+    assert (known["difference_low"] <= known["difference"]).all()
+    assert (known["difference"] <= known["difference_high"]).all()
+    assert known["difference_low"].ge(-1).all()
+    assert known["difference_high"].le(1).all()
+
+
+def test_shuffled_auc_of_one_patient_is_a_rotation():
+    y, score = draw(40, 3, decimals=1)
+    rotations = np.array([roc_auc(np.roll(y, shift, axis=0), score) for shift in range(40)])
+    samples = shuffled_auc(y, score, np.zeros(40), n_shuffles=400)
+    # All classes turn together, and every turn is drawn.
+    turns = [np.flatnonzero(np.isclose(rotations, sample, rtol=0, atol=1e-12).all(axis=1)) for sample in samples]
+    assert min(len(found) for found in turns) == 1
+    assert len(np.unique(np.concatenate(turns))) == 40
+
+
+def test_shuffled_auc_keeps_each_patients_labels_together():
+    # Four patients of three images each; only the first image of a patient is positive, so positives stay three apart.
+    y, groups = np.tile([1, 0, 0], 4), np.repeat([5, 2, 9, 4], 3)
+    score = np.tile([2.0, 1.0, 0.0], 4)
+    samples = shuffled_auc(y, score, groups, 200)
+    assert set(samples.ravel()) == {1.0, 0.5, 0.0}
+    # Rows may come in any order: a patient's images are found, not assumed to be neighbors.
+    order = np.random.default_rng(0).permutation(12)
+    order = order[np.argsort(np.tile([0, 1, 2], 4)[order], kind="stable")]
+    assert set(shuffled_auc(y[order], score[order], groups[order], 200).ravel()) == {1.0, 0.5, 0.0}
+
+
+def test_shuffled_auc_has_the_known_spread_and_clustering_widens_it():
+    y, score = draw(300, 2)
+    samples = shuffled_auc(y, score, np.arange(300), 3000, seed=1)
+    m = y.sum(axis=0)
+    np.testing.assert_allclose(samples.mean(axis=0), 0.5, atol=0.005)
+    # Mann and Whitney (1947).
+    np.testing.assert_allclose(samples.std(axis=0), np.sqrt(301 / (12 * m * (300 - m))), rtol=0.05)
+    np.testing.assert_array_equal(samples[:5], shuffled_auc(y, score, np.arange(300), 5, seed=1))
+    copies = [np.repeat(values, 6, axis=0) for values in (y, score, np.arange(300))]
+    clustered, single = shuffled_auc(*copies, 500), shuffled_auc(*copies[:2], np.arange(1800), 500)
+    assert (clustered.std(axis=0) > 1.5 * single.std(axis=0)).all()
+    with pytest.raises(ValueError, match=r"groups has shape \(299,\)"):
+        shuffled_auc(y, score, np.arange(299))
 
 
 def test_single_class_vectors_are_accepted():
     y, score = draw(50, 1)
-    for figure in (roc_auc, average_precision, choose_thresholds):
+    for figure in (roc_auc, average_precision, delong):
         np.testing.assert_array_equal(figure(y[:, 0], score[:, 0]), figure(y, score))
