@@ -38,6 +38,16 @@ def test_weights_serve_any_size(model):
     assert model(np.zeros((1, 96, 64, 1), "float32")).shape == (1, 14)
 
 
+def test_smaller_output_stride_has_a_finer_map_on_the_same_weights(model):
+    finer = build_densenet121(output_stride=16)
+    assert [w.shape for w in finer.get_weights()] == [w.shape for w in model.get_weights()]
+    film = np.zeros((1, 96, 96, 1), "float32")
+    for built, side in ((model, 3), (finer, 6)):
+        assert keras.Model(built.input, built.get_layer("relu").output)(film).shape == (1, side, side, 1024)
+    with pytest.raises(ValueError, match="output_stride is 8; expected 16 or 32"):
+        build_densenet121(output_stride=8)
+
+
 def test_untrained_model_predicts_the_prevalence_on_average(model, films):
     prevalence = np.linspace(0.0, 0.5, 14)
     set_output_bias(model, prevalence)
@@ -124,10 +134,13 @@ def test_unfinished_run_is_refused_with_the_remedy(tmp_path):
         load_densenet121(tmp_path)
 
 
-def test_rebuilt_model_gives_the_same_logits(tmp_path, model, films):
-    model.save_weights(tmp_path / "model.weights.h5")
-    (tmp_path / "run.json").write_text(json.dumps({"classes": list(PATHOLOGIES)}))
-    assert np.array_equal(load_densenet121(tmp_path)(films), model(films))
+@pytest.mark.parametrize("output_stride", [16, 32])
+def test_rebuilt_model_gives_the_same_logits(tmp_path, model, films, output_stride):
+    trained = model if output_stride == 32 else build_densenet121(output_stride=16)
+    trained.save_weights(tmp_path / "model.weights.h5")
+    record = {"classes": list(PATHOLOGIES), "output_stride": output_stride}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert np.array_equal(load_densenet121(tmp_path)(films), trained(films))
 
 
 def test_predictions_come_without_padding(packed):

@@ -519,6 +519,16 @@ def test_evaluation_resizes_to_another_image_size(study, image_size):
         np.testing.assert_allclose(images, blocks, atol=1e-3)
 
 
+@pytest.mark.parametrize("shift", [(2, 0), (-1, 3), (0, -2)])
+def test_shifted_views_move_every_film_and_mirror_the_edge(study, shift):
+    plain = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 5))])
+    moved = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 5, shift=shift))])
+    padded = np.pad(plain, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="symmetric")
+    side = plain.shape[1]
+    down, right = shift
+    np.testing.assert_array_equal(moved, padded[:, 4 - down : 4 - down + side, 4 - right : 4 - right + side])
+
+
 @pytest.mark.parametrize("batch_size", [4, 5, 16])
 def test_the_mask_keeps_padding_out_of_what_keras_evaluates(study, batch_size):
     keras.utils.set_random_seed(1)

@@ -16,7 +16,7 @@ WEIGHTS_FILE = "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/densenet/{WEIGHTS_FILE}"
 
 
-def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_momentum=0.99):
+def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_momentum=0.99, output_stride=32):
     """Builds the classifier: gray to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
 
     The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
@@ -28,13 +28,19 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_
         n_classes: int, outputs.
         batch_norm_momentum: float in (0, 1). Keras' 0.99 averages over some hundred steps, which a short run from
             scratch does not have.
+        output_stride: pixels of the input to one cell of the last map: 32, DenseNet's own, or 16, without its last
+            pooling. Small films need it: of 80 pixels, 32 leave 2 x 2 cells, in which nothing can be located. The
+            weights have the same shapes.
 
     Returns:
         A keras.Model: float32 (batch, height, width, 1) in [0, 255] to float32 logits (batch, n_classes).
 
     Raises:
         FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
+        ValueError: `output_stride` is neither 16 nor 32.
     """
+    if output_stride not in (16, 32):
+        raise ValueError(f"output_stride is {output_stride}; expected 16 or 32")
     images = keras.Input((None, None, 1), name="images")
     channels = keras.layers.Concatenate(name="gray_to_rgb")([images] * 3)
     scale = [1 / (255 * deviation) for deviation in _IMAGENET_DEVIATION]
@@ -46,7 +52,20 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_
             layer.momentum = batch_norm_momentum
     features = keras.layers.GlobalAveragePooling2D(name="average")(backbone.output)
     logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
-    return keras.Model(images, logits, name="densenet121")
+    model = keras.Model(images, logits, name="densenet121")
+    if output_stride == 32:
+        return model
+    trained = model.get_weights()
+    model = keras.models.clone_model(model, clone_function=_keep_last_resolution)
+    model.set_weights(trained)
+    return model
+
+
+def _keep_last_resolution(layer):
+    config = layer.get_config()
+    if layer.name == "pool4_pool":
+        config |= {"pool_size": (1, 1), "strides": (1, 1)}
+    return type(layer).from_config(config)
 
 
 def _build_backbone(weights, inputs):
@@ -112,7 +131,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
             f"{study.split_name} ({study.split_sha256[:12]}) at {study.side}. "
             "Use the SPLIT, PROFILE and PACKED_DIR of its training."
         )
-    model = build_densenet121(n_classes=len(classes))
+    model = build_densenet121(n_classes=len(classes), output_stride=record.get("output_stride", 32))
     model.load_weights(run_dir / "model.weights.h5")
     return model
 

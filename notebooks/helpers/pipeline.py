@@ -174,7 +174,24 @@ def make_train_dataset(
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def make_eval_dataset(study, subset, batch_size, *, image_size=None):
+def shift_films(images, shift):
+    """Moves films by whole pixels; what comes in from beyond the edge is mirrored.
+
+    Args:
+        images: tensor (batch, height, width, 1).
+        shift: tuple of ints, pixels down and to the right, each smaller than the film.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    down, right = shift
+    padding = [[0, 0], [max(down, 0), max(-down, 0)], [max(right, 0), max(-right, 0)], [0, 0]]
+    height, width = images.shape[1:3]
+    top, left = max(-down, 0), max(-right, 0)
+    return tf.pad(images, padding, mode="SYMMETRIC")[:, top : top + height, left : left + width]
+
+
+def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0)):
     """Makes the evaluation pipeline: every film once, whole, in the order of `study.rows(subset)`.
 
     The last batch is filled up with black films of mask 0, so that shapes are static and any number of replicas
@@ -185,6 +202,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None):
         subset: "train", "val" or "test".
         batch_size: int, global over all replicas.
         image_size: int, pixels; None for the side at which the study is packed, which needs no resizing.
+        shift: pixels down and to the right by which every film is moved, see `shift_films`: a view for averaging.
 
     Returns:
         A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
@@ -199,6 +217,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None):
     def parse_and_pad(serialized):
         films, labels = parse_records(serialized, study.side)
         images = tf.cast(films, tf.float32) if size == study.side else tf.image.resize(films, (size, size), method)
+        images = shift_films(images, shift) if any(shift) else images
         short = batch_size - tf.shape(films)[0]
         images = tf.pad(images, [[0, short], [0, 0], [0, 0], [0, 0]])
         labels = tf.pad(labels, [[0, short], [0, 0]])
