@@ -1,0 +1,191 @@
+"""Predictions as one table: read from any model's CSV, joined with the study's metadata, named after their images.
+
+A frame of predictions has a row an image: `image`, `patient_id`, `split`, then `prob_<Pathology>` in [0, 1] and
+`label_<Pathology>` of 0 and 1 for each of the 14, in that order, then `follow_up`, `age`, `sex`, `view`.
+"""
+
+import csv
+import dataclasses
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from .labels import PATHOLOGIES, name_some, parse_pathology, read_table
+from .splits import assert_no_patient_overlap
+
+PROBS = [f"prob_{name}" for name in PATHOLOGIES]
+LABELS = [f"label_{name}" for name in PATHOLOGIES]
+CONTRACT = ["image", "patient_id", "split", *PROBS, *LABELS]  # the columns of RUN_DIR/predictions.csv
+
+_METADATA = ["follow_up", "age", "sex", "view"]
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinReport:
+    """Counts how a CSV of predictions and a study's label file meet; `unknown` and `unscored` name the first five.
+
+    `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the parts scored,
+    such as the official test list, have no prediction. `n_relabeled` images carry labels in the CSV that differ from
+    the study's, which are the ones that count.
+    """
+
+    n_rows: int
+    n_joined: int
+    n_unknown: int
+    n_unscored: int
+    n_relabeled: int
+    unknown: tuple[str, ...]
+    unscored: tuple[str, ...]
+
+
+def join_predictions(rows, probs, split):
+    """Builds a frame of predictions from a study's rows and the probabilities of a model.
+
+    Args:
+        rows: DataFrame of metadata as `load_metadata` gives it, one row an image.
+        probs: (n, 14) probabilities in [0, 1], in the order of `rows` and of `PATHOLOGIES`.
+        split: (n,) part of each image.
+
+    Returns:
+        Frame of predictions, see the module.
+
+    Raises:
+        ValueError: if an image is in it twice.
+    """
+    twice = rows["image"][rows["image"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{twice.iloc[0]} is predicted twice")
+    columns = {"image": rows["image"], "patient_id": rows["patient_id"], "split": np.asarray(split)}
+    columns |= dict(zip(PROBS, np.asarray(probs, dtype="float64").T, strict=True))
+    columns |= {f"label_{name}": rows[name].astype("int64") for name in PATHOLOGIES}
+    return pd.DataFrame(columns | {name: rows[name] for name in _METADATA}).reset_index(drop=True)
+
+
+def load_predictions(path, metadata, lists):
+    """Loads the predictions of any model and joins labels, patients and views from the study's metadata.
+
+    The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
+    by it, with or without `prob_`; other columns are passed over. Where it has a column `split`, such as that of our
+    own predictions.csv, its parts are kept apart. Parts are named after what their images are: `official-test`,
+    `official-train_val`, or `mixed` with images of both lists; two parts that would get one name keep their own in
+    addition, such as `mixed-val` and `mixed-test`.
+
+    Args:
+        path: path of the CSV.
+        metadata: frame of `load_metadata`.
+        lists: pair of sets of image names, of `load_official_lists`.
+
+    Returns:
+        Tuple of the frame of predictions, sorted by image, with `attrs["parts"]`, a dict from the name of each part to
+        what `split` called it ("" without such a column), and a `JoinReport`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is lacking, an image is listed twice or in neither list, a probability is not a number
+            in [0, 1], a patient is in two parts, or no image is one of the study; names the file, and row and column.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of predictions {path}")
+    table = _read_predictions(path)
+    known = table["image"].isin(metadata["image"])
+    if not known.any():
+        some = f", such as {table['image'].iloc[0]}" if len(table) else ""
+        raise ValueError(
+            f"{path}: none of its {len(table)} images{some} is in the study's label file; images keep the names that "
+            "NIH gave them, such as 00000001_000.png, without folders"
+        )
+    unknown = table["image"][~known].tolist()
+    table = table[known].sort_values("image")
+    rows = metadata.set_index("image").loc[table["image"]].reset_index()
+    relabeled = _count_relabeled(table, rows)
+    in_train_val, in_test = (table["image"].isin(names).to_numpy() for names in lists)
+    unlisted = table["image"][~in_train_val & ~in_test].tolist()
+    if unlisted:
+        raise ValueError(f"{path}: {name_some(unlisted)} in neither train_val_list.txt nor test_list.txt of the study")
+    try:
+        assert_no_patient_overlap(rows["patient_id"], table["split"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; a score of such a part would be flattered") from None
+    parts = _name_parts(table["split"], in_test)
+    predictions = join_predictions(rows, table[PROBS], table["split"].map(parts))
+    predictions.attrs["parts"] = {name: called for called, name in parts.items()}
+
+    wanted = set()
+    for is_scored, names in zip((in_train_val.any(), in_test.any()), lists, strict=True):
+        wanted |= names if is_scored else set()
+    unscored = sorted((wanted & set(metadata["image"])) - set(table["image"]))
+    counts = len(known), len(table), len(unknown), len(unscored), relabeled
+    return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]))
+
+
+def _read_predictions(path):
+    """Reads the CSV: `image`, `split` ("" where it has none), 14 probabilities and whatever `label_` columns it has."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = [name.strip() for name in next(csv.reader(file), [])]
+    image = next((name for name in ("image", "Image Index") if name in header), None)
+    if image is None:
+        raise ValueError(f"{path} has no column image or Image Index; it has {', '.join(header) or 'no header'}")
+    columns = _find_columns(path, header)
+    extra = [name for name in ("split", *LABELS) if name in header]
+    table = read_table(path, [image, *columns.values(), *extra])
+    table = table.rename(columns={image: "image"} | {column: f"prob_{name}" for name, column in columns.items()})
+    first = {}
+    for line, name in table["image"].items():
+        if name in first:
+            raise ValueError(f"{path}: {name} is listed twice, in rows {first[name]} and {line}; keep one")
+        first[name] = line
+    for column in PROBS:
+        values = pd.to_numeric(table[column], errors="coerce")
+        bad = ~values.between(0, 1)
+        if bad.any():
+            line = bad.index[bad.to_numpy().argmax()]
+            hint = "; are these logits? Their sigmoid is a probability" if values.notna().all() else ""
+            raise ValueError(
+                f"{path}, row {line} ({table['image'][line]}), column {columns[column.removeprefix('prob_')]}: "
+                f"{table[column][line]!r} is not a probability in [0, 1]{hint}"
+            )
+        table[column] = values
+    return table if "split" in table else table.assign(split="")
+
+
+def _find_columns(path, header):
+    """Finds the column of each pathology: those with `prob_` where there are any, else those with the bare name."""
+    prefix = "prob_" if any(name.startswith("prob_") for name in header) else ""
+    columns = {}
+    for column in header:
+        if not column.startswith(prefix):
+            continue
+        try:
+            name = parse_pathology(column.removeprefix(prefix))
+        except ValueError:
+            continue
+        if name in columns:
+            raise ValueError(f"{path}: the columns {columns[name]} and {column} both name {name}; keep one")
+        columns[name] = column
+    lacking = [name for name in PATHOLOGIES if name not in columns]
+    if lacking:
+        raise ValueError(
+            f"{path} has no probabilities for {', '.join(lacking)}; expected a column for each of the 14 pathologies, "
+            f"named {lacking[0]} or prob_{lacking[0]}. It has {', '.join(header)}"
+        )
+    return {name: columns[name] for name in PATHOLOGIES}
+
+
+def _count_relabeled(table, rows):
+    differs = np.zeros(len(rows), dtype=bool)
+    for name in PATHOLOGIES:
+        if f"label_{name}" in table:
+            differs |= pd.to_numeric(table[f"label_{name}"], errors="coerce").to_numpy() != rows[name].to_numpy()
+    return int(differs.sum())
+
+
+def _name_parts(split, in_test):
+    """Returns a dict from each value of `split` to the name of its part."""
+    names = {}
+    for called in pd.unique(split):
+        inside = in_test[split.eq(called).to_numpy()]
+        names[called] = "official-test" if inside.all() else "mixed" if inside.any() else "official-train_val"
+    shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {called: f"{name}-{called}" if name in shared else name for called, name in names.items()}
