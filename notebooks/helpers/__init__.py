@@ -14,8 +14,8 @@ _ROOMS = {
     "calibration": "apply_platt bootstrap_calibration_error calibration_error choose_thresholds confusion_at fit_platt "
     "rates_table reliability_curve top_k_hits top_k_recall",
     "localization": "boxed_findings center_prior check_boxes localization_table location_prior score_maps",
-    "shortcuts": "METADATA measure_leakage predict_without_pixels",
-    "duplicates": "HASH_BITS MAX_DISTANCE FilmHashes find_duplicates hash_films",
+    "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
+    "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
     "images": "FilmError decode_gray decode_film inspect_film resize_film",
     "records": "PackedStudy load_packed_study pack_study parse_records",
