@@ -1,7 +1,8 @@
 # The only entry points. `make run` and `make test` set up everything they need in .venv.
 PYTHON ?= python3
 DATA_DIR ?= data/phantom
-RUN_DIR ?= models/densenet121
+PREDICTIONS ?=
+RUN_DIR ?= $(if $(PREDICTIONS),models/$(basename $(notdir $(PREDICTIONS))),models/densenet121)
 PROFILE ?= quick
 SET ?=
 
@@ -10,10 +11,13 @@ export KERAS_BACKEND ?= tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: run test lint bench address clean
+.PHONY: run evaluate test lint bench address clean
 
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
+
+evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
+	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
 
 test: .venv/dev  ## every test, about 15 minutes on 2 cores
 	$(VENV)/python -m pytest

@@ -1,6 +1,6 @@
 """Executes the notebooks in order, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
 
-Usage: run_notebooks.py [--data-dir DIR] [--run-dir DIR] [--profile quick|full] [--set NAME=VALUE ...]
+Usage: run_notebooks.py [--only NOTEBOOK] [--data-dir DIR] [--run-dir DIR] [--profile quick|full] [--set NAME=VALUE ...]
 """
 
 import argparse
@@ -16,12 +16,13 @@ import pandas as pd
 import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "05_export_and_predict"]
+NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"]
 
 
 def parse_arguments():
     """Returns the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute this one alone")
     parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
     parser.add_argument("--run-dir", default="models/densenet121", help="where results go")
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
@@ -87,23 +88,38 @@ def execute(name, run_dir, settings):
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def show_results(run_dir):
-    """Prints the table of AUCs, the top 5 of one film and where everything lies."""
+def show_scores(run_dir):
+    """Prints the table of AUCs of the part that was measured."""
     aucs = pd.read_csv(run_dir / "aucs.csv")
-    run = json.loads((run_dir / "run.json").read_text())
-    example = json.loads((run_dir / "exports" / "example.json").read_text())
-    table = aucs[aucs["split"].eq("test")]
-    study = json.loads((run_dir / "study.json").read_text())
-    print(
-        f"\n{study['found']:,} of {study['rows']:,} images found, {study['missing']:,} missing, "
-        f"{len(study['unreadable']):,} unreadable"
-    )
-    print(f"Test films of {run['study']}, split {run['split']['name']} ({run['split']['sha256'][:12]})\n")
+    part = aucs["split"].iloc[0]
+    table = aucs[aucs["split"].eq(part)]
+    predictions = pd.read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).query("split == @part")
+    print(f"{part}: {len(predictions):,} films of {predictions['patient_id'].nunique():,} patients\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
         interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"
         count = "" if row.pathology == "mean" else f"{row.n_pos:,}"
         print(f"{row.pathology:20}{row.auc:7.3f}   {interval:15}{count:>9}".replace("    nan", "      -"))
+
+
+def show_results(run_dir):
+    """Prints the table of AUCs, where the heatmaps point, the top 5 of one film and where everything lies."""
+    run = json.loads((run_dir / "run.json").read_text())
+    example = json.loads((run_dir / "exports" / "example.json").read_text())
+    study = json.loads((run_dir / "study.json").read_text())
+    localization = pd.read_csv(run_dir / "localization.csv").set_index("pathology")
+    print(
+        f"\n{study['found']:,} of {study['rows']:,} images found, {study['missing']:,} missing, "
+        f"{len(study['unreadable']):,} unreadable"
+    )
+    print(f"Study {run['study']}, split {run['split']['name']} ({run['split']['sha256'][:12]})")
+    show_scores(run_dir)
+    if len(localization):
+        mean = localization.loc["mean"]
+        print(
+            f"\nHeatmaps point into the box on {mean['pointing']:.0%} of the films with boxes, those of random weights "
+            f"on {mean['pointing_random']:.0%}, the film's center on {mean['pointing_center']:.0%}"
+        )
     print(f"\nTop 5 of {example['film']} (labels: {', '.join(example['labels']) or 'none'})")
     for name, prob in example["top5"].items():
         print(f"  {name:20}{prob:.3f}")
@@ -123,9 +139,13 @@ def main():
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile}
     settings |= {"VERBOSE": 2}
     run_dir = (ROOT / Path(arguments.run_dir).expanduser()).resolve()
-    for name in NOTEBOOKS:
+    for name in [arguments.only] if arguments.only else NOTEBOOKS:
         execute(name, run_dir, settings)
-    show_results(run_dir)
+    if not arguments.only:
+        show_results(run_dir)
+    elif arguments.only == "03_evaluate":
+        show_scores(run_dir)
+        print(f"\nfigures    {run_dir / 'figures'}\nnotebook   {run_dir / 'executed'}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,19 @@ from sklearn.metrics import roc_auc_score
 from helpers import PATHOLOGIES, hash_split, list_images
 from helpers.runtime import ROOT
 
-SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100")
+SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1")
 
 
 def call_chain(study, run_dir, packed_dir, *settings):
     command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study)]
     command += ["--run-dir", str(run_dir), "--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def evaluate(study, run_dir, *settings, only="03_evaluate"):
+    """Executes one notebook as `make evaluate` does; returns the finished process."""
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--only", only, "--data-dir", str(study)]
+    command += ["--run-dir", str(run_dir), "--set", "RESAMPLES=100", "LEAKAGE_DEMO=False", *settings]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -56,6 +63,14 @@ def check_artifacts(run_dir):
             assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
     figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
     assert {"01_films", "01_prevalence", "02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
+    assert {"03_reliability", "03_prevalence_shift", "03_subgroups", "03_leakage"} <= figures
+    localization = pd.read_csv(run_dir / "localization.csv")
+    if len(localization):
+        assert localization["pathology"].iloc[-1] == "mean" and {"04_localization", "04_hits_and_misses"} <= figures
+        assert {"n_boxes", "pointing", "pointing_random", "pointing_center", "iou_0.1", "iobb_0.7"} <= {*localization}
+    board = pd.read_csv(run_dir.parent / "leaderboard.csv", dtype={"run": str}).set_index("run")
+    test = predictions[predictions["split"].eq("test")]
+    assert board.loc[run_dir.name, "films"] == len(test)
     return predictions
 
 
@@ -174,6 +189,95 @@ def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
     assert (folder / "run" / "history.csv").read_bytes() == before
     answer = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "SEED=1")
     assert answer.returncode != 0 and "SEED was 0, now 1" in answer.stderr and "START_OVER" in answer.stderr
+
+
+def test_views_and_several_models_are_averaged_and_compared(drawn_run, tmp_path):
+    """Of the same model twice, the average is the model; of shifted views it is close. All are in the ledger."""
+    folder, _, _ = drawn_run
+    for name in ("a", "b", "views"):
+        shutil.copytree(folder / "run", tmp_path / name)
+    common = (f"PACKED_DIR={folder / 'packed'}", f"COMPARE={tmp_path / 'a'}")
+    for name, more in (("b", (f"ENSEMBLE={tmp_path / 'a'}",)), ("views", ("VIEWS=9",))):
+        answer = evaluate(folder / "study", tmp_path / name, *common, *more)
+        assert answer.returncode == 0, answer.stderr[-3000:]
+    single, double, views = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("a", "b", "views"))
+    pd.testing.assert_frame_equal(single, double, rtol=1e-5)
+    columns = [f"prob_{name}" for name in PATHOLOGIES]
+    gap = np.abs(single[columns] - views[columns]).to_numpy()
+    assert 0 < gap.mean() < 0.05
+    difference = pd.read_csv(tmp_path / "views" / "figures" / "03_difference.csv").set_index("pathology")
+    aucs = [
+        pd.read_csv(tmp_path / n / "aucs.csv").query("split == 'test'").set_index("pathology") for n in ("views", "a")
+    ]
+    expected = (aucs[0]["auc"] - aucs[1]["auc"]).loc[list(PATHOLOGIES)]
+    np.testing.assert_allclose(difference.loc[list(PATHOLOGIES), "difference"], expected, atol=1e-9)
+    board = pd.read_csv(tmp_path / "leaderboard.csv").set_index("run")
+    assert board.loc["b", "models"] == 2 and board.loc["views", "views"] == 9
+
+
+def test_a_run_on_another_split_is_not_compared(drawn_run, tmp_path):
+    folder, _, _ = drawn_run
+    for name in ("run", "other"):
+        shutil.copytree(folder / "run", tmp_path / name)
+    record = json.loads((tmp_path / "other" / "run.json").read_text())
+    record["split"] = {"name": "random_patients", "sha256": "0" * 64}
+    (tmp_path / "other" / "run.json").write_text(json.dumps(record))
+    settings = (f"PACKED_DIR={folder / 'packed'}", f"COMPARE={tmp_path / 'other'}")
+    answer = evaluate(folder / "study", tmp_path / "run", *settings)
+    assert answer.returncode != 0 and "other was trained on split random_patients (000000000000)" in answer.stderr
+
+
+def test_any_predictions_are_evaluated_without_model_or_films(drawn_run, tmp_path):
+    """The same numbers come from the model's predictions.csv, and from a bare CSV as others write it."""
+    folder, _, _ = drawn_run
+    study = tmp_path / "study"
+    shutil.copytree(folder / "study", study, ignore=shutil.ignore_patterns("images"))
+    ours = pd.read_csv(folder / "run" / "predictions.csv")
+    bare = ours[ours["split"].eq("test")][["image", *(f"prob_{name}" for name in PATHOLOGIES)]]
+    bare = bare.rename(columns={"image": "Image Index"} | {f"prob_{name}": name for name in PATHOLOGIES})
+    bare.iloc[3:].to_csv(tmp_path / "bare.csv", index=False)
+    answer = evaluate(study, tmp_path / "runs" / "full", f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    again = pd.read_csv(tmp_path / "runs" / "full" / "aucs.csv")
+    first = pd.read_csv(folder / "run" / "aucs.csv").replace({"test": "official-test", "val": "official-train_val"})
+    pd.testing.assert_frame_equal(again, first)
+    chosen = [json.loads((run / "thresholds.json").read_text()) for run in (folder / "run", tmp_path / "runs" / "full")]
+    for name in PATHOLOGIES:
+        kept = [table["pathologies"][name]["threshold"] for table in chosen]
+        assert kept[0] == pytest.approx(kept[1])
+
+    answer = evaluate(study, tmp_path / "runs" / "bare", f"PREDICTIONS={tmp_path / 'bare.csv'}")
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    aucs = pd.read_csv(tmp_path / "runs" / "bare" / "aucs.csv").set_index("pathology")
+    assert set(aucs["split"]) == {"official-test"} and not (tmp_path / "runs" / "bare" / "thresholds.json").exists()
+    labels = ours.set_index("image").loc[bare["Image Index"].iloc[3:]]
+    assert aucs.loc["Effusion", "auc"] == pytest.approx(
+        roc_auc_score(labels["label_Effusion"], labels["prob_Effusion"])
+    )
+    text = (tmp_path / "runs" / "bare" / "executed" / "03_evaluate.ipynb").read_text()
+    assert "n_unscored=3" in text and f"n_joined={len(bare) - 3}" in text
+
+
+def test_predictions_never_replace_what_a_run_holds(drawn_run, tmp_path):
+    folder, _, _ = drawn_run
+    before = (folder / "run" / "aucs.csv").read_bytes()
+    answer = evaluate(folder / "study", folder / "run", f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
+    assert answer.returncode != 0 and "holds a trained model" in answer.stderr
+    assert (folder / "run" / "aucs.csv").read_bytes() == before
+    shutil.copy(folder / "run" / "predictions.csv", tmp_path)
+    answer = evaluate(folder / "study", tmp_path, f"PREDICTIONS={tmp_path / 'predictions.csv'}")
+    assert answer.returncode != 0 and "which this notebook writes" in answer.stderr
+    assert not (tmp_path / "aucs.csv").exists()
+
+
+def test_gradient_maps_of_some_findings(drawn_run, tmp_path):
+    folder, _, _ = drawn_run
+    shutil.copytree(folder / "run", tmp_path / "run")
+    settings = ("HEATMAP=grad-cam", "FINDINGS=Mass, Cardiomegaly", "VIEWS=1", f"PACKED_DIR={folder / 'packed'}")
+    answer = evaluate(folder / "study", tmp_path / "run", *settings, only="04_explain")
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    table = pd.read_csv(tmp_path / "run" / "localization.csv")
+    assert table["pathology"].tolist() == ["Cardiomegaly", "Mass", "mean"]
 
 
 @pytest.mark.parametrize(
