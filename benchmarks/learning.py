@@ -22,7 +22,7 @@ import numpy as np
 
 from helpers import write_phantom_study
 
-N_FILMS = 1200  # as in notebook 1
+N_FILMS = 1800  # as in notebook 1
 
 
 def shuffle_training_labels(study, target):
