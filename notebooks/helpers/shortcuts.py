@@ -117,7 +117,7 @@ def _recognize(x, labels, patients, in_test, n_neighbors):
 
     n_train = int((~in_test).sum())
     # As many components as films would make all of them equally far from each other.
-    n_components = min(_N_COMPONENTS, max(1, n_train // 4), x.shape[1])
+    n_components = min(_N_COMPONENTS, max(1, n_train // 2), x.shape[1])
     whiten = PCA(n_components, whiten=True, svd_solver="covariance_eigh")
     with np.errstate(invalid="ignore"):  # films without any variance have no shares of it, which nobody reads
         whiten.fit(x[~in_test])
