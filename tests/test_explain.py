@@ -102,11 +102,26 @@ def test_heatmaps_are_moved_back_and_batches_do_not_matter(toy, blobs):
     cells = activation_model.predict_on_batch(blobs)[0]
     for heatmap, (film, c) in zip(plain, pairs, strict=True):
         np.testing.assert_allclose(heatmap, resize_maps(cells[film : film + 1, ..., c], 64)[0])
-    views = explain_films(compute, blobs, pairs[:3], make_shifts(9, 4), batch_size=2)
+    views = explain_films(compute, blobs, pairs[:3], shifts=make_shifts(9, 4), batch_size=2)
     for heatmap, center in zip(views, [(43.5, 19.5), (59.5, 3.5), (3.5, 59.5)], strict=True):
         hot = np.argwhere(heatmap > 0.9 * heatmap.max()).mean(axis=0)
         assert np.abs(hot - center).max() < 3
     assert explain_films(compute, blobs[:0], [], batch_size=2).shape == (0, 64, 64)
+
+
+def test_what_reference_films_show_too_cancels(toy, blobs):
+    """A marker that is on every film is no evidence; the blob that is on one only is."""
+    activation_model = build_activation_model(toy)
+    blobs = blobs.copy()
+    blobs[:, :8, :8] = 255
+    maps, logits = activation_model.predict_on_batch(blobs)
+    assert maps[0, ..., 0].argmax() == 0
+    heatmaps = explain_films(
+        lambda views: activation_model.predict_on_batch(views)[0], blobs, [(0, 0)], reference=blobs[1:]
+    )
+    assert np.argwhere(heatmaps[0] > 50).mean(axis=0) == pytest.approx((43.5, 19.5))
+    cells = heatmaps[0, 4::8, 4::8] / 2 + heatmaps[0, 3::8, 3::8] / 2  # around the cells' centers
+    assert cells.mean() == pytest.approx(logits[0, 0] - logits[1:, 0].mean(), abs=0.05)
 
 
 def test_shifts_form_a_grid():

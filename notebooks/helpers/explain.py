@@ -100,34 +100,44 @@ def resize_maps(maps, side, shift=(0, 0)):
     return resized
 
 
-def explain_films(compute_maps, images, pairs, shifts=((0, 0),), batch_size=32):
-    """Computes heatmaps at the film's resolution, averaged over shifted views of it.
+def explain_films(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):
+    """Computes heatmaps at the film's resolution: where a film differs from others in the evidence for a class.
 
-    A map of a few cells says little about where between their centers the evidence lies. Shifting the film by less
-    than a cell samples the map in between; each view's map is exact, is moved back and averaged.
+    Two things blur a map that are no evidence. What stands at the same place on every film, such as the trace that
+    padding leaves along the edges, cancels when the mean map of reference films is subtracted. And a map of a few
+    cells says little about the places between their centers; shifting the film by less than a cell samples them, and
+    the maps of such views are moved back and averaged.
 
     Args:
         compute_maps: function from a float32 array (batch_size, side, side, 1), 0 to 255, to maps (batch_size, h, w,
             classes), such as those of `build_activation_model` and of `grad_cam`.
         images: float32 array (films, side, side, 1), 0 to 255.
         pairs: (n, 2) integers: for each heatmap the number of its film and the index of its class.
+        reference: float32 array (m, side, side, 1) of films whose mean map is subtracted, or None for nothing.
         shifts: tuples of pixels down and to the right.
         batch_size: films at once; the last batch is filled up, so that there is one shape to compile.
 
     Returns:
-        float32 array (n, side, side): the evidence for the class; of exact maps in logits, negative against it.
+        float32 array (n, side, side). Of exact maps, its cells average to the logit less the reference films' mean
+        logit; negative cells speak against the class.
     """
     films, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
     side = images.shape[1]
-    heatmaps = np.zeros((len(films), side, side), dtype="float32")
-    for shift in shifts if len(films) else ():
+
+    def compute_all(images, shift):
         maps = []
         for start in range(0, len(images), batch_size):
             numbers = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
             views = shift_films(tf.convert_to_tensor(images[numbers]), shift)
             maps.append(np.asarray(compute_maps(views.numpy()))[: len(images) - start])
-        own = np.concatenate(maps)[films, :, :, classes]
-        heatmaps += resize_maps(own, side, shift) / len(shifts)
+        return np.concatenate(maps)
+
+    heatmaps = np.zeros((len(films), side, side), dtype="float32")
+    for shift in shifts if len(films) else ():
+        maps = compute_all(images, shift)
+        if reference is not None and len(reference):
+            maps = maps - compute_all(reference, shift).mean(axis=0)
+        heatmaps += resize_maps(maps[films, :, :, classes], side, shift) / len(shifts)
     return heatmaps
 
 
