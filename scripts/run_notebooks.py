@@ -66,17 +66,21 @@ def find_notebook(name):
 
 
 def execute(name, run_dir, settings):
-    """Executes one notebook with those of the settings that it has. Exits with its error where it fails."""
+    """Executes one notebook with those of the settings that it has. Exits with its error where it fails.
+
+    A failed copy goes under a name of its own, so that it never takes the place of one that succeeded.
+    """
     source, target = find_notebook(name), run_dir / "executed" / f"{name}.ipynb"
+    attempt = target.with_suffix(".failed.ipynb")
     known = papermill.inspect_notebook(str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"{name} ...", flush=True)
     started = time.monotonic()
     try:
-        with kernel_messages_to(target.with_suffix(".log")):
+        with kernel_messages_to(attempt.with_suffix(".log")):
             papermill.execute_notebook(
                 str(source),
-                str(target),
+                str(attempt),
                 {key: value for key, value in settings.items() if key in known},
                 cwd=str(ROOT / "notebooks"),
                 kernel_name="python3",
@@ -84,7 +88,9 @@ def execute(name, run_dir, settings):
                 stdout_file=sys.stdout,
             )
     except papermill.PapermillExecutionError as error:
-        sys.exit(f"\n{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {target}")
+        sys.exit(f"\n{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {attempt}")
+    os.replace(attempt, target)
+    os.replace(attempt.with_suffix(".log"), target.with_suffix(".log"))
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -192,15 +192,16 @@ def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
 
 
 def test_views_and_several_models_are_averaged_and_compared(drawn_run, tmp_path):
-    """Of the same model twice, the average is the model; of shifted views it is close. All are in the ledger."""
+    """Of two models alike, the average is the model; of shifted views it is close. All stand in the ledger."""
     folder, _, _ = drawn_run
-    for name in ("a", "b", "views"):
+    for name in ("a", "b"):
         shutil.copytree(folder / "run", tmp_path / name)
     common = (f"PACKED_DIR={folder / 'packed'}", f"COMPARE={tmp_path / 'a'}")
-    for name, more in (("b", (f"ENSEMBLE={tmp_path / 'a'}",)), ("views", ("VIEWS=9",))):
+    both = f"MODELS={tmp_path / 'a'},{tmp_path / 'b'}"
+    for name, more in (("both", (both,)), ("views", (f"MODELS={tmp_path / 'a'}", "VIEWS=9"))):
         answer = evaluate(folder / "study", tmp_path / name, *common, *more)
         assert answer.returncode == 0, answer.stderr[-3000:]
-    single, double, views = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("a", "b", "views"))
+    single, double, views = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("a", "both", "views"))
     pd.testing.assert_frame_equal(single, double, rtol=1e-5)
     columns = [f"prob_{name}" for name in PATHOLOGIES]
     gap = np.abs(single[columns] - views[columns]).to_numpy()
@@ -212,7 +213,26 @@ def test_views_and_several_models_are_averaged_and_compared(drawn_run, tmp_path)
     expected = (aucs[0]["auc"] - aucs[1]["auc"]).loc[list(PATHOLOGIES)]
     np.testing.assert_allclose(difference.loc[list(PATHOLOGIES), "difference"], expected, atol=1e-9)
     board = pd.read_csv(tmp_path / "leaderboard.csv").set_index("run")
-    assert board.loc["b", "models"] == 2 and board.loc["views", "views"] == 9
+    assert board.loc["both", "models"] == 2 and board.loc["views", "views"] == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("VIEWS=9",), "holds a trained model"),
+        (("MODELS=models/a,models/a",), "MODELS names a folder twice"),
+        (("VIEWS=4",), "VIEWS must be 1, 9, 25"),
+    ],
+)
+def test_settings_that_would_mix_results_are_refused(drawn_run, settings, message):
+    folder, _, _ = drawn_run
+    kept = [folder / "run" / name for name in ("aucs.csv", "thresholds.json", "executed/03_evaluate.ipynb")]
+    before = [path.read_bytes() for path in kept]
+    answer = evaluate(folder / "study", folder / "run", f"PACKED_DIR={folder / 'packed'}", *settings)
+    assert answer.returncode != 0 and message in answer.stderr
+    assert [path.read_bytes() for path in kept] == before
+    for path in (folder / "run" / "executed").glob("*.failed.*"):
+        path.unlink()
 
 
 def test_a_run_on_another_split_is_not_compared(drawn_run, tmp_path):
@@ -256,6 +276,11 @@ def test_any_predictions_are_evaluated_without_model_or_films(drawn_run, tmp_pat
     )
     text = (tmp_path / "runs" / "bare" / "executed" / "03_evaluate.ipynb").read_text()
     assert "n_unscored=3" in text and f"n_joined={len(bare) - 3}" in text
+    first, second = (
+        pd.read_csv(run.parent / "leaderboard.csv") for run in (folder / "run", tmp_path / "runs" / "full")
+    )
+    keys = ["split", "part", "images_sha256"]  # ours and theirs meet in one table
+    assert first.loc[first["run"].eq("run"), keys].iloc[0].equals(second.loc[second["run"].eq("full"), keys].iloc[0])
 
 
 def test_predictions_never_replace_what_a_run_holds(drawn_run, tmp_path):
@@ -264,10 +289,15 @@ def test_predictions_never_replace_what_a_run_holds(drawn_run, tmp_path):
     answer = evaluate(folder / "study", folder / "run", f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
     assert answer.returncode != 0 and "holds a trained model" in answer.stderr
     assert (folder / "run" / "aucs.csv").read_bytes() == before
+    for path in (folder / "run" / "executed").glob("*.failed.*"):
+        path.unlink()
     shutil.copy(folder / "run" / "predictions.csv", tmp_path)
     answer = evaluate(folder / "study", tmp_path, f"PREDICTIONS={tmp_path / 'predictions.csv'}")
     assert answer.returncode != 0 and "which this notebook writes" in answer.stderr
     assert not (tmp_path / "aucs.csv").exists()
+    (tmp_path / "source.json").write_text(json.dumps({"predictions": "/elsewhere/predictions.csv", "models": []}))
+    answer = evaluate(folder / "study", tmp_path, f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
+    assert answer.returncode != 0 and "holds the results of another source" in answer.stderr
 
 
 def test_gradient_maps_of_some_findings(drawn_run, tmp_path):
@@ -276,8 +306,10 @@ def test_gradient_maps_of_some_findings(drawn_run, tmp_path):
     settings = ("HEATMAP=grad-cam", "FINDINGS=Mass, Cardiomegaly", "VIEWS=1", f"PACKED_DIR={folder / 'packed'}")
     answer = evaluate(folder / "study", tmp_path / "run", *settings, only="04_explain")
     assert answer.returncode == 0, answer.stderr[-3000:]
-    table = pd.read_csv(tmp_path / "run" / "localization.csv")
+    table = pd.read_csv(tmp_path / "run" / "figures" / "04_localization.csv")
     assert table["pathology"].tolist() == ["Cardiomegaly", "Mass", "mean"]
+    whole = [(path / "localization.csv").read_bytes() for path in (tmp_path / "run", folder / "run")]
+    assert whole[0] == whole[1]  # a part does not replace it
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def test_boxes(tmp_path):
     path.write_text(header + "b.png,Infiltrate,1.5,2,30,40,,,\na.png,Mass,1,2,3,4,,,\n")
     boxes = load_boxes(tmp_path)
     assert list(boxes.columns) == list(empty.columns)
-    assert boxes.loc[0].tolist() == ["b.png", "Infiltration", 1.5, 2.0, 30.0, 40.0]
+    assert boxes.loc[2].tolist() == ["b.png", "Infiltration", 1.5, 2.0, 30.0, 40.0]  # the file's second row
+    assert boxes.index.tolist() == [2, 3] and boxes.attrs["source"] == str(path)
     numbers = ["x", "y", "width", "height"]
     assert set(boxes[numbers].dtypes) == set(empty[numbers].dtypes) == {np.dtype("float64")}
     for row, part in (("Cough,1,2,3,4", "'Cough'"), ("Mass,1,2,0,4", "area"), ("Mass,1,nan,3,4", "'nan'")):

@@ -295,9 +295,9 @@ def test_check_boxes():
     assert check_boxes(good.iloc[:0], []) is None
     for bad in ((-1, 0, 9, 9), (0, -1, 9, 9), (1000, 0, 25, 9), (0, 1000, 9, 25), (0, 0, np.nan, 9), (5, 5, -2, 9)):
         boxes = pd.concat([good, make_boxes(("c.png", "Edema", *bad))], ignore_index=True)
-        with pytest.raises(ValueError, match=r"Edema in c\.png, row 2 .* 1024x1024"):
+        with pytest.raises(ValueError, match=r"the list of boxes, row 2: .* Edema in c\.png .* 1024x1024"):
             check_boxes(boxes, ["a.png", "b.png", "c.png"])
-    with pytest.raises(ValueError, match=r"1 image is \(b\.png\) not in the label file"):
+    with pytest.raises(ValueError, match=r"1 image is \(b\.png\) not in the study's label file"):
         check_boxes(good, ["a.png"])
 
 

@@ -72,6 +72,25 @@ def test_parts_are_named_after_their_images(tmp_path, study):
     assert predictions.attrs["parts"] == {"mixed-val": "val", "mixed-test": "test"}
 
 
+def test_parts_go_by_usual_names_and_what_was_written_is_read_again(tmp_path, study):
+    metadata, lists = study
+    frame = make_predictions(metadata)
+    frame["split"] = np.where(frame["image"].isin(lists[1]), "Testing", "Validation")
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    assert predictions.attrs["parts"] == {"official-train_val": "val", "official-test": "test"}
+    again, _ = load_predictions(write(tmp_path, predictions[CONTRACT]), metadata, lists)
+    pd.testing.assert_frame_equal(again, predictions)
+    assert again.attrs["parts"] == predictions.attrs["parts"]
+
+
+def test_other_columns_beside_the_bare_names_do_not_matter(tmp_path, study):
+    metadata, lists = study
+    frame = make_predictions(metadata)[["image", *PROBS]].rename(columns={"image": "IMAGE"})
+    frame.columns = frame.columns.str.removeprefix("prob_")
+    predictions, _ = load_predictions(write(tmp_path, frame.assign(prob_max=0.5)), metadata, lists)
+    np.testing.assert_array_equal(predictions[PROBS], frame.sort_values("IMAGE")[list(PATHOLOGIES)])
+
+
 def test_what_does_not_meet_is_counted(tmp_path, study):
     metadata, lists = study
     frame = of_list(make_predictions(metadata), lists[1]).drop(columns="split")
@@ -89,8 +108,8 @@ def test_what_does_not_meet_is_counted(tmp_path, study):
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("1.2", "sigmoid"), ("-0.001", "sigmoid"), ("", "not a probability"), ("nan", "not a probability"),
-     ("high", "not a probability"), ("inf", "not a probability")],
+    [("120", "sigmoid"), ("7", "percent"), ("-0.001", "sigmoid"), ("", "not a prob"), ("nan", "not a prob"),
+     ("high", "not a prob"), ("inf", "not a prob")],
 )  # fmt: skip
 def test_bad_probabilities_are_refused_by_row_and_column(tmp_path, study, value, hint):
     metadata, lists = study
@@ -109,12 +128,24 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
             load_predictions(write(tmp_path, changed), metadata, lists)
 
     refused(frame.drop(columns="prob_Hernia"), r"file.csv has no probabilities for Hernia; .*prob_Hernia")
-    refused(frame.rename(columns={"image": "file"}), r"file.csv has no column image or Image Index; it has file")
+    refused(frame.rename(columns={"image": "file"}), r"file.csv has no column image or Image Index; rename")
     refused(frame.assign(prob_mass=0.5), r"columns prob_Mass and prob_mass both name Mass")
     twice = pd.concat([frame, frame.iloc[[7]]])
     refused(twice, rf"{frame['image'][7]} is listed twice, in rows 9 and {len(frame) + 2}")
     refused(frame.assign(image=[f"x/{name}" for name in frame["image"]]), "none of its 90 images, such as x/")
-    refused(frame.iloc[:0], "none of its 0 images is in")
+    refused(frame.iloc[:0], "file.csv has a header and no rows")
+    refused(
+        frame.assign(split=["train", "dev"] * 45), "the column split names train, val; call the part to be measured"
+    )
+    labels = frame.copy()
+    labels[PROBS] = labels[LABELS].to_numpy()
+    refused(labels, "file.csv: its probabilities are the study's labels")
+    (tmp_path / "semicolon.csv").write_text(frame.to_csv(index=False, sep=";"))
+    with pytest.raises(ValueError, match=r"semicolon.csv: its columns are not separated by commas"):
+        load_predictions(tmp_path / "semicolon.csv", metadata, lists)
+    (tmp_path / "wide.csv").write_text(frame.to_csv(index=False), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"wide.csv is not text in UTF-8"):
+        load_predictions(tmp_path / "wide.csv", metadata, lists)
     one_patient = frame["patient_id"].duplicated(keep=False).to_numpy().argmax()
     split = ["val"] * len(frame)
     split[one_patient] = "test"

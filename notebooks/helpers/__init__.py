@@ -24,7 +24,7 @@ _ROOMS = {
     "training": "AsymmetricLoss TrainingState ValidationAUC WeightedBinaryCrossentropy averaged_weights make_loss",
     "subgroups": "gap_table list_subgroups subgroup_table",
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
-    "predictions": "CONTRACT JoinReport join_predictions load_predictions",
+    "predictions": "CONTRACT JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
     "runtime": "choose_settings describe_runtime find_commit make_strategy prepare_runtime resolve_path resolve_paths "
     "save_figure "

@@ -30,8 +30,8 @@ PATHOLOGIES = (
     "Hernia",
 )
 # What radiologists judged anew (Majkowska et al., Radiology 2020), and the pathologies that we hold against it. The
-# mapping is ours: the names under which NIH's text mining files an opacity of the air spaces, each of which the
-# radiologists confirmed as one in two thirds of its films or more. Their fourth finding, Fracture, has no counterpart.
+# mapping is ours: the names under which NIH's text mining files an opacity of the air spaces, collapse included. Their
+# fourth finding, Fracture, has no counterpart.
 ADJUDICATED = MappingProxyType(
     {
         "Pneumothorax": ("Pneumothorax",),
@@ -126,7 +126,8 @@ def load_boxes(study_dir):
 
     Returns:
         DataFrame, one row a box, in file order: `image` and `pathology` (str), `x`, `y`, `width`, `height` (float64,
-        pixels of the 1024x1024 image, from its upper left corner). Empty where the study has no such file.
+        pixels of the 1024x1024 image, from its upper left corner). Empty where the study has no such file. The index
+        is the row in the file as a text editor counts it, and `attrs["source"]` the file's path.
 
     Raises:
         FileNotFoundError: if the folder is missing.
@@ -146,7 +147,8 @@ def load_boxes(study_dir):
     flat = boxes.index[(boxes["width"] <= 0) | (boxes["height"] <= 0)]
     if len(flat):
         raise ValueError(f"{path}, row {flat[0]}: the box has no area")
-    return boxes.reset_index(drop=True)
+    boxes.attrs = {"source": str(path)}
+    return boxes
 
 
 def load_adjudicated(study_dir):

@@ -44,9 +44,10 @@ def check_boxes(boxes, images):
         images: names of the images in the study's label file.
 
     Raises:
-        ValueError: naming the first box outside the frame by image, pathology and row of `boxes`, or up to five images
-            that have boxes and are not among `images`.
+        ValueError: naming the file, and the first box outside the frame by row, image and pathology, or up to five
+            images that have boxes and are not among `images`.
     """
+    source = boxes.attrs.get("source", "the list of boxes")
     low = boxes[["x", "y"]].to_numpy("float64")
     high = low + boxes[["width", "height"]].to_numpy("float64")
     inside = ((low >= -_TOLERANCE) & (high <= BOX_FRAME + _TOLERANCE) & (high > low)).all(axis=1)
@@ -54,12 +55,16 @@ def check_boxes(boxes, images):
         box = boxes.iloc[int(inside.argmin())]
         place = f"x {box['x']:g}, y {box['y']:g}, width {box['width']:g}, height {box['height']:g}"
         raise ValueError(
-            f"the box of {box['pathology']} in {box['image']}, row {box.name} of the boxes, has {place}, which is not "
-            f"inside the frame of {BOX_FRAME}x{BOX_FRAME} pixels"
+            f"{source}, row {box.name}: the box of {box['pathology']} in {box['image']} has {place}, which is not "
+            f"inside the frame of {BOX_FRAME}x{BOX_FRAME} pixels, to which boxes refer whatever the image's size; "
+            "correct or remove it"
         )
     unknown = sorted(set(boxes["image"]) - set(images))
     if unknown:
-        raise ValueError(f"boxes are given for {name_some(unknown)} not in the label file; use files of one release")
+        row = boxes.index[boxes["image"].eq(unknown[0])][0]
+        raise ValueError(
+            f"{source}, row {row}: {name_some(unknown)} not in the study's label file; use files of one release"
+        )
 
 
 def boxed_findings(boxes, films):

@@ -67,9 +67,10 @@ def load_predictions(path, metadata, lists):
 
     The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
     by it, with or without `prob_`; other columns are passed over. Where it has a column `split`, such as that of our
-    own predictions.csv, its parts are kept apart. Parts are named after what their images are: `official-test`,
-    `official-train_val`, or `mixed` with images of both lists; two parts that would get one name keep their own in
-    addition, such as `mixed-val` and `mixed-test`.
+    own predictions.csv, its parts are kept apart, and of several one must be called "test"; thresholds and calibration
+    may be chosen on "val". Parts are named after what their images are: `official-test`, `official-train_val`, or
+    `mixed` with images of both lists; two parts that would get one name keep their own in addition, such as
+    `mixed-val` and `mixed-test`.
 
     Args:
         path: path of the CSV.
@@ -78,27 +79,25 @@ def load_predictions(path, metadata, lists):
 
     Returns:
         Tuple of the frame of predictions, sorted by image, with `attrs["parts"]`, a dict from the name of each part to
-        what `split` called it ("" without such a column), and a `JoinReport`.
+        what `split` called it ("" without such a column, else "test", "val" or another word), and a `JoinReport`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if a column is lacking, an image is listed twice or in neither list, a probability is not a number
             in [0, 1], a patient is in two parts, or no image is one of the study; names the file, and row and column.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of predictions {path}")
-    table = _read_predictions(path)
+    table = read_predictions(path)
     known = table["image"].isin(metadata["image"])
     if not known.any():
-        some = f", such as {table['image'].iloc[0]}" if len(table) else ""
         raise ValueError(
-            f"{path}: none of its {len(table)} images{some} is in the study's label file; images keep the names that "
-            "NIH gave them, such as 00000001_000.png, without folders"
+            f"{path}: none of its {len(table)} images, such as {table['image'].iloc[0]}, is in the study's label file; "
+            "images keep the names that NIH gave them, such as 00000001_000.png, without folders"
         )
     unknown = table["image"][~known].tolist()
     table = table[known].sort_values("image")
     rows = metadata.set_index("image").loc[table["image"]].reset_index()
+    if (table[PROBS].to_numpy() == rows[list(PATHOLOGIES)].to_numpy()).all() and len(table) > 1:
+        raise ValueError(f"{path}: its probabilities are the study's labels; give the columns of the model's answers")
     relabeled = _count_relabeled(table, rows)
     in_train_val, in_test = (table["image"].isin(names).to_numpy() for names in lists)
     unlisted = table["image"][~in_train_val & ~in_test].tolist()
@@ -120,16 +119,42 @@ def load_predictions(path, metadata, lists):
     return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]))
 
 
-def _read_predictions(path):
-    """Reads the CSV: `image`, `split` ("" where it has none), 14 probabilities and whatever `label_` columns it has."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = [name.strip() for name in next(csv.reader(file), [])]
-    image = next((name for name in ("image", "Image Index") if name in header), None)
+def read_predictions(path):
+    """Reads and checks a CSV of predictions, without a study.
+
+    Args:
+        path: path of the CSV, see `load_predictions`.
+
+    Returns:
+        DataFrame indexed by the rows of the file as a text editor counts them: `image`, `prob_<Pathology>` of all 14,
+        `split` ("test", "val" or another word; "" without such a column) and, as text, the `label_` columns that it
+        has.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as for `load_predictions`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of predictions {path}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = [name.strip() for name in next(csv.reader(file), [])]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8; save it as a plain CSV") from None
+    if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
+        raise ValueError(f"{path}: its columns are not separated by commas; save it as a plain CSV with decimal points")
+    image = next((name for name in header if name.casefold() in ("image", "image index", "image_index")), None)
     if image is None:
-        raise ValueError(f"{path} has no column image or Image Index; it has {', '.join(header) or 'no header'}")
+        raise ValueError(
+            f"{path} has no column image or Image Index; rename that of the file names. It has "
+            f"{', '.join(header) or 'no header'}"
+        )
     columns = _find_columns(path, header)
     extra = [name for name in ("split", *LABELS) if name in header]
     table = read_table(path, [image, *columns.values(), *extra])
+    if table.empty:
+        raise ValueError(f"{path} has a header and no rows")
     table = table.rename(columns={image: "image"} | {column: f"prob_{name}" for name, column in columns.items()})
     first = {}
     for line, name in table["image"].items():
@@ -137,38 +162,56 @@ def _read_predictions(path):
             raise ValueError(f"{path}: {name} is listed twice, in rows {first[name]} and {line}; keep one")
         first[name] = line
     for column in PROBS:
-        values = pd.to_numeric(table[column], errors="coerce")
-        bad = ~values.between(0, 1)
-        if bad.any():
-            line = bad.index[bad.to_numpy().argmax()]
-            hint = "; are these logits? Their sigmoid is a probability" if values.notna().all() else ""
-            raise ValueError(
-                f"{path}, row {line} ({table['image'][line]}), column {columns[column.removeprefix('prob_')]}: "
-                f"{table[column][line]!r} is not a probability in [0, 1]{hint}"
-            )
-        table[column] = values
-    return table if "split" in table else table.assign(split="")
+        table[column] = _parse_probs(path, table, column, columns[column.removeprefix("prob_")])
+    table["split"] = _parse_split(path, table["split"]) if "split" in table else ""
+    return table
+
+
+def _parse_probs(path, table, column, called):
+    values = pd.to_numeric(table[column], errors="coerce")
+    bad = ~values.between(0, 1)
+    if bad.any():
+        line = bad.index[bad.to_numpy().argmax()]
+        hint = ""
+        if values.notna().all():
+            percent = values.min() >= 0 and values.max() <= 100
+            hint = "; are these percent?" if percent else "; are these logits? Their sigmoid is a probability"
+        raise ValueError(
+            f"{path}, row {line} ({table['image'][line]}), column {called}: {table[column][line]!r} is not a "
+            f"probability in [0, 1]{hint}"
+        )
+    return values
+
+
+def _parse_split(path, split):
+    """Returns the parts under the names "test" and "val" where they go by these or usual others."""
+    usual = {"testing": "test", "official-test": "test", "valid": "val", "validation": "val", "dev": "val"}
+    split = split.str.casefold().replace(usual | {"official-train_val": "val"})
+    parts = pd.unique(split)
+    if len(parts) > 1 and "test" not in parts:
+        named = ", ".join(sorted(part or "(empty)" for part in parts))
+        raise ValueError(f"{path}: the column split names {named}; call the part to be measured test, or leave it out")
+    return split
 
 
 def _find_columns(path, header):
-    """Finds the column of each pathology: those with `prob_` where there are any, else those with the bare name."""
-    prefix = "prob_" if any(name.startswith("prob_") for name in header) else ""
-    columns = {}
+    """Finds the column of each pathology: those with `prob_` if all have one, else those with the bare names."""
+    found = {"prob_": {}, "": {}}
     for column in header:
-        if not column.startswith(prefix):
-            continue
+        prefix = "prob_" if column.startswith("prob_") else ""
         try:
             name = parse_pathology(column.removeprefix(prefix))
         except ValueError:
             continue
-        if name in columns:
-            raise ValueError(f"{path}: the columns {columns[name]} and {column} both name {name}; keep one")
-        columns[name] = column
+        if name in found[prefix]:
+            raise ValueError(f"{path}: the columns {found[prefix][name]} and {column} both name {name}; keep one")
+        found[prefix][name] = column
+    columns = max(found.values(), key=len)  # of equally many, those with `prob_`
     lacking = [name for name in PATHOLOGIES if name not in columns]
     if lacking:
         raise ValueError(
             f"{path} has no probabilities for {', '.join(lacking)}; expected a column for each of the 14 pathologies, "
-            f"named {lacking[0]} or prob_{lacking[0]}. It has {', '.join(header)}"
+            f"all named like {lacking[0]} or all like prob_{lacking[0]}. It has {', '.join(header)}"
         )
     return {name: columns[name] for name in PATHOLOGIES}
 
