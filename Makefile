@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DATA_DIR ?= data/phantom
 PREDICTIONS ?=
-RUN_DIR ?= $(if $(PREDICTIONS),models/$(basename $(notdir $(PREDICTIONS))),models/densenet121)
+RUN_DIR ?=
 PROFILE ?= quick
 SET ?=
 

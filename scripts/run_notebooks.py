@@ -24,7 +24,9 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute this one alone")
     parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
-    parser.add_argument("--run-dir", default="models/densenet121", help="where results go")
+    parser.add_argument(
+        "--run-dir", default="", help="where results go (default: models/densenet121, or models/<name of PREDICTIONS>)"
+    )
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the notebooks")
     return parser.parse_args()
@@ -142,9 +144,9 @@ def main():
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a bar that nobody watches should not fill the notebook
     known = list_settings()
     settings = dict(parse_setting(pair, known) for pair in arguments.set)
-    settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": arguments.run_dir, "PROFILE": arguments.profile}
-    settings |= {"VERBOSE": 2}
-    run_dir = (ROOT / Path(arguments.run_dir).expanduser()).resolve()
+    chosen = arguments.run_dir or f"models/{Path(str(settings.get('PREDICTIONS') or 'densenet121')).stem}"
+    settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": chosen, "PROFILE": arguments.profile, "VERBOSE": 2}
+    run_dir = (ROOT / Path(chosen).expanduser()).resolve()
     for name in [arguments.only] if arguments.only else NOTEBOOKS:
         execute(name, run_dir, settings)
     if not arguments.only:
