@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from helpers import PATHOLOGIES, hash_split, list_images
 from helpers.runtime import ROOT
 
-SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1")
+SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1")
 
 
 def call_chain(study, run_dir, packed_dir, *settings):
