@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from drawn_scores import draw, resample_rows
 from scipy import stats
 from scipy.special import expit
 from sklearn import metrics
@@ -24,26 +25,11 @@ from helpers import (
 )
 
 
-def draw(n=300, classes=4, seed=0, decimals=None):
-    """Labels and scores that carry some signal; few decimals make many ties."""
-    rng = np.random.default_rng(seed)
-    y = (rng.random((n, classes)) < np.linspace(0.4, 0.05, classes)).astype("uint8")
-    score = rng.normal(size=(n, classes)) + 0.7 * y
-    return y, score if decimals is None else np.round(score, decimals)
-
-
 def draw_probs(n=300, classes=4, seed=0, decimals=None):
     """Labels and probabilities in [0, 1], neither perfect nor useless."""
     y, score = draw(n, classes, seed)
     probs = expit(score - 1)
     return y, probs if decimals is None else np.round(probs, decimals)
-
-
-def resample_rows(groups, n_resamples, seed):
-    """Rows of each resample, drawn as the documented method says: patients with replacement, with all their images."""
-    patients = np.unique(groups)
-    drawn = np.random.default_rng(seed).integers(0, len(patients), size=(n_resamples, len(patients)))
-    return [np.concatenate([np.flatnonzero(groups == patients[i]) for i in row]) for row in drawn]
 
 
 def test_undefined_figures_are_nan():

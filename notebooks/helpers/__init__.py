@@ -6,8 +6,8 @@ Names are looked up on first use, so that `import helpers` costs nothing and the
 from importlib import import_module
 
 _ROOMS = {
-    "labels": "ADJUDICATED PATHOLOGIES list_images load_adjudicated load_boxes load_metadata load_official_lists "
-    "match_images",
+    "labels": "ADJUDICATED BOX_FRAME PATHOLOGIES list_images load_adjudicated load_boxes load_metadata "
+    "load_official_lists match_images",
     "splits": "SPLITS assert_no_patient_overlap hash_split make_split",
     "statistics": "auc_table average_precision bootstrap_auc bootstrap_ratio delong delong_test difference_table "
     "percentile_interval precision_recall_curve roc_auc roc_curve shuffled_auc",
@@ -24,7 +24,7 @@ _ROOMS = {
     "training": "AsymmetricLoss TrainingState ValidationAUC WeightedBinaryCrossentropy averaged_weights make_loss",
     "subgroups": "gap_table list_subgroups subgroup_table",
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
-    "predictions": "CONTRACT JoinReport join_predictions load_predictions read_predictions",
+    "predictions": "CONTRACT LABELS PROBS JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
     "runtime": "choose_settings describe_runtime find_commit make_strategy prepare_runtime resolve_path resolve_paths "
     "save_figure "

@@ -40,6 +40,8 @@ ADJUDICATED = MappingProxyType(
     }
 )
 
+BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
+
 _NO_FINDING = "No Finding"
 # The box list says "Infiltrate" where the label file says "Infiltration".
 _SPELLINGS = {"infiltrate": "Infiltration", **{name.casefold(): name for name in PATHOLOGIES}}

@@ -1,9 +1,10 @@
 """Keeps the scores of several runs in one file, and scores on different splits out of one table."""
 
-import os
 import pathlib
 
 import pandas as pd
+
+from .files import write_text
 
 _KEYS = ["study", "split", "part", "images_sha256"]  # what must agree for two scores to compare
 
@@ -55,7 +56,5 @@ def add_to_leaderboard(path, entry):
     kept = entries[~same]
     entries = pd.concat([kept, new], ignore_index=True) if len(kept) else new
     entries = entries.sort_values([*_KEYS, "mean_auc"], ascending=[True] * len(_KEYS) + [False], ignore_index=True)
-    part = path.with_name(path.name + ".part")
-    entries.to_csv(part, index=False)
-    os.replace(part, path)
+    write_text(path, entries.to_csv(index=False))
     return entries[(entries[_KEYS] == new[_KEYS].iloc[0]).all(axis=1)].reset_index(drop=True)

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from .labels import PATHOLOGIES, name_some
+from .labels import BOX_FRAME, PATHOLOGIES, name_some
 from .statistics import bootstrap_ratio, interval_around
 
-BOX_FRAME = 1024  # Pixels a side of the frame that NIH's boxes refer to.
 IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Tenths as for IoU, and 0.1, 0.25, 0.5, 0.75, 0.9 as in Wang's table 4.
 IOBB_LEVELS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.9)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .labels import PATHOLOGIES
+from .labels import BOX_FRAME, PATHOLOGIES
 from .phantom_findings import draw_film
 
 __all__ = ["PHANTOM_VERSION", "PREVALENCE", "draw_film", "plan_phantom_study", "write_phantom_study"]
@@ -54,7 +54,6 @@ ENTRY_HEADER = (
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
-BOX_FRAME = 1024  # pixels a side of the frame that NIH's boxes refer to
 
 OUR_FILES = ("Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt")
 MARK, OPEN_MARK = "phantom.json", "phantom.json.part"

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from .files import write_text
 from .images import FilmError, decode_film, inspect_film
 from .labels import PATHOLOGIES
 from .splits import assert_no_patient_overlap, hash_split
@@ -65,12 +66,6 @@ class PackedStudy:
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_atomically(path, text):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _encode(film, row):
@@ -224,21 +219,21 @@ def pack_study(rows, paths, folder, *, split_name, side=256, shard_films=512, se
                     bar.update(len(part))
             else:
                 shard = {"subset": subset, "key": key, **_write_shard(folder / name, part, decode, pool, bar)}
-                _write_atomically(folder / f"{name}.json", json.dumps(shard))
+                write_text(folder / f"{name}.json", json.dumps(shard))
             shards.append(shard)
             left_out = {film["image"] for film in shard["excluded"]}
             index.append(part[~part["image"].isin(left_out)].assign(subset=subset))
     if bar:
         bar.close()
     index = pd.concat(index)[_COLUMNS]
-    _write_atomically(folder / "index.csv", index.to_csv(index=False))
+    write_text(folder / "index.csv", index.to_csv(index=False))
     manifest = asked | {
         "split_sha256": hash_split(index["image"], index["subset"]),
         "counts": {subset: int(index["subset"].eq(subset).sum()) for subset in SUBSETS},
         "index_sha256": _sha256(folder / "index.csv"),
         "shards": shards,
     }
-    _write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     _remove_leftovers(folder, {shard["file"] for shard in shards})
     return load_packed_study(folder)
 

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+from .files import write_text
+
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 
 
@@ -166,11 +168,8 @@ def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
 
 
 def write_json(path, content):
-    """Writes JSON through a temporary name, so that a reader never meets half a file."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Writes JSON, see `files.write_text`; what cannot be written leaves the file as it was."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def save_figure(figure, run_dir, name, table=None):

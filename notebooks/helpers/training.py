@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from .files import write_text
 from .model import predict_logits
 from .statistics import roc_auc
 
@@ -241,9 +242,7 @@ class TrainingState(keras.callbacks.Callback):
     def _write_history(self):
         names = list(dict.fromkeys(key for row in self.history for key in row))
         lines = [",".join(names)] + [",".join(str(row.get(name, "")) for name in names) for row in self.history]
-        part = self.history_path.with_name(self.history_path.name + ".part")
-        part.write_text("\n".join(lines) + "\n")
-        os.replace(part, self.history_path)
+        write_text(self.history_path, "\n".join(lines) + "\n")
 
     def _write(self):
         simple = (bool, int, float, type(None))
