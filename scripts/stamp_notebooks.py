@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = "{address}"
+RUNTIME = os.environ.get("RUNTIME", "auto")  # or "tf-tpu", "jax", "gpu", "cpu"
 if not Path("helpers").is_dir():  # Colab and Kaggle open a notebook without its neighbors
     if "/OWNER/" in REPOSITORY:
         raise RuntimeError("Set REPOSITORY to the address that you opened this notebook from.")
@@ -35,7 +36,8 @@ if not Path("helpers").is_dir():  # Colab and Kaggle open a notebook without its
 sys.path.insert(0, os.getcwd())
 from helpers.runtime import prepare_runtime  # chooses the Keras backend, so it comes before any import of Keras
 
-installed = prepare_runtime()"""
+runtime = prepare_runtime(RUNTIME)
+print(runtime)"""
 
 METADATA = {
     "accelerator": "TPU",

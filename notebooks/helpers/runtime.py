@@ -1,188 +1,204 @@
-"""Where a notebook runs: missing packages, accelerator, settings, paths, and the record of what was done with what."""
+"""What a notebook runs on: TPU, GPU or CPU, and TensorFlow or JAX under Keras, chosen before Keras is imported."""
 
-import glob
-import importlib.metadata
-import json
+import importlib
 import os
 import platform
-import re
-import subprocess
 import sys
-import warnings
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import dataclass
 
-from .files import write_text
+from .packages import find_version, install, list_missing
+from .probes import find_out, find_tpu_chips, has_metadata_server, shows_gpu
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository
+BACKENDS = {"tf-tpu": "tensorflow", "jax": "jax", "gpu": "tensorflow", "cpu": "tensorflow"}
+LABELS = {
+    "tf-tpu": "Keras on TensorFlow with TPUStrategy",
+    "jax": "Keras on JAX, tf.data on the host",
+    "gpu": "Keras on TensorFlow with the GPU",
+    "cpu": "Keras on TensorFlow with the CPU",
+}
+QUESTIONS = {"tf-tpu": ("tensorflow", "tensorflow-tpu"), "jax": ("jax",), "gpu": ("gpu",), "cpu": ("cpu",)}
+GET_ACCELERATOR = (
+    "For a TPU or a GPU choose one as the accelerator (Colab: Runtime > Change runtime type; Kaggle: Settings > "
+    "Accelerator) and start again."
+)
 
 
-def prepare_runtime(backend="tensorflow"):
-    """Readies a kernel before Keras is imported: installs what is missing and chooses the Keras backend.
+@dataclass(frozen=True)
+class Runtime:
+    """What was chosen to run on; as text, a paragraph for the reader of a notebook.
 
-    Installed packages are never up- or downgraded: on Colab and Kaggle they are tuned to the machine.
+    Attributes:
+        name: "tf-tpu", "jax", "gpu" or "cpu".
+        backend: Keras backend, "tensorflow" or "jax".
+        chips: number of TPU chips that the machine shows.
+        found: what the machine has.
+        why: why this one was chosen.
+        other: what to do for another one.
+        installed: tuple of the requirements that were installed.
+    """
+
+    name: str
+    backend: str
+    chips: int
+    found: str
+    why: str
+    other: str
+    installed: tuple = ()
+
+    def __str__(self):
+        """Says what was found, what was chosen, why, and what to do for the other."""
+        more = f" and {len(self.installed) - 4} more" if len(self.installed) > 4 else ""
+        installed = f" Installed: {', '.join(self.installed[:4])}{more}." if self.installed else ""
+        return f"Found: {self.found}. Chosen: {LABELS[self.name]}, because {self.why}.{installed} {self.other}"
+
+
+_prepared = None  # (choice, Runtime) of this kernel: once it holds the TPU, no probe can have it
+
+
+def prepare_runtime(choice="auto", root="/"):
+    """Readies a kernel before Keras is imported: installs what is missing and chooses what to run on.
+
+    Installed packages are never up- or downgraded: on Colab and Kaggle they are tuned to the machine. On a TPU host
+    the order is: TensorFlow as it is, where it drives the TPU; a tensorflow-tpu known to fit, in a folder of its own;
+    Keras on JAX. Elsewhere it is the GPUs that TensorFlow drives. The CPU comes last. Each is tried in a process of its
+    own first.
 
     Args:
-        backend: value for `KERAS_BACKEND` where the variable is not set.
+        choice: "auto", or "tf-tpu", "jax", "gpu" or "cpu" for that one and no other. The environment's `KERAS_BACKEND`
+            limits "auto" to what runs on that backend.
+        root: folder that holds `dev` and `sys`; another than "/" only in tests.
 
     Returns:
-        List of the requirements that were installed, empty where all were there.
+        A `Runtime`; the same one when called again.
 
     Raises:
-        RuntimeError: Keras was imported before, with another backend.
-        subprocess.CalledProcessError: pip failed.
+        ValueError: no such choice, or `KERAS_BACKEND` contradicts it.
+        RuntimeError: the choice cannot work here, Keras or TensorFlow was imported too early, this kernel was readied
+            for another choice, or pip failed.
     """
-    chosen = os.environ.setdefault("KERAS_BACKEND", backend)
+    global _prepared
+    if _prepared and choice in (_prepared[0], _prepared[1].name):
+        return _prepared[1]
+    if _prepared:
+        raise RuntimeError(f"This kernel is readied for {_prepared[1].name}. Restart it for RUNTIME = {choice!r}.")
+    keras_backend = os.environ.get("KERAS_BACKEND", "")
+    choices = list_choices(choice, keras_backend)
+    if len(choices) == 1:
+        _refuse_imported(BACKENDS[choices[0]])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != chosen:
-        raise RuntimeError(f"Keras was already imported with another backend than {chosen}. Restart the kernel.")
-    lines = [line.partition("#") for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()]
-    wanted = [need.strip() for need, _, why in lines if need.strip() and not why.strip().startswith("local")]
-    missing = [need for need in wanted if not _is_installed(re.match(r"[\w.-]+", need)[0])]
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
-    return missing
+    chips = find_tpu_chips(root)
+    if not chips or not has_metadata_server():
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits minutes for it
+    found = _describe_machine(chips, root)
+    installed = install(list_missing())
+
+    def ask(question):
+        finding = find_out(question, chips, root)
+        installed.extend(finding.installed)
+        return finding
+
+    name, why, finding = choose_runtime(choices, chips, ask)
+    _refuse_imported(BACKENDS[name], finding.overlay)
+    if not finding.overlay:  # beside a TPU, TensorFlow only reads the data: the build for the CPU is half the download
+        installed += install(list_missing("tensorflow-cpu" if chips else "tensorflow"))
+    os.environ.update(finding.environment, KERAS_BACKEND=BACKENDS[name])
+    if finding.overlay:
+        sys.path.insert(0, finding.overlay)
+        importlib.invalidate_caches()
+    if name == "jax" and chips:
+        _import_tensorflow_without_tpu()
+    if len(choices) == 1:
+        asks = f"{'KERAS_BACKEND' if choice == 'auto' else 'RUNTIME'} asks for it"
+        why = f"{asks}; {why}" if why else asks
+    other = _advise(name, chips, forced=len(choices) == 1, without_jax=keras_backend == "tensorflow")
+    _prepared = choice, Runtime(name, BACKENDS[name], chips, found, why, other, tuple(installed))
+    return _prepared[1]
 
 
-def _is_installed(name):
-    # One import package comes under several names, by platform and build.
-    families = [
-        ["tensorflow", "tensorflow-cpu", "tensorflow-tpu"],
-        ["opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"],
-    ]
-    for candidate in next((family for family in families if name in family), [name]):
-        try:
-            importlib.metadata.version(candidate)
-            return True
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return False
-
-
-def make_strategy():
-    """Chooses how TensorFlow spreads the work: `TPUStrategy`, `MirroredStrategy` over several GPUs, or the default.
-
-    A TPU is looked for only where the machine shows a chip: the tensorflow-tpu package lists a TPU system device on
-    any machine, and asking for a TPU that is not there takes minutes. Where there is a chip that TensorFlow cannot use,
-    as with the CPU build that today's Kaggle image carries, a warning says so and the default is taken.
-
-    Returns:
-        A tf.distribute.Strategy.
-    """
-    import tensorflow as tf
-
-    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
-        try:
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
-            tf.config.experimental_connect_to_cluster(resolver)
-            tf.tpu.experimental.initialize_tpu_system(resolver)
-            return tf.distribute.TPUStrategy(resolver)
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            warnings.warn(f"There is a TPU, but TensorFlow {tf.__version__} cannot use it: {reason}", stacklevel=2)
-    if len(tf.config.list_physical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
-
-
-def describe_runtime():
-    """Returns a dict of what this notebook runs on: versions, backend, devices, processor, commit."""
-    import keras
-    import tensorflow as tf
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        cpu = found[1] if found else cpu
-    devices = [d for kind in ("TPU", "GPU", "CPU") for d in tf.config.list_logical_devices(kind)]
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-        "devices": [device.name for device in devices],
-        "processor": f"{cpu}, {os.cpu_count()} cores",
-        "platform": platform.platform(),
-        "commit": find_commit(),
-    }
-
-
-def find_commit():
-    """Returns the repository's commit, with `-dirty` where files differ from it; "unknown" outside a clone."""
-    try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def choose_settings(settings, *choices):
-    """Picks the values of settings that differ by profile or recipe, such as `SIDE = {"quick": 88, "full": 256}`.
+def list_choices(choice, keras_backend):
+    """Narrows the choice by Keras's own variable.
 
     Args:
-        settings: dict name -> value, such as `globals()`; of it, names in capitals with a dict as value are looked at.
-        *choices: the choices made, such as "quick" and "ours". Dicts may be nested.
+        choice: "auto" or the name of a runtime.
+        keras_backend: value of `KERAS_BACKEND`, empty where it is not set.
 
     Returns:
-        Dict of those names to their chosen values.
+        List of the names that may be chosen; a single one is forced.
 
     Raises:
-        ValueError: a setting has no value for any of the choices.
+        ValueError: no such choice, or the two contradict each other.
     """
-    chosen = {}
-    for name, value in settings.items():
-        if not name.isupper() or not isinstance(value, dict):
-            continue
-        while isinstance(value, dict):
-            keys = [choice for choice in choices if choice in value]
-            if not keys:
-                raise ValueError(f"{name} has values for {list(value)}, but chosen are {list(choices)}.")
-            value = value[keys[0]]
-        chosen[name] = value
-    return chosen
+    if choice not in ("auto", *BACKENDS):
+        raise ValueError(f"RUNTIME is {choice!r}, expected one of auto, {', '.join(BACKENDS)}.")
+    if keras_backend not in ("", *BACKENDS.values()):
+        raise ValueError(f"KERAS_BACKEND is {keras_backend!r}, but the notebooks run on tensorflow or jax. Unset it.")
+    names = [name for name in BACKENDS if choice in ("auto", name) and keras_backend in ("", BACKENDS[name])]
+    if not names:
+        raise ValueError(f"RUNTIME is {choice!r}, but KERAS_BACKEND is {keras_backend!r}. Unset one of the two.")
+    return names
 
 
-def resolve_path(path):
-    """Returns a setting as an absolute pathlib.Path: relative ones start at the repository's root, `~` is home."""
-    return (ROOT / Path(path).expanduser()).resolve()
-
-
-def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
-    """Turns the path settings of the notebooks into paths; relative ones are relative to the repository's root.
+def choose_runtime(choices, chips, ask):
+    """Chooses the first that works, in the order that suits the machine.
 
     Args:
-        data_dir: folder of a study in NIH layout; only the synthetic study is ever written to.
-        run_dir: folder of one training run; made if missing.
-        packed_dir: folder of the packed study; empty for `data/packed/<study>-<split>-<profile>`.
-        split: name of the split.
-        profile: name of the profile.
+        choices: names from `list_choices`.
+        chips: number of TPU chips.
+        ask: function from a question, see `probes.find_out`, to a `Finding`; asked only as far as needed.
 
     Returns:
-        A namespace with pathlib.Paths `study`, `packed`, `run`.
+        Name, reason and `Finding` of the choice.
+
+    Raises:
+        RuntimeError: there is a single choice, and it cannot work here.
     """
-    study = resolve_path(data_dir)
-    packed = Path(packed_dir).expanduser() if packed_dir else Path("data/packed") / f"{study.name}-{split}-{profile}"
-    run = resolve_path(run_dir)
-    run.mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(study=study, packed=resolve_path(packed), run=run)
+    if choices == ["tf-tpu"] and not chips:
+        raise RuntimeError(f"RUNTIME = 'tf-tpu' cannot work here: no TPU chip was found. {GET_ACCELERATOR}")
+    order, failed = choices, []
+    if len(choices) > 1:
+        order = [name for name in (["tf-tpu", "jax", "cpu"] if chips else ["gpu", "cpu"]) if name in choices]
+        failed = [] if chips else ["no TPU was found"]
+    for name in order:
+        for question in QUESTIONS[name]:
+            finding = ask(question)
+            if finding.works:
+                return name, "; ".join(filter(None, [*failed, finding.said])), finding
+            failed.append(finding.said)
+    remedy = GET_ACCELERATOR if choices == ["gpu"] else "RUNTIME = 'auto' takes what works."
+    raise RuntimeError(f"RUNTIME = {choices[0]!r} cannot work here: {'; '.join(failed)}. {remedy}")
 
 
-def write_json(path, content):
-    """Writes JSON, see `files.write_text`; what cannot be written leaves the file as it was."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def _refuse_imported(backend, overlay=""):
+    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend:
+        raise RuntimeError(f"Keras was already imported with another backend than {backend}. Restart the kernel.")
+    if overlay and "tensorflow" in sys.modules:
+        raise RuntimeError("TensorFlow was already imported, but another build is needed for TPUs. Restart the kernel.")
 
 
-def save_figure(figure, run_dir, name, table=None):
-    """Writes `figures/<name>.png` and, beside it, the CSV of the numbers that it shows.
+def _import_tensorflow_without_tpu():
+    # A build for TPUs takes the chips at its import, or aborts with a libtpu that it does not know. The variable is for
+    # that import alone: JAX obeys it too.
+    os.environ["TPU_LOAD_LIBRARY"] = "0"
+    importlib.import_module("tensorflow")
+    del os.environ["TPU_LOAD_LIBRARY"]
 
-    Args:
-        figure: matplotlib figure.
-        run_dir: pathlib.Path.
-        name: file name without its ending.
-        table: pandas.DataFrame behind the figure; None where the figure shows films.
-    """
-    folder = Path(run_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
-    if table is not None:
-        table.to_csv(folder / f"{name}.csv", index=False)
+
+def _describe_machine(chips, root):
+    # From the metadata of what is installed: whether any of it can be imported is still to be found out.
+    accelerator = f"{chips} TPU chip{'s' * (chips > 1)}" if chips else "a GPU" if shows_gpu(root) else "no TPU, no GPU"
+    versions = {"TensorFlow": "tensorflow", "Keras": "keras", "JAX": "jax", "libtpu": "libtpu"}
+    known = [f"{label} {find_version(name) or 'not installed'}" for label, name in versions.items()]
+    return ", ".join([accelerator, f"Python {platform.python_version()}", *known])
+
+
+def _advise(name, chips, forced, without_jax):
+    if name == "tf-tpu":
+        return "For Keras on JAX set RUNTIME = 'jax' and restart the kernel."
+    if name == "jax" and chips:
+        return "For TensorFlow's TPUStrategy set RUNTIME = 'tf-tpu' and restart the kernel."
+    if forced:
+        return "RUNTIME = 'auto' takes the best that works."
+    if name == "cpu" and chips:
+        jax = " Unset KERAS_BACKEND to have JAX tried as well." if without_jax else ""
+        return f"For the TPU shut down other kernels, which may hold it, and restart this one.{jax}"
+    return "For the CPU set RUNTIME = 'cpu' and restart the kernel." if name == "gpu" else GET_ACCELERATOR

@@ -1,0 +1,173 @@
+"""Connects Keras to the devices of the chosen runtime, and records what a notebook ran on."""
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .settings import ROOT
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How the work is spread.
+
+    Attributes:
+        name: "TPUStrategy", "MirroredStrategy", "DataParallel" or "one device".
+        n_replicas: number of devices that each take a share of a batch, over all hosts.
+        host: number of this process.
+        n_hosts: number of processes.
+        strategy: tf.distribute.Strategy; None on JAX.
+    """
+
+    name: str
+    n_replicas: int
+    host: int = 0
+    n_hosts: int = 1
+    strategy: object = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_chief(self):
+        """Whether this process is the one that writes files."""
+        return self.host == 0
+
+    def scope(self):
+        """Returns the context to build, compile and load models in."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+    def agree(self, flag):
+        """Returns the first host's flag on all of them, bool; every host must ask at the same point."""
+        if self.n_hosts == 1:
+            return bool(flag)
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.broadcast_one_to_all(int(flag)))
+
+    def wait(self):
+        """Waits until every host has come here."""
+        self.agree(False)
+
+
+def connect_devices(runtime):
+    """Connects to the devices: once for a TPU, and again as often as wanted.
+
+    On JAX every device takes an equal share, so each batch must be divisible by their number. Several processes find
+    each other by Keras's variables KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID, and each reads its
+    own part of the data: Keras does not divide it here.
+
+    Args:
+        runtime: `Runtime` of this kernel.
+
+    Returns:
+        A `Devices`.
+    """
+    if runtime.name == "jax":
+        return _connect_jax()
+    import tensorflow as tf
+
+    if runtime.name == "tf-tpu":
+        strategy = _connect_tpu()
+        return Devices("TPUStrategy", strategy.num_replicas_in_sync, strategy=strategy)
+    if runtime.name == "gpu" and len(tf.config.list_physical_devices("GPU")) > 1:
+        strategy = _connect_gpus()
+        return Devices("MirroredStrategy", strategy.num_replicas_in_sync, strategy=strategy)
+    return Devices("one device", 1, strategy=tf.distribute.get_strategy())
+
+
+@functools.cache  # starting the TPU a second time would throw away what the first one holds
+def _connect_tpu():
+    import tensorflow as tf
+
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+    tf.config.experimental_connect_to_cluster(resolver)
+    tf.tpu.experimental.initialize_tpu_system(resolver)
+    return tf.distribute.TPUStrategy(resolver)
+
+
+@functools.cache
+def _connect_gpus():
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy()
+
+
+def _connect_jax():
+    import jax
+    import keras
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # already in use: too late, and then it has its share of the memory
+        tf.config.set_visible_devices([], "GPU")  # or TensorFlow takes the memory that JAX needs
+    if _n_processes() > 1 and not jax.distributed.is_initialized():
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it processes on CPUs cannot add up
+        keras.distribution.initialize()
+    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    return Devices("DataParallel", jax.device_count(), jax.process_index(), jax.process_count())
+
+
+def _n_processes():
+    return int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES") or 1)
+
+
+def describe_runtime(runtime=None, devices=None):
+    """Describes what this notebook runs on.
+
+    Args:
+        runtime: `Runtime` of this kernel, if there is one.
+        devices: `Devices` that it is connected to, if it is.
+
+    Returns:
+        Dict of versions, backend, devices, processor and commit; of the runtime and of how the work is spread where
+        these are given.
+    """
+    import keras
+    import tensorflow as tf
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        cpu = found[1] if found else cpu
+    report = {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "devices": _list_devices(connected=devices is not None),
+        "processor": f"{cpu}, {os.cpu_count()} cores",
+        "platform": platform.platform(),
+        "commit": find_commit(),
+    }
+    if report["backend"] == "jax":
+        import jax
+
+        report["jax"] = jax.__version__
+    if runtime:
+        report |= {"runtime": runtime.name, "why": runtime.why}
+    if devices:
+        report |= {"strategy": devices.name, "n_replicas": devices.n_replicas, "n_hosts": devices.n_hosts}
+    return report
+
+
+def _list_devices(connected):
+    import keras
+    import tensorflow as tf
+
+    if keras.backend.backend() != "jax":
+        return [device.name for kind in ("TPU", "GPU", "CPU") for device in tf.config.list_logical_devices(kind)]
+    import jax
+
+    # To ask JAX starts it, and after that no process finds the others any more.
+    return [str(device) for device in jax.devices()] if connected or _n_processes() == 1 else []
+
+
+def find_commit():
+    """Returns the repository's commit, with `-dirty` where files differ from it; "unknown" outside a clone."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

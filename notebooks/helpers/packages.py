@@ -1,0 +1,186 @@
+"""What pip does for a notebook: missing requirements, and TensorFlow for TPUs in a folder of its own.
+
+Whatever the platform ships stays as it is: Colab and Kaggle tune it to the machine.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from .settings import ROOT
+
+FAMILIES = (  # one import package comes under several names, by platform and build
+    ("tensorflow", "tensorflow-cpu", "tensorflow-tpu"),
+    ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    ("libtpu", "libtpu-nightly"),
+)
+PLATFORM_OWN = {"numpy", "jax", "jaxlib", "keras"}  # a second copy of these beside the platform's breaks both
+VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[\w.]+)?")  # what pip takes as a constraint
+
+
+class TpuBuild(NamedTuple):
+    """A release of tensorflow-tpu and what it works with."""
+
+    tensorflow: str
+    pythons: tuple  # that it has wheels for and that were tried
+    libtpu: tuple  # oldest and newest that it loads; with any other the import aborts the interpreter
+    own_libtpu: str  # installed beside it where the platform's is none of those
+
+
+# Measured by importing, on machines without a TPU: see docs/runtime.md. There is no later release of tensorflow-tpu,
+# and its own requirement, libtpu~=0.0.14, lets pip take one that it aborts with.
+TPU_BUILDS = (TpuBuild("2.20.0", ((3, 11), (3, 12), (3, 13)), ("0.0.14", "0.0.31"), "0.0.20"),)
+
+
+class Overlay(NamedTuple):
+    """A folder that goes before the platform's packages, so that nothing of theirs is changed."""
+
+    folder: Path
+    libtpu: Path  # the library that TensorFlow is to load; it finds none by itself
+    installed: tuple
+
+
+def find_version(name):
+    """Returns the installed version of a package under any of its names; empty where there is none."""
+    for candidate in next((family for family in FAMILIES if name in family), (name,)):
+        try:
+            return importlib.metadata.version(candidate)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def list_missing(tensorflow=""):
+    """Lists what a kernel needs by requirements.txt and does not have in any version.
+
+    Args:
+        tensorflow: name of the package to take for TensorFlow; empty to leave it out.
+
+    Returns:
+        List of requirements.
+    """
+    lines = [line.partition("#") for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()]
+    wanted = [need.strip() for need, _, why in lines if need.strip() and not why.strip().startswith("local")]
+    missing = [need for need in wanted if not find_version(re.match(r"[\w.-]+", need)[0])]
+    return [re.sub("^tensorflow", tensorflow, need) for need in missing if tensorflow or need[:10] != "tensorflow"]
+
+
+def install(requirements, *options, free=()):
+    """Installs with pip; packages that are there keep their version, or pip fails.
+
+    Args:
+        requirements: list of str; nothing happens where it is empty.
+        *options: further options of `pip install`.
+        free: names of packages that may differ from what is there, as they go elsewhere.
+
+    Returns:
+        The requirements.
+
+    Raises:
+        RuntimeError: pip failed; says what it said.
+    """
+    if not requirements:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text(_freeze(free), encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["-c", str(constraints), *options, *requirements]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if answer.returncode:
+        lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()] or ["it said nothing"]
+        said = [line for line in lines if line.startswith("ERROR")] or lines
+        raise RuntimeError(f"pip could not install {', '.join(requirements)}: {said[-1].removeprefix('ERROR: ')}")
+    importlib.invalidate_caches()
+    return list(requirements)
+
+
+def _freeze(free):
+    # The first of a name on sys.path is the one that is imported.
+    versions = {}
+    for found in importlib.metadata.distributions():
+        versions.setdefault(_plain(found.metadata["Name"] or ""), found.version)
+    kept = {name: v for name, v in versions.items() if name and name not in free and VERSION.fullmatch(v or "")}
+    return "".join(f"{name}=={version}\n" for name, version in kept.items())
+
+
+def _plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def install_tensorflow_tpu(cache=None, builds=TPU_BUILDS):
+    """Installs a tensorflow-tpu that fits this Python and this libtpu into a folder of its own, once.
+
+    Args:
+        cache: folder for such folders; default in the user's cache, which Kaggle does not keep as a result.
+        builds: the `TpuBuild`s to choose from.
+
+    Returns:
+        An `Overlay`; `installed` is empty where the folder was there.
+
+    Raises:
+        RuntimeError: no build fits this Python, or pip failed; nothing is left behind.
+    """
+    python = sys.version_info[:2]
+    build = next((build for build in builds if python in build.pythons), None)
+    if build is None:
+        raise RuntimeError(f"no known tensorflow-tpu for Python {python[0]}.{python[1]}")
+    libtpu = find_version("libtpu")
+    fits = libtpu and _numbers(build.libtpu[0]) <= _numbers(libtpu) <= _numbers(build.libtpu[1])
+    wanted = [f"tensorflow-tpu=={build.tensorflow}"] + ([] if fits else [f"libtpu=={build.own_libtpu}"])
+    cache = Path(cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "-".join([*wanted, f"python{python[0]}.{python[1]}"]).replace("==", "-")
+    installed = () if folder.is_dir() else tuple(_fill_overlay(folder, wanted))
+    return Overlay(folder, find_libtpu() if fits else folder / "libtpu" / "libtpu.so", installed)
+
+
+def find_libtpu():
+    """Returns the path of the installed libtpu's library, without importing it; None where there is none."""
+    found = importlib.util.find_spec("libtpu")
+    return Path(found.origin).with_name("libtpu.so") if found and found.origin else None
+
+
+def _numbers(version):
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _fill_overlay(folder, wanted):
+    # Under a name of its own until it is complete: two kernels may do this at once, or one be interrupted.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part, installed = Path(tempfile.mkdtemp(prefix="part-", dir=folder.parent)), []
+    try:
+        while wanted:
+            installed += install(wanted, "--no-deps", "--target", str(part), free=("tensorflow-tpu", "libtpu"))
+            wanted = _list_missing_in(part)
+        try:
+            part.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # where it is, the other kernel was faster
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return installed
+
+
+def _list_missing_in(part):
+    # Without the platform's own: they are there, or no folder can make up for them.
+    from packaging.requirements import Requirement  # Keras and Matplotlib bring it
+
+    there = list(importlib.metadata.distributions(path=[str(part)]))
+    names = {_plain(found.metadata["Name"]) for found in there} | PLATFORM_OWN
+    needs = [Requirement(line) for found in there for line in found.requires or []]
+    missing = {
+        _plain(need.name): f"{need.name}{need.specifier}"
+        for need in needs
+        if _plain(need.name) not in names
+        and not find_version(_plain(need.name))
+        and (need.marker is None or need.marker.evaluate({"extra": ""}))
+    }
+    return sorted(missing.values())
