@@ -11,7 +11,17 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from helpers import Augmentation, augment, load_packed_study, make_eval_dataset, make_train_dataset, pack_study
+from helpers import (
+    PATHOLOGIES,
+    Augmentation,
+    augment,
+    count_steps,
+    list_batch,
+    load_packed_study,
+    make_eval_dataset,
+    make_train_dataset,
+    pack_study,
+)
 from helpers.pipeline import N_DRAWS
 
 SIDE = 16
@@ -144,6 +154,63 @@ def test_a_continued_run_sees_the_tail_of_the_whole_one(study, first_epoch, wind
     whole = read(make_train(study, **options))
     tail = read(make_train(study, first_epoch=first_epoch, **options))
     assert_same(tail, whole[first_epoch * 9 :])
+
+
+@pytest.mark.parametrize(("first_epoch", "first_step"), [(0, 1), (0, 8), (1, 4), (3, 7)])
+@pytest.mark.parametrize("window_shards", [1, 2])
+def test_a_run_continued_at_a_step_sees_the_tail_of_the_whole_one(study, first_epoch, first_step, window_shards):
+    options = {"batch_size": 4, "epochs": 4, "strength": Augmentation(), "window_shards": window_shards}
+    whole = read(make_train(study, **options))
+    tail = read(make_train(study, first_epoch=first_epoch, first_step=first_step, **options))
+    assert_same(tail, whole[first_epoch * 9 + first_step :])
+
+
+def test_shards_used_up_before_the_step_are_not_read_again(copy):
+    """All shards but those of the epoch's last window are emptied on the disk: the last step still comes."""
+    order = [list_batch(copy, 1, seed=3, epoch=0, step=step, window_shards=1) for step in range(37)]
+    homes = dict(zip(copy.rows("train")["image"], list_homes(copy), strict=True))
+    last = homes[order[-1][0]]
+    for path in set(homes.values()) - {last}:
+        Path(path).write_bytes(b"")
+    assert list_batch(copy, 1, seed=3, epoch=0, step=36, window_shards=1) == order[-1]
+
+
+def list_homes(study):
+    """Returns the shard of each training film, in the order of `study.rows("train")`."""
+    return [file for file, shard in zip(study.files("train"), study.shards["train"], strict=True)
+            for _ in range(shard["count"])]  # fmt: skip
+
+
+def test_hosts_read_shards_of_their_own_and_make_up_the_whole_batches(study):
+    options = {"batch_size": 4, "epochs": 2, "n_hosts": 2, "strength": Augmentation()}
+    whole, *parts = (read(make_train(study, host=host, **options)) for host in (None, 0, 1))
+    assert len(whole) == 2 * count_steps(study, 4, n_hosts=2) == len(parts[0])
+    joined = [tuple(np.concatenate(some) for some in zip(*pair, strict=True)) for pair in zip(*parts, strict=True)]
+    assert_same(joined, whole)
+    homes = dict(zip(study.rows("train")["image"], list_homes(study), strict=True))
+    for epoch in (0, 1):
+        read_by = [
+            {homes[image] for step in range(count_steps(study, 4, n_hosts=2))
+             for image in list_batch(study, 4, seed=3, epoch=epoch, step=step, n_hosts=2, host=host)}
+            for host in (0, 1)
+        ]  # fmt: skip
+        assert not read_by[0] & read_by[1]
+    tail = read(make_train(study, first_epoch=1, first_step=2, host=1, **options))
+    assert_same(tail, parts[1][count_steps(study, 4, n_hosts=2) + 2 :])
+
+
+@pytest.mark.parametrize(("batch_size", "n_hosts"), [(5, 2), (40, 40)])
+def test_batches_that_cannot_be_dealt_to_the_hosts_are_refused(study, batch_size, n_hosts):
+    with pytest.raises(ValueError, match=f"BATCH_SIZE {batch_size} .* {n_hosts} hosts"):
+        make_train(study, batch_size, n_hosts=n_hosts)
+
+
+def test_the_films_of_a_batch_are_listed(study):
+    labels = study.rows("train").set_index("image")[list(PATHOLOGIES)]
+    batches = read(make_train(study, 4, epochs=2))
+    for epoch, step in ((0, 0), (1, 8)):
+        images = list_batch(study, 4, seed=3, epoch=epoch, step=step)
+        assert np.array_equal(labels.loc[images], batches[epoch * 9 + step][1])
 
 
 def test_the_number_of_epochs_changes_nothing_in_those_before(study):

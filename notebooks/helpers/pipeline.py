@@ -1,6 +1,6 @@
 """tf.data pipelines over a packed study: `make_train_dataset` and `make_eval_dataset`.
 
-Order and augmentation of training are pure functions of (seed, epoch, position), so a run can go on at any epoch
+Order and augmentation of training are pure functions of (seed, epoch, position), so a run can go on at any step
 and see what it would have seen. Everything runs on the host, batched, with static shapes and known cardinality.
 """
 
@@ -95,83 +95,145 @@ def _draw_exposures(draws, strength):
     return np.clip(np.rint(gain * np.arange(256) + offset), 0, 255).astype(np.uint8)
 
 
-def make_train_dataset(
-    study, image_size, batch_size, *, seed, epochs, first_epoch=0, strength=None, window_shards=2, n_parallel=None
-):
+def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parallel=None, **order):
     """Makes the training pipeline: one stream over all epochs still to come.
-
-    Shuffling is in two levels, so that memory does not grow with the study: an epoch takes the shards in a random
-    order, `window_shards` at a time, and shuffles the films of each such window fully. Films were dealt to shards at
-    random. Each epoch drops the films that do not fill its last batch, other ones every time.
 
     Args:
         study: a `PackedStudy`.
         image_size: int, side of the crops in pixels.
-        batch_size: int, global over all replicas.
-        seed: int. With the epoch and the position in it, it decides order and augmentation.
-        epochs: int, epochs of the whole run.
-        first_epoch: int, the epoch to begin with: a continued run sees what the uninterrupted one would have seen.
+        batch_size: int, global over all replicas and hosts.
         strength: an `Augmentation`; None for the default.
-        window_shards: int, shards in memory at a time.
         n_parallel: threads that augment; None lets tf.data choose.
+        **order: `seed`, `epochs` and the rest of what `order_films` takes.
 
     Returns:
         A Dataset of (images, labels): float32 (batch_size, image_size, image_size, 1), 0 to 255, and float32
-        (batch_size, 14); its cardinality is that of the remaining epochs. Steps of one epoch:
-        `len(study.labels("train")) // batch_size`.
+        (batch_size, 14); its cardinality is that of the remaining steps. Of several hosts each gets its part of the
+        batch only.
 
     Raises:
-        ValueError: there are fewer films than one batch, or the films are so large that crops would alias.
+        ValueError: there are fewer films than one batch, the films are so large that crops would alias, or see
+            `order_films`.
     """
-    n_films = sum(shard["count"] for shard in study.shards["train"])
-    steps = n_films // batch_size
-    if not steps:
-        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {n_films} films to train on.")
     if study.side >= 2 * image_size:
         raise ValueError(
             f"Films packed at {study.side} pixels alias in crops of {image_size}. Pack at less than twice."
         )
-    files = tf.constant(study.files("train"))
-    window_films = window_shards * max(shard["count"] for shard in study.shards["train"])
     strength = strength or Augmentation()
+    data = order_films(study, batch_size, **order)
+    n_films = data.element_spec[1].shape[0]
 
-    n_windows = -(-len(study.shards["train"]) // window_shards)
+    def parse_and_augment(serialized, draws):
+        films, labels = parse_records(serialized, study.side)
+        images = augment(films, draws, image_size, strength)
+        images = tf.ensure_shape(images, (n_films, image_size, image_size, 1))
+        return images, tf.ensure_shape(labels, (n_films, len(PATHOLOGIES)))
+
+    data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+def count_steps(study, batch_size, n_hosts=1):
+    """Returns the training steps of an epoch: those that every host can fill, whichever shards it draws."""
+    counts = sorted(shard["count"] for shard in study.shards["train"])
+    return sum(counts[: len(counts) // n_hosts]) // (batch_size // n_hosts)
+
+
+def order_films(study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None):
+    """Orders the training films: which are in which batch is a function of seed, epoch and step alone.
+
+    Shuffling is in two levels, so that memory does not grow with the study: an epoch takes the shards in a random
+    order, `window_shards` at a time, and shuffles the films of each such window fully. Films were dealt to shards at
+    random. Each epoch drops the films that do not fill its last batch, other ones every time. With several hosts, each
+    epoch deals the shards anew, and a host reads its own only.
+
+    Args:
+        study: a `PackedStudy`.
+        batch_size: int, global over all replicas and hosts.
+        seed: int.
+        epochs: int, epochs of the whole run.
+        first_epoch: int, the epoch to begin with: a continued run sees what the uninterrupted one would have seen.
+        first_step: int, the step of that epoch to begin with. Shards that were used up before are not read.
+        window_shards: int, shards in memory at a time.
+        n_hosts: int, hosts among which batches are divided.
+        host: int, the host whose part is wanted; None for the whole batches, as one machine would train on them.
+
+    Returns:
+        A Dataset of (records, draws): string (n,) and float32 (n, N_DRAWS), uniform in [0, 1), for `augment`; n is
+        `batch_size`, or a host's part of it. An epoch has `count_steps` of them.
+
+    Raises:
+        ValueError: there are fewer films than one batch, fewer shards than hosts, or the batch cannot be divided.
+    """
+    counts = [shard["count"] for shard in study.shards["train"]]
+    if n_hosts > 1 and (batch_size % n_hosts or len(counts) < n_hosts):
+        raise ValueError(
+            f"BATCH_SIZE {batch_size} and the {len(counts)} shards in {study.folder} cannot be dealt to {n_hosts} "
+            "hosts. Make BATCH_SIZE a multiple of the hosts; pack anew with a smaller SHARD_FILMS for more shards."
+        )
+    steps = count_steps(study, batch_size, n_hosts)
+    if not steps:
+        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {sum(counts)} films to train on.")
+    files, counts = tf.constant(study.files("train")), tf.constant(counts, tf.int64)
+    n_own, n_films = len(files) // n_hosts, batch_size // n_hosts
+    n_windows = -(-n_own // window_shards)
+    window_films = window_shards * int(tf.reduce_max(counts))
 
     def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of films (1) and for augmentation (2)
         return tf.stack([tf.constant(3 * seed + purpose, tf.int64), counter])
 
-    def make_epoch(epoch):
-        order = tf.random.experimental.stateless_shuffle(files, seeds_for(0, epoch))
+    def make_part(epoch, part):
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(files)), seeds_for(0, epoch))
+        own = tf.gather(order, tf.range(n_own) * n_hosts + part)
+        seen = tf.where(epoch == first_epoch, tf.constant(first_step * n_films, tf.int64), tf.constant(0, tf.int64))
+        of_shards = tf.pad(tf.gather(counts, own), [[0, n_windows * window_shards - n_own]])
+        ends = tf.cumsum(tf.reduce_sum(tf.reshape(of_shards, (n_windows, window_shards)), axis=1))
+        n_used_up = tf.reduce_sum(tf.cast(ends <= seen, tf.int64))  # windows
+        seen_in_window = seen - tf.concat([[0], ends], axis=0)[n_used_up]
 
         def make_window(number):
-            some = tf.data.Dataset.from_tensor_slices(order[number * window_shards : (number + 1) * window_shards])
-            records = some.interleave(
+            chosen = tf.gather(files, own[number * window_shards : (number + 1) * window_shards])
+            records = tf.data.Dataset.from_tensor_slices(chosen).interleave(
                 tf.data.TFRecordDataset,
                 cycle_length=window_shards,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
             # Not `Dataset.shuffle`: its order also depends on TensorFlow's global seed.
-            seeds = seeds_for(1, epoch * n_windows + number)
+            seeds = seeds_for(1, (epoch * n_hosts + part) * n_windows + number)
             windows = records.batch(window_films)
             return windows.map(lambda window: tf.random.experimental.stateless_shuffle(window, seeds)).unbatch()
 
-        data = tf.data.Dataset.range(n_windows).flat_map(make_window)
-        draws = tf.random.stateless_uniform([n_films, N_DRAWS], seeds_for(2, epoch))
-        data = tf.data.Dataset.zip(data, tf.data.Dataset.from_tensor_slices(draws))
-        return data.batch(batch_size, drop_remainder=True)
+        records = tf.data.Dataset.range(n_used_up, n_windows).flat_map(make_window).skip(seen_in_window)
+        draws = tf.random.stateless_uniform([steps * n_films, N_DRAWS], seeds_for(2, epoch * n_hosts + part))
+        data = tf.data.Dataset.zip(records, tf.data.Dataset.from_tensor_slices(draws[seen:]))
+        return data.batch(n_films, drop_remainder=True)
 
-    def parse_and_augment(serialized, draws):
-        films, labels = parse_records(serialized, study.side)
-        images = augment(films, draws, image_size, strength)
-        images = tf.ensure_shape(images, (batch_size, image_size, image_size, 1))
-        return images, tf.ensure_shape(labels, (batch_size, len(PATHOLOGIES)))
+    def make_epoch(epoch):
+        if host is not None or n_hosts == 1:
+            return make_part(epoch, host or 0)
+        parts = tf.data.Dataset.zip(*(make_part(epoch, part) for part in range(n_hosts)))
+        return parts.map(lambda *pairs: tuple(tf.concat(some, axis=0) for some in zip(*pairs, strict=True)))
 
     data = tf.data.Dataset.range(first_epoch, epochs).flat_map(make_epoch)
-    data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
     # Without a known cardinality Keras miscounts steps and dilutes the loss on the TensorFlow backend.
-    data = data.apply(tf.data.experimental.assert_cardinality(steps * max(0, epochs - first_epoch)))
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.apply(tf.data.experimental.assert_cardinality(max(0, steps * (epochs - first_epoch) - first_step)))
+
+
+def list_batch(study, batch_size, *, epoch, step, **order):
+    """Returns the images of one training batch, list of str: what a loss that is not finite came from.
+
+    Args:
+        study: a `PackedStudy`.
+        batch_size: int.
+        epoch: int, counted from 0.
+        step: int, counted from 0.
+        **order: `seed` and the rest of what `order_films` was given.
+    """
+    data = order_films(study, batch_size, epochs=epoch + 1, first_epoch=epoch, first_step=step, **order)
+    records, _ = next(iter(data))
+    parsed = tf.io.parse_example(records, {"image": tf.io.FixedLenFeature([], tf.string)})
+    return [name.decode() for name in parsed["image"].numpy()]
 
 
 def shift_films(images, shift):

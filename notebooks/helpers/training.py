@@ -1,188 +1,61 @@
-"""What more than one study needs for training: losses for rare classes, exact AUC, a run that goes on."""
+"""Runs that go on where they broke off, within the epoch and bit by bit, and that pause when their time is over."""
 
 import contextlib
-import hashlib
-import io
 import json
-import os
+import signal
+import threading
 import time
 import warnings
-from pathlib import Path
+from datetime import UTC, datetime
 
 import keras
 import numpy as np
 from keras import ops
 
-from .files import write_text
-from .model import predict_logits
-from .statistics import roc_auc
+from .files import as_path, write_text
 
 
-@keras.saving.register_keras_serializable("chestxray")
-class WeightedBinaryCrossentropy(keras.losses.Loss):
-    """Binary cross-entropy on logits in which a positive of class c counts `positive_weights[c]` times.
-
-    Args:
-        positive_weights: sequence of floats (classes,).
-    """
-
-    def __init__(self, positive_weights, reduction="sum_over_batch_size", name="weighted_bce"):
-        super().__init__(reduction=reduction, name=name)
-        self.positive_weights = [float(weight) for weight in positive_weights]
-
-    def call(self, y_true, y_pred):
-        """Returns float32 (batch,) from labels and logits (batch, classes)."""
-        positive = y_true * ops.softplus(-y_pred) * ops.convert_to_tensor(self.positive_weights, "float32")
-        return ops.mean(positive + (1.0 - y_true) * ops.softplus(y_pred), axis=-1)
-
-    def get_config(self):
-        """Returns what rebuilds the loss."""
-        return super().get_config() | {"positive_weights": self.positive_weights}
-
-
-@keras.saving.register_keras_serializable("chestxray")
-class AsymmetricLoss(keras.losses.Loss):
-    """Asymmetric loss for multi-label classification on logits (Ridnik et al., ICCV 2021, equation 8).
-
-    Args:
-        gamma_negative: focusing exponent of negatives; the paper's default is 4.
-        gamma_positive: focusing exponent of positives; the paper's default is 1.
-        margin: probability by which negatives are shifted; the paper's default is 0.05.
-    """
-
-    def __init__(
-        self, gamma_negative=4.0, gamma_positive=1.0, margin=0.05, reduction="sum_over_batch_size", name="asymmetric"
-    ):
-        super().__init__(reduction=reduction, name=name)
-        self.gamma_negative, self.gamma_positive, self.margin = gamma_negative, gamma_positive, margin
-
-    def call(self, y_true, y_pred):
-        """Returns float32 (batch,) from labels and logits (batch, classes)."""
-        probs = ops.sigmoid(y_pred)
-        shifted = ops.maximum(probs - self.margin, 0.0)
-        positive = y_true * ops.power(1.0 - probs, self.gamma_positive) * ops.softplus(-y_pred)
-        negative = (1.0 - y_true) * ops.power(shifted, self.gamma_negative) * -ops.log(1.0 - shifted + 1e-7)
-        return ops.mean(positive + negative, axis=-1)
-
-    def get_config(self):
-        """Returns what rebuilds the loss."""
-        own = {name: getattr(self, name) for name in ("gamma_negative", "gamma_positive", "margin")}
-        return super().get_config() | own
-
-
-def make_loss(name, labels):
-    """Makes one of the losses by name; all take labels and logits (batch, classes).
-
-    Args:
-        name: "weighted_bce" (a positive counts as the square root of negatives over positives, at most 10: between
-            no weights and full balance), "bce", "focal" (Lin et al., ICCV 2017) or "asymmetric".
-        labels: float array (films, classes) of the training films.
-
-    Returns:
-        A keras.losses.Loss.
-
-    Raises:
-        ValueError: the name is none of these.
-    """
-    if name == "weighted_bce":
-        positives = np.maximum(labels.sum(0), 1)
-        return WeightedBinaryCrossentropy(np.clip(np.sqrt((len(labels) - positives) / positives), 1, 10))
-    if name == "bce":
-        return keras.losses.BinaryCrossentropy(from_logits=True)
-    if name == "focal":
-        return keras.losses.BinaryFocalCrossentropy(from_logits=True)
-    if name == "asymmetric":
-        return AsymmetricLoss()
-    raise ValueError(f'LOSS is "{name}"; known are "weighted_bce", "bce", "focal" and "asymmetric".')
-
-
-@contextlib.contextmanager
-def averaged_weights(model):
-    """Puts the optimizer's moving average of the weights into the model for the time of a `with` block."""
-    if not getattr(model.optimizer, "use_ema", False):
-        yield
-        return
-    # Not `keras.callbacks.SwapEMAWeights`: on TensorFlow it swaps by adding and subtracting, which rounds the weights.
-    own = [ops.copy(ops.convert_to_tensor(variable)) for variable in model.trainable_variables]
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    try:
-        yield
-    finally:
-        for variable, value in zip(model.trainable_variables, own, strict=True):
-            variable.assign(value)
-
-
-class ValidationAUC(keras.callbacks.Callback):
-    """Measures exact AUC and loss on the validation films after each epoch, and keeps the best weights.
-
-    Adds `val_auc` (mean over the classes that have positives and negatives; NaN where none has) and `val_loss` to the
-    logs, so it stands before every callback that reads them. `keras.metrics.AUC` bins scores and can be far off for
-    rare classes. With `use_ema` the averaged weights are measured and kept.
-
-    Args:
-        dataset: from `make_eval_dataset`.
-        labels: float array (films, classes) in the order of the dataset.
-        best_path: where to write the best weights; ends in `.weights.h5`.
-    """
-
-    def __init__(self, dataset, labels, best_path):
-        super().__init__()
-        self.dataset, self.labels, self.best_path = dataset, labels, Path(best_path)
-        self.best_auc, self.best_epoch = -1.0, -1
-
-    def on_train_begin(self, logs=None):
-        """Begins anew, as Keras' own callbacks do: each stage has its best epoch, and the last stage's counts."""
-        self.best_auc, self.best_epoch = -1.0, -1
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Measures, and saves the weights if they are the best so far, or if there is nothing to measure on.
-
-        Raises:
-            FloatingPointError: the training loss is not finite. What earlier epochs wrote stays as it is.
-        """
-        if not np.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"The loss became {logs['loss']} in epoch {epoch + 1}. The last good epoch is kept in "
-                f'{self.best_path.parent}. Lower LEARNING_RATE or use PRECISION = "float32".'
-            )
-        with averaged_weights(self.model):
-            logits = predict_logits(self.model, self.dataset, len(self.labels))
-            aucs = roc_auc(self.labels, logits) if len(self.labels) else np.array([np.nan])
-            auc = float(np.mean(aucs[np.isfinite(aucs)])) if np.isfinite(aucs).any() else float("nan")
-            loss = self.model.loss(self.labels, logits) if len(self.labels) else float("nan")
-            logs["val_auc"], logs["val_loss"] = auc, float(loss)
-            if auc > self.best_auc or np.isnan(auc):
-                part = self.best_path.with_name("part-" + self.best_path.name)
-                # A model that was never compiled leaves out the optimizer, which is three times as large.
-                keras.Model(self.model.inputs, self.model.outputs).save_weights(part)
-                os.replace(part, self.best_path)
-                self.best_auc, self.best_epoch = -1.0 if np.isnan(auc) else auc, epoch
+class _Paused(Exception):
+    """Leaves `fit` between two steps, once the state is written."""
 
 
 class TrainingState(keras.callbacks.Callback):
-    """Writes all that a run needs to go on after each epoch, and brings it back: it stands last in the list.
+    """Writes all that a run needs to go on bit by bit as if it had never stopped, and brings it back.
 
-    One file holds the variables of model and optimizer (weights, moments, moving averages, random seeds), the
-    counters of the other callbacks and the history, behind its own SHA-256. It is written to a temporary name and
-    renamed, and the one before it is kept, so that a kill at any moment leaves a good one.
+    That is: the variables of model, optimizer and metrics (weights, moments, moving averages, random seeds), the
+    counters and kept weights of the other callbacks, epoch, step and history. It stands last in the list of callbacks,
+    and `fit_from_state` is what calls `fit`. A state is written after the first step, which shows early that the disk
+    takes it, then after every so many steps and after each epoch.
 
     Args:
-        folder: path to write to.
+        store: a `StateStore`.
         settings: dict of what must not change between the parts of a run, JSON values.
         history_path: CSV file with a row an epoch.
+        every: int, steps of an epoch between two writes; None writes at the ends of epochs only.
+        stop_at: time as of `time.time()` before which training must have paused; None for never.
+        devices: `Devices`; of several hosts, the first decides when to pause. None for one machine.
+        name_films: function from epoch and step, both counted from 0, to the images of that batch, for the error that
+            reports a loss that is not finite.
 
     Attributes:
         history: list of dicts, a row an epoch, over all parts and stages of the run.
-        next_epoch: int, the epoch to go on with.
+        parts: list of dicts, one for each time that the run was begun or went on: `began` (UTC), `epoch`, `step`,
+            `seconds` until the last write, `backend`.
         stopped: bool, whether another callback has ended the stage early.
+        pause: str, why training paused before its end and how to go on; empty where it did not.
+        write_seconds: float, seconds of the slowest write so far.
     """
 
-    def __init__(self, folder, settings, history_path):
+    def __init__(self, store, settings, history_path, *, every=None, stop_at=None, devices=None, name_films=None):
         super().__init__()
-        self.folder, self.history_path = Path(folder), Path(history_path)
+        self.store, self.history_path = store, as_path(history_path)
         self.settings = json.loads(json.dumps(settings))
-        self.history, self.counters, self.others = [], {}, []
-        self.stage, self.next_epoch, self.stopped = None, 0, False
+        self.every, self.stop_at, self.devices, self.name_films = every, stop_at, devices, name_films
+        self.history, self.parts, self.others = [], [], []
+        self.stage, self.epoch, self.step, self.stopped, self.pause = None, 0, 0, False, ""
+        self.write_seconds = self._validation_seconds = 0.0
+        self._began, self._serial, self._written, self._signal, self._pending = time.time(), 0, False, None, None
+        self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
 
     def restore(self, model, stage, callbacks=()):
         """Brings back the newest good state, if there is one. Called after `compile`, before `fit`.
@@ -193,89 +66,282 @@ class TrainingState(keras.callbacks.Callback):
             callbacks: the other callbacks of the coming `fit`.
 
         Returns:
-            The epoch to begin with, 0 in a new run.
+            Epoch and step to begin with, both counted from 0.
 
         Raises:
-            ValueError: the state belongs to a run with other settings; the message names them.
+            ValueError: the state belongs to a run with other settings, which the message names, or to another model;
+                or no state is left of an earlier run.
         """
         self.stage, self.others = stage, list(callbacks)
-        arrays, meta = self._read()
+        self.epoch, self.step, self.stopped, self._pending = 0, 0, False, None
+        self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
+        if self._several_hosts:
+            self.devices.wait()  # until the first host has written
+        arrays, meta = self.store.read()
         if meta is None:
-            return 0
+            if self.history_path.exists():
+                raise ValueError(
+                    f"{self.history_path} is of an earlier run, but its state is gone from {self.store.folders[-1]}. "
+                    "Bring it back, use another RUN_DIR, or set START_OVER = True to begin anew."
+                )
+            self._begin_part()
+            return 0, 0
         differing = [key for key in self.settings if meta["settings"].get(key) != self.settings[key]]
         if differing:
             was = ", ".join(f"{key} was {meta['settings'].get(key)!r}, now {self.settings[key]!r}" for key in differing)
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({was}). "
+                f"{self.store.folders[-1]} holds a run with other settings ({was}). "
                 "Set them back, use another RUN_DIR, or set START_OVER = True."
             )
-        variables = list(model.variables)
-        if meta["stage"] == stage:
+        same_stage = meta["stage"] == stage
+        _assign(model.variables, arrays, "model")
+        if same_stage:
             model.optimizer.build(model.trainable_variables)
-            variables += list(model.optimizer.variables)
-            self.counters = meta["counters"]
-        for number, variable in enumerate(variables):
-            variable.assign(arrays[f"v{number}"])
-        self.history, self.next_epoch = meta["history"], meta["next_epoch"]
-        self.stopped = meta["stopped"] and meta["stage"] == stage
-        return self.next_epoch
+            _assign(model.optimizer.variables, arrays, "optimizer")
+            self._metrics = [arrays[f"metrics/{number}"] for number in range(meta["n_metrics"])]
+            self._callbacks = {
+                name: values | {key: [arrays[f"{name}/{key}/{i}"] for i in range(n)] for key, n in lists.items()}
+                for name, (values, lists) in meta["callbacks"].items()
+            }
+            self.stopped, self._epoch_seconds = meta["stopped"], meta["epoch_seconds"]
+        self.history, self._serial = meta["history"], meta["serial"]
+        self.epoch, self.step = meta["epoch"], meta["step"]
+        if not self.parts:
+            self.parts = meta["parts"]
+            self._begin_part()
+        self.on_train_begin()
+        return self.epoch, self.step
+
+    def _begin_part(self):
+        part = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "epoch": self.epoch, "step": self.step}
+        self.parts.append(part | {"seconds": 0.0, "backend": keras.backend.backend()})
 
     def on_train_begin(self, logs=None):
-        """Brings back the other callbacks' counters, last of all, since some of them reset themselves here."""
-        for callback in self.others:
-            vars(callback).update(self.counters.get(type(callback).__name__, {}))
+        """Brings back the other callbacks again, last of all, since some of them have just reset themselves."""
+        for name, callback in _named(self.others):
+            vars(callback).update(self._callbacks.get(name, {}))
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
-        self.started = time.perf_counter()
+        """Brings back the metrics of an epoch that was broken off: Keras has just reset them."""
+        if self.step:
+            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
+                variable.assign(value)
+        self.epoch, self._first_step = epoch, self.step
+        self._epoch_began = time.perf_counter() - self._epoch_seconds
+        self._step_ended = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the loss, writes the state if it is due, and pauses if there is a reason to.
+
+        Raises:
+            FloatingPointError: the loss is not finite. The states of before are kept.
+        """
+        # The loss of the step before: waiting for this one would leave the accelerator idle.
+        self._check_loss()
+        self.step = self._first_step + batch + 1
+        self._pending = self.epoch, self.step - 1, logs["loss"]
+        now = time.perf_counter()
+        step_seconds, self._step_ended = now - self._step_ended, now
+        left = self._first_step + self.params["steps"] - self.step
+        if not left:  # the end of the epoch writes, after the validation
+            self._check_loss()
+            return
+        needed = 2 * self.write_seconds + step_seconds + (self._validation_seconds if left == 1 else 0)
+        due = not self._written or (self.every and self.step % self.every == 0)
+        if due or not self._several_hosts:
+            self._ask_to_pause(needed)
+        if due or self.pause:
+            self._save()
+        if self.pause:
+            raise _Paused
 
     def on_epoch_end(self, epoch, logs=None):
-        """Adds the epoch to the history and writes the state."""
+        """Adds the epoch to the history and writes the state; pauses if there is a reason to."""
+        seconds = time.perf_counter() - self._epoch_began
+        self._validation_seconds = time.perf_counter() - self._step_ended
         row = {"epoch": epoch, "stage": self.stage} | {key: float(value) for key, value in logs.items()}
         row["learning_rate"] = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        row["seconds"] = round(time.perf_counter() - self.started, 2)
+        row |= {"seconds": round(seconds, 2), "validation_seconds": round(self._validation_seconds, 2)}
         self.history.append(row)
-        self.next_epoch, self.stopped = epoch + 1, self.model.stop_training
-        self._write()
+        self.epoch, self.step, self._epoch_seconds = epoch + 1, 0, 0.0
+        self.stopped = self.model.stop_training
+        is_last = self.stopped or epoch + 1 == self.params["epochs"]
+        self._save()
         self._write_history()
+        if self._signal or self._several_hosts or not is_last:
+            self._ask_to_pause(2 * self.write_seconds)
+        if self.pause:
+            raise _Paused
+
+    def _check_loss(self):
+        if self._pending is None:
+            return
+        (epoch, step, loss), self._pending = self._pending, None
+        if np.isfinite(float(loss)):
+            return
+        films = self.name_films(epoch, step) if self.name_films else []
+        where = ""
+        if films:
+            path = self.history_path.with_name("bad_batch.txt")
+            write_text(path, "\n".join(films) + "\n")
+            where = f" The {len(films)} films of that batch, {films[0]} and so on, are listed in {path}."
+        raise FloatingPointError(
+            f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} What was good before is kept "
+            f'in {self.store.folders[0]}. Look at these films, lower LEARNING_RATE or use PRECISION = "float32".'
+        )
+
+    @property
+    def _several_hosts(self):
+        return self.devices is not None and self.devices.n_hosts > 1
+
+    def _ask_to_pause(self, needed):
+        wanted = bool(self._signal or (self.stop_at and time.time() + needed > self.stop_at))
+        if self._several_hosts:
+            wanted = self.devices.agree(wanted)
+        if not wanted:
+            return
+        why = "paused before TIME_BUDGET ran out"
+        if self._signal:
+            why = f"was asked to stop ({signal.Signals(self._signal).name})"
+        self.pause = (
+            f"Training {why} at epoch {self.epoch + 1}, step {self.step}; its state is in {self.store.folders[-1]}. "
+            "Run this again with the same settings to go on."
+        )
 
     def _write_history(self):
         names = list(dict.fromkeys(key for row in self.history for key in row))
         lines = [",".join(names)] + [",".join(str(row.get(name, "")) for name in names) for row in self.history]
         write_text(self.history_path, "\n".join(lines) + "\n")
 
-    def _write(self):
-        simple = (bool, int, float, type(None))
-        counters = {
-            type(callback).__name__: {k: v for k, v in vars(callback).items() if isinstance(v, simple)}
-            for callback in self.others
+    def _save(self):
+        self._check_loss()
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # within `fit` the variables live elsewhere
+        groups = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        if self.step:
+            groups["metrics"] = self.model.metrics_variables
+            self._epoch_seconds = time.perf_counter() - self._epoch_began
+        arrays = {
+            f"{group}/{number}": ops.convert_to_numpy(variable)
+            for group, variables in groups.items()
+            for number, variable in enumerate(variables)
         }
-        meta = {"settings": self.settings, "stage": self.stage, "next_epoch": self.next_epoch}
-        meta |= {"stopped": self.stopped, "history": self.history, "counters": counters}
-        variables = [*self.model.variables, *self.model.optimizer.variables]
-        buffer = io.BytesIO()
-        arrays = {f"v{number}": ops.convert_to_numpy(variable) for number, variable in enumerate(variables)}
-        np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)
-        content = buffer.getbuffer()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        newest, part = self.folder / "state.bin", self.folder / "state.part"
-        with open(part, "wb") as file:
-            file.write(hashlib.sha256(content).digest())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if newest.exists():
-            os.replace(newest, self.folder / "state.previous.bin")
-        os.replace(part, newest)
+        broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} of {len(arrays)} variables are not finite after epoch {self.epoch + 1}, step "
+                f"{self.step}. The states of before are kept in {self.store.folders[0]}. Lower LEARNING_RATE."
+            )
+        callbacks = {}
+        for name, callback in _named(self.others):
+            values = {key: value for key, value in vars(callback).items() if isinstance(value, _SIMPLE)}
+            lists = {key: value for key, value in vars(callback).items() if _is_list_of_arrays(value)}
+            arrays |= {f"{name}/{key}/{i}": array for key, value in lists.items() for i, array in enumerate(value)}
+            callbacks[name] = values, {key: len(value) for key, value in lists.items()}
+        self.parts[-1]["seconds"] = round(time.time() - self._began, 1)
+        self._serial += 1
+        meta = {name: getattr(self, name) for name in ("settings", "stage", "epoch", "step", "stopped", "history")}
+        meta |= {"serial": self._serial, "parts": self.parts, "epoch_seconds": self._epoch_seconds}
+        meta |= {"callbacks": callbacks, "n_metrics": len(groups.get("metrics", ()))}
+        started = time.perf_counter()
+        self.store.write(arrays, meta)
+        self.write_seconds = max(self.write_seconds, time.perf_counter() - started)
+        self._written = True
 
-    def _read(self):
-        paths = [path for name in ("state.bin", "state.previous.bin") if (path := self.folder / name).exists()]
-        for path in paths:
-            content = path.read_bytes()
-            if hashlib.sha256(content[32:]).digest() == content[:32]:
-                arrays = np.load(io.BytesIO(content[32:]), allow_pickle=False)
-                return arrays, json.loads(str(arrays["meta"]))
-            warnings.warn(f"{path} is damaged and is passed over.", stacklevel=2)
-        if paths:
-            raise ValueError(f"Every state in {self.folder} is damaged. Set START_OVER = True to begin anew.")
-        return None, None
+
+_SIMPLE = (bool, int, float, type(None))
+
+
+def _is_list_of_arrays(value):
+    return isinstance(value, list) and all(isinstance(array, np.ndarray) for array in value)
+
+
+def _named(callbacks):
+    """Pairs of name and callback; several of one kind are told apart by their number."""
+    return [(f"{type(callback).__name__}-{number}", callback) for number, callback in enumerate(callbacks)]
+
+
+def _assign(variables, arrays, group):
+    names = [f"{group}/{number}" for number in range(len(variables))]
+    kept = [name for name in arrays if name.startswith(f"{group}/")]
+    if len(kept) != len(names) or any(
+        arrays[name].shape != tuple(variable.shape) for name, variable in zip(names, variables, strict=True)
+    ):
+        raise ValueError(f"The state's {group} has other variables. It is of another model: use another RUN_DIR.")
+    for name, variable in zip(names, variables, strict=True):
+        variable.assign(arrays[name])
+
+
+def fit_from_state(model, state, make_dataset, *, stage, epochs, steps_per_epoch, callbacks, verbose="auto"):
+    """Trains one stage to its end, from wherever the run's state is.
+
+    SIGTERM and Ctrl-C are heard between two steps: the state is written first. A second one acts at once.
+
+    Args:
+        model: compiled keras.Model.
+        state: the run's `TrainingState`.
+        make_dataset: function (first_epoch, first_step, epochs) that returns a Dataset of the batches from that step
+            of that epoch on, until the end of epoch `epochs` - 1.
+        stage: name of the stage.
+        epochs: int, epochs of the run at the end of this stage.
+        steps_per_epoch: int.
+        callbacks: the other callbacks, in order.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        A sentence that says what was done; also where training paused for `stop_at`, see `state.pause`.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM.
+        FloatingPointError: the loss is not finite.
+        ValueError: see `TrainingState.restore`.
+    """
+    epoch, step = state.restore(model, stage, callbacks)
+    if epoch >= epochs or state.stopped or state.pause:
+        return state.pause or f"Nothing to do: {epoch} epochs are done" + (
+            ", and it no longer gained." if state.stopped else "."
+        )
+    began = f"from epoch {epoch + 1}" + (f", step {step + 1}" if step else "")
+    try:
+        with _heed_signals(state):
+            while epoch < epochs and not state.stopped:
+                # The rest of a broken epoch is a `fit` of its own. Each begins from the state: at its end, `fit` has
+                # put the averaged weights in the place of the weights.
+                last = epoch + 1 if step else epochs
+                model.fit(
+                    make_dataset(epoch, step, last),
+                    initial_epoch=epoch,
+                    epochs=last,
+                    steps_per_epoch=steps_per_epoch - step,
+                    callbacks=[*callbacks, state],
+                    shuffle=False,
+                    verbose=verbose,
+                )
+                epoch, step = state.restore(model, stage, callbacks)
+    except _Paused:
+        if state._signal == signal.SIGINT:
+            raise KeyboardInterrupt(state.pause) from None
+        if state._signal:
+            warnings.warn(state.pause, stacklevel=2)
+            raise SystemExit(128 + state._signal) from None
+        return state.pause
+    return f"Trained {began} to the end of epoch {epoch}" + (", where it no longer gained." if state.stopped else ".")
+
+
+@contextlib.contextmanager
+def _heed_signals(state):
+    def note(number, frame):
+        state._signal = number
+        signal.signal(number, earlier[number])
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in earlier:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

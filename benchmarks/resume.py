@@ -1,0 +1,229 @@
+"""What does it cost to be able to go on after a kill, and does it?
+
+First: seconds and bytes of writing and reading the state of the full DenseNet-121 with AdamW and averaged weights,
+beside `keras.callbacks.BackupAndRestore` on the same model, and what share of training the default interval makes of
+it. Both keep the state before. Then: a small run, see tests/resumable_run.py, is killed again and again at random
+moments, some of them amid the writing of its state, with ours on both backends and with Keras's callback. Is what comes
+out, bit by bit, what an uninterrupted run gives?
+
+Usage: resume.py [--rounds 5] [--kills 20]
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.append(str(ROOT / "tests"))
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import resumable_run
+import tensorflow as tf
+
+BATCH, SIZE = 16, 224
+INTERVAL = 500  # SAVE_STEPS of the full profile
+EPOCHS = 40  # of the small run, of 7 steps each; patience is longer, so that all runs are
+
+
+def measure_costs(rounds, folder):
+    """Returns a dict of seconds and bytes for both ways, and of the seconds of a training step."""
+    from helpers import StateStore, TrainingState, build_densenet121, make_loss
+
+    def build():
+        keras.utils.set_random_seed(0)
+        model = build_densenet121()
+        optimizer = keras.optimizers.AdamW(3e-4, weight_decay=1e-3, global_clipnorm=1.0, use_ema=True)
+        model.compile(optimizer, make_loss("bce", None), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    model = build()
+    rng = np.random.default_rng(0)
+    films = rng.uniform(0, 255, (BATCH, SIZE, SIZE, 1)).astype("float32")
+    labels = rng.integers(0, 2, (BATCH, 14)).astype("float32")
+    steps = []
+    for _ in range(4):
+        started = time.perf_counter()
+        model.train_on_batch(films, labels)
+        steps.append(time.perf_counter() - started)
+
+    store = StateStore(folder / "ours")
+    state = TrainingState(store, {}, folder / "history.csv")
+    state.set_model(model)
+    state.restore(model, "all")
+    peer = keras.callbacks.BackupAndRestore(folder / "peer", save_freq=1, double_checkpoint=True)
+    peer.set_model(model)
+    seconds = {"ours": [], "keras": []}
+    reading = {"ours": [], "keras": []}
+    for _ in range(rounds + 1):
+        for name, write in (("ours", state._save), ("keras", peer._save_model)):
+            started = time.perf_counter()
+            write()
+            seconds[name].append(time.perf_counter() - started)
+    for _ in range(rounds):
+        other = build()
+        started = time.perf_counter()
+        TrainingState(store, {}, folder / "history.csv").restore(other, "all")
+        reading["ours"].append(time.perf_counter() - started)
+        same = all(np.array_equal(a, b) for a, b in zip(other.get_weights(), model.get_weights(), strict=True))
+        assert same, "the state did not bring the weights back"
+        peer.set_model(other)
+        started = time.perf_counter()
+        peer.on_train_begin()
+        reading["keras"].append(time.perf_counter() - started)
+    files = {"ours": "ours/state.bin", "keras": "peer/latest.weights.h5"}
+    size = {name: (folder / file).stat().st_size for name, file in files.items()}
+    step = float(np.median(steps[1:]))
+    result = {
+        name: {
+            "write_seconds": round(float(np.median(seconds[name][1:])), 3),
+            "read_seconds": round(float(np.median(reading[name])), 3),
+            "bytes": size[name],
+        }
+        for name in seconds
+    }
+    write = result["ours"]["write_seconds"]
+    result["step"] = {
+        "seconds": round(step, 2),
+        "films": BATCH,
+        "interval_steps": INTERVAL,
+        "share_of_training_percent": round(100 * write / (INTERVAL * step), 4),
+        "step_seconds_at_which_it_is_one_percent": round(100 * write / INTERVAL, 3),
+    }
+    return result
+
+
+def train_with_peer(packed, run_dir):
+    """The same small run with Keras's own callback, as its documentation says; writes outcome.json at the end."""
+    from helpers import ValidationAUC, count_steps, load_packed_study, make_eval_dataset, make_train_dataset
+
+    study = load_packed_study(packed)
+    model = resumable_run.build_model(0)
+    validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
+    stopping = keras.callbacks.EarlyStopping("val_auc", mode="max", patience=EPOCHS)
+    backup = keras.callbacks.BackupAndRestore(Path(run_dir) / "state", save_freq=2, double_checkpoint=True)
+    size = resumable_run.OPTIONS["size"]
+    print("ready", flush=True)
+    history = model.fit(
+        make_train_dataset(study, size, 8, seed=0, epochs=EPOCHS), epochs=EPOCHS, shuffle=False, verbose=0,
+        steps_per_epoch=count_steps(study, 8), callbacks=[validation, stopping, backup],
+    )  # fmt: skip
+    outcome = {
+        "model": resumable_run.digest(model.get_weights()),
+        "optimizer": resumable_run.digest([np.asarray(v) for v in model.optimizer.variables]),
+        "history": history.history,
+        "best_epoch": validation.best_epoch,
+    }
+    (Path(run_dir) / "outcome.json").write_text(json.dumps(outcome))
+
+
+def kill_again_and_again(kills, packed, folder, backend, peer=False):
+    """Runs to the end once undisturbed and once with kills; returns a dict that compares the two."""
+    script = [__file__, "--peer"] if peer else [resumable_run.__file__]
+    options = [] if peer else [f"epochs={EPOCHS}", f"patience={EPOCHS}"]
+    environment = os.environ | {"KERAS_BACKEND": backend}
+
+    def start(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, *script, str(packed), str(run_dir), *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        process = subprocess.Popen(command, env=environment, cwd=run_dir, **pipes)
+        while process.stdout.readline() not in ("ready\n", ""):
+            pass
+        return process
+
+    whole, killed = folder / "whole", folder / "killed"
+    process = start(whole)
+    started = time.monotonic()
+    assert process.wait() == 0, "the undisturbed run failed"
+    seconds = time.monotonic() - started
+    rng = np.random.default_rng(0)
+    done = in_write = failures = 0
+    while done < kills and failures < 3:
+        process = start(killed)
+        moment = time.monotonic() + rng.uniform(0, 0.3 + seconds / kills)
+        wanted = rng.random() < 0.4
+        while process.poll() is None and time.monotonic() < moment:
+            pass
+        while wanted and process.poll() is None and not list((killed / "state").glob("*.part")):
+            pass
+        if process.poll() is not None:
+            failures += process.returncode != 0
+            if not process.returncode:
+                break
+            continue
+        process.kill()
+        process.wait()
+        done, in_write = done + 1, in_write + bool(list((killed / "state").glob("*.part")))
+    process = start(killed)
+    process.wait()
+    report = {"kills": done, "of_which_amid_a_write": in_write, "ended": process.returncode == 0}
+    if not report["ended"]:
+        return report
+    one, other = (json.loads((path / "outcome.json").read_text()) for path in (whole, killed))
+    same = {f"same_{name}": one[name] == other[name] for name in ("model", "optimizer", "history", "best_epoch")}
+
+    def count(outcome):
+        history = outcome["history"]
+        return len(history["loss"] if peer else history)
+
+    return report | same | {"epochs_in_history": count(other), "of_epochs": count(one)}
+
+
+def pack_small_study(folder):
+    """Draws and packs the study of the small run; returns its folder."""
+    from helpers import list_images, load_metadata, make_split, match_images, pack_study, write_phantom_study
+
+    write_phantom_study(folder / "study", n_images=90, size=64, seed=5)
+    images = list_images(folder / "study")
+    films, _ = match_images(load_metadata(folder / "study"), images)
+    films["split"] = make_split(films, folder / "study", val_share=0.15)
+    pack_study(films, images, folder / "packed", split_name="official", side=48, shard_films=16)
+    return folder / "packed"
+
+
+def main():
+    """Measures, prints and writes benchmarks/results/resume.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peer:
+        train_with_peer(*arguments.peer)
+        return
+    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    versions = f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    report = {"machine": f"{cpu}, {os.cpu_count()} cores, no GPU, {versions}"}
+    folder = Path(tempfile.mkdtemp())
+    try:
+        report["densenet121"] = measure_costs(arguments.rounds, folder / "costs")
+        packed = pack_small_study(folder)
+        for name, backend, peer in (
+            ("ours, TensorFlow", "tensorflow", False),
+            ("ours, JAX", "jax", False),
+            ("BackupAndRestore, TensorFlow", "tensorflow", True),
+        ):
+            report[name] = kill_again_and_again(arguments.kills, packed, folder / name, backend, peer)
+            print(name, report[name], flush=True)
+    finally:
+        shutil.rmtree(folder)
+    text = json.dumps(report, indent=1)
+    print(text)
+    (ROOT / "benchmarks" / "results" / "resume.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

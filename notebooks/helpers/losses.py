@@ -1,0 +1,83 @@
+"""Losses on logits for findings of which some are rare."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("chestxray")
+class WeightedBinaryCrossentropy(keras.losses.Loss):
+    """Binary cross-entropy on logits in which a positive of class c counts `positive_weights[c]` times.
+
+    Args:
+        positive_weights: sequence of floats (classes,).
+    """
+
+    def __init__(self, positive_weights, reduction="sum_over_batch_size", name="weighted_bce"):
+        super().__init__(reduction=reduction, name=name)
+        self.positive_weights = [float(weight) for weight in positive_weights]
+
+    def call(self, y_true, y_pred):
+        """Returns float32 (batch,) from labels and logits (batch, classes)."""
+        positive = y_true * ops.softplus(-y_pred) * ops.convert_to_tensor(self.positive_weights, "float32")
+        return ops.mean(positive + (1.0 - y_true) * ops.softplus(y_pred), axis=-1)
+
+    def get_config(self):
+        """Returns what rebuilds the loss."""
+        return super().get_config() | {"positive_weights": self.positive_weights}
+
+
+@keras.saving.register_keras_serializable("chestxray")
+class AsymmetricLoss(keras.losses.Loss):
+    """Asymmetric loss for multi-label classification on logits (Ridnik et al., ICCV 2021, equation 8).
+
+    Args:
+        gamma_negative: focusing exponent of negatives; the paper's default is 4.
+        gamma_positive: focusing exponent of positives; the paper's default is 1.
+        margin: probability by which negatives are shifted; the paper's default is 0.05.
+    """
+
+    def __init__(
+        self, gamma_negative=4.0, gamma_positive=1.0, margin=0.05, reduction="sum_over_batch_size", name="asymmetric"
+    ):
+        super().__init__(reduction=reduction, name=name)
+        self.gamma_negative, self.gamma_positive, self.margin = gamma_negative, gamma_positive, margin
+
+    def call(self, y_true, y_pred):
+        """Returns float32 (batch,) from labels and logits (batch, classes)."""
+        probs = ops.sigmoid(y_pred)
+        shifted = ops.maximum(probs - self.margin, 0.0)
+        positive = y_true * ops.power(1.0 - probs, self.gamma_positive) * ops.softplus(-y_pred)
+        negative = (1.0 - y_true) * ops.power(shifted, self.gamma_negative) * -ops.log(1.0 - shifted + 1e-7)
+        return ops.mean(positive + negative, axis=-1)
+
+    def get_config(self):
+        """Returns what rebuilds the loss."""
+        own = {name: getattr(self, name) for name in ("gamma_negative", "gamma_positive", "margin")}
+        return super().get_config() | own
+
+
+def make_loss(name, labels):
+    """Makes one of the losses by name; all take labels and logits (batch, classes).
+
+    Args:
+        name: "weighted_bce" (a positive counts as the square root of negatives over positives, at most 10: between
+            no weights and full balance), "bce", "focal" (Lin et al., ICCV 2017) or "asymmetric".
+        labels: float array (films, classes) of the training films.
+
+    Returns:
+        A keras.losses.Loss.
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+    if name == "weighted_bce":
+        positives = np.maximum(labels.sum(0), 1)
+        return WeightedBinaryCrossentropy(np.clip(np.sqrt((len(labels) - positives) / positives), 1, 10))
+    if name == "bce":
+        return keras.losses.BinaryCrossentropy(from_logits=True)
+    if name == "focal":
+        return keras.losses.BinaryFocalCrossentropy(from_logits=True)
+    if name == "asymmetric":
+        return AsymmetricLoss()
+    raise ValueError(f'LOSS is "{name}"; known are "weighted_bce", "bce", "focal" and "asymmetric".')
