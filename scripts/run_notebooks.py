@@ -9,13 +9,19 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-import pandas as pd
 import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+from helpers import copy_file, is_remote, read_csv, resolve_path
+
 NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"]
 
 
@@ -67,12 +73,33 @@ def find_notebook(name):
     return ROOT / "notebooks" / f"{name}.ipynb"
 
 
-def execute(name, run_dir, settings):
-    """Executes one notebook with those of the settings that it has. Exits with its error where it fails.
+def call(function, path, *arguments):
+    """Calls a function of a path and more; of one in a bucket in a process of its own, and returns what it returns.
+
+    Only TensorFlow reaches a bucket, and a process that has loaded it may hold the TPU until it ends: this one lives
+    as long as all the notebooks.
+    """
+    if not is_remote(path):
+        return function(path, *arguments)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, path, *arguments).result()
+
+
+def upload_copy(executed_dir, name, folder):
+    """Copies what executing a notebook has left in a local folder to one in a bucket."""
+    for ending in (".ipynb", ".log", ".failed.ipynb", ".failed.log"):
+        if (folder / (name + ending)).exists():
+            copy_file(folder / (name + ending), executed_dir / (name + ending))
+        elif "failed" in ending:  # of an earlier attempt
+            (executed_dir / (name + ending)).unlink(missing_ok=True)
+
+
+def execute(name, folder, settings):
+    """Executes one notebook with those of the settings that it has; returns its error where it fails, else None.
 
     A failed copy goes under a name of its own, so that it never takes the place of one that succeeded.
     """
-    source, target = find_notebook(name), run_dir / "executed" / f"{name}.ipynb"
+    source, target = find_notebook(name), folder / f"{name}.ipynb"
     attempt = target.with_suffix(".failed.ipynb")
     known = papermill.inspect_notebook(str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,18 +117,36 @@ def execute(name, run_dir, settings):
                 stdout_file=sys.stdout,
             )
     except papermill.PapermillExecutionError as error:
-        sys.exit(f"\n{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\nSee {attempt}")
+        return f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
     os.replace(attempt, target)
     os.replace(attempt.with_suffix(".log"), target.with_suffix(".log"))
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    return None
+
+
+def execute_into(executed_dir, name, settings):
+    """Executes one notebook and keeps the executed copy in a folder, local or in a bucket. Exits where it fails."""
+    if is_remote(executed_dir):  # Papermill saves after every cell, and would write the whole object each time
+        with tempfile.TemporaryDirectory() as folder:
+            error = execute(name, Path(folder), settings)
+            call(upload_copy, executed_dir, name, Path(folder))
+    else:
+        error = execute(name, executed_dir, settings)
+    if error:
+        sys.exit(f"\n{error}\nSee {executed_dir / name}.failed.ipynb")
+
+
+def read_pause(run_dir):
+    """Returns why training paused before its end, "" where it did not."""
+    return json.loads((run_dir / "run.json").read_text())["pause"]
 
 
 def show_scores(run_dir):
     """Prints the table of AUCs of the part that was measured."""
-    aucs = pd.read_csv(run_dir / "aucs.csv")
+    aucs = read_csv(run_dir / "aucs.csv")
     part = aucs["split"].iloc[0]
     table = aucs[aucs["split"].eq(part)]
-    predictions = pd.read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).query("split == @part")
+    predictions = read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).query("split == @part")
     print(f"{part}: {len(predictions):,} films of {predictions['patient_id'].nunique():,} patients\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
@@ -115,7 +160,7 @@ def show_results(run_dir):
     run = json.loads((run_dir / "run.json").read_text())
     example = json.loads((run_dir / "exports" / "example.json").read_text())
     study = json.loads((run_dir / "study.json").read_text())
-    localization = pd.read_csv(run_dir / "localization.csv").set_index("pathology")
+    localization = read_csv(run_dir / "localization.csv").set_index("pathology")
     print(
         f"\n{study['found']:,} of {study['rows']:,} images found, {study['missing']:,} missing, "
         f"{len(study['unreadable']):,} unreadable"
@@ -146,13 +191,15 @@ def main():
     settings = dict(parse_setting(pair, known) for pair in arguments.set)
     chosen = arguments.run_dir or f"models/{Path(str(settings.get('PREDICTIONS') or 'densenet121')).stem}"
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": chosen, "PROFILE": arguments.profile, "VERBOSE": 2}
-    run_dir = (ROOT / Path(chosen).expanduser()).resolve()
+    run_dir = resolve_path(chosen)
     for name in [arguments.only] if arguments.only else NOTEBOOKS:
-        execute(name, run_dir, settings)
+        execute_into(run_dir / "executed", name, settings)
+        if name == "02_train_densenet121" and (pause := call(read_pause, run_dir)):
+            sys.exit(f"\n{pause}")
     if not arguments.only:
-        show_results(run_dir)
+        call(show_results, run_dir)
     elif arguments.only == "03_evaluate":
-        show_scores(run_dir)
+        call(show_scores, run_dir)
         print(f"\nfigures    {run_dir / 'figures'}\nnotebook   {run_dir / 'executed'}")
 
 

@@ -36,7 +36,7 @@ def test_leaderboard_never_mixes_splits(tmp_path):
     assert set(table["images_sha256"]) == {"0123"}
     held = pd.read_csv(path, dtype=str)
     assert len(held) == 4 and set(held["run"]) == {"a", "b", "c", "007"}
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("part-*"))
 
 
 def test_the_same_run_replaces_its_entry_on_the_same_images_only(tmp_path):

@@ -6,12 +6,15 @@ describe the data; column names and their quirks are those of the files that the
 
 import csv
 import dataclasses
-import pathlib
+import fnmatch
+import io
 import re
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+
+from .files import as_path, read_text
 
 PATHOLOGIES = (
     "Atelectasis",
@@ -83,7 +86,9 @@ def load_metadata(study_dir):
         ValueError: if the file lacks columns or rows, lists an image twice, or holds a value outside its vocabulary;
             the message names the file and the row as a text editor counts it.
     """
-    paths = sorted(_study_folder(study_dir).glob("Data_Entry_2017*.csv"))
+    # Not by `glob`, which in a bucket lists every film to find these few.
+    files = _study_folder(study_dir).iterdir()
+    paths = sorted(path for path in files if fnmatch.fnmatchcase(path.name, "Data_Entry_2017*.csv"))
     if not paths:
         raise FileNotFoundError(
             f"{study_dir} holds no Data_Entry_2017*.csv; copy NIH's label file, Data_Entry_2017_v2020.csv, into it"
@@ -190,7 +195,7 @@ def list_images(study_dir):
         study_dir: folder in NIH's layout.
 
     Returns:
-        Dict from image name to `pathlib.Path`, sorted by name.
+        Dict from image name to its path, sorted by name.
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no image.
@@ -257,7 +262,7 @@ def load_official_lists(study_dir):
             raise FileNotFoundError(
                 f"{study_dir} holds no {name}; copy NIH's list into it, or choose split='random_patients'"
             )
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
         lists.append({line.strip() for line in lines if line.strip()})
     both = sorted(lists[0] & lists[1])
     if both:
@@ -266,7 +271,7 @@ def load_official_lists(study_dir):
 
 
 def _study_folder(study_dir):
-    folder = pathlib.Path(study_dir)
+    folder = as_path(study_dir)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no study folder {study_dir}; expected a folder with Data_Entry_2017*.csv, images/*.png and "
@@ -284,21 +289,20 @@ def name_some(names):
 def read_table(path, needed, renamed=None):
     """Reads the needed columns of a CSV as stripped text, indexed by line as a text editor counts."""
     # The csv module keeps the line numbers; pandas would take the files' empty trailing columns for an index.
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = [(renamed or {}).get(name.strip(), name.strip()) for name in next(reader, [])]
-        lacking = [name for name in needed if name not in header]
-        if lacking:
-            raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(filter(None, header))}")
-        positions = [header.index(name) for name in needed]
-        lines, rows = [], []
-        for row in reader:
-            if not any(row):
-                continue
-            if len(row) <= max(positions):
-                raise ValueError(f"{path}, row {reader.line_num}: only {len(row)} fields; is the file cut off?")
-            lines.append(reader.line_num)
-            rows.append([row[position].strip() for position in positions])
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    header = [(renamed or {}).get(name.strip(), name.strip()) for name in next(reader, [])]
+    lacking = [name for name in needed if name not in header]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(filter(None, header))}")
+    positions = [header.index(name) for name in needed]
+    lines, rows = [], []
+    for row in reader:
+        if not any(row):
+            continue
+        if len(row) <= max(positions):
+            raise ValueError(f"{path}, row {reader.line_num}: only {len(row)} fields; is the file cut off?")
+        lines.append(reader.line_num)
+        rows.append([row[position].strip() for position in positions])
     return pd.DataFrame(rows, index=lines, columns=needed, dtype=str)
 
 

@@ -1,10 +1,8 @@
 """Keeps the scores of several runs in one file, and scores on different splits out of one table."""
 
-import pathlib
-
 import pandas as pd
 
-from .files import write_text
+from .files import as_path, read_csv, write_csv
 
 _KEYS = ["study", "split", "part", "images_sha256"]  # what must agree for two scores to compare
 
@@ -42,11 +40,11 @@ def add_to_leaderboard(path, entry):
     Raises:
         ValueError: if the entry or the file lacks one of these columns; nothing is written then.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     needed = ["run", *_KEYS, "mean_auc"]
     # As text: a hash or a run called 007 must come out as it went in.
     kinds = dict.fromkeys(["run", *_KEYS], str)
-    entries = pd.read_csv(path, dtype=kinds) if path.exists() else pd.DataFrame(columns=[*entry])
+    entries = read_csv(path, dtype=kinds) if path.exists() else pd.DataFrame(columns=[*entry])
     for held, what in ((entry, "the entry"), (entries, str(path))):
         lacking = [name for name in needed if name not in held]
         if lacking:
@@ -56,5 +54,5 @@ def add_to_leaderboard(path, entry):
     kept = entries[~same]
     entries = pd.concat([kept, new], ignore_index=True) if len(kept) else new
     entries = entries.sort_values([*_KEYS, "mean_auc"], ascending=[True] * len(_KEYS) + [False], ignore_index=True)
-    write_text(path, entries.to_csv(index=False))
+    write_csv(path, entries, index=False)
     return entries[(entries[_KEYS] == new[_KEYS].iloc[0]).all(axis=1)].reset_index(drop=True)

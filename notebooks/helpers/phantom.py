@@ -7,17 +7,18 @@ Findings are commoner than in NIH's study on purpose, because a thousand films m
 """
 
 import csv
+import io
 import json
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .files import as_path
 from .labels import BOX_FRAME, PATHOLOGIES
 from .phantom_findings import draw_film
 
@@ -185,7 +186,7 @@ def write_phantom_study(study_dir, n_images=1000, size=256, seed=0, label_noise=
             "need n_images >= 1, size >= 32, seed >= 0 and 0 <= label_noise < 1, "
             f"got {n_images}, {size}, {seed} and {label_noise}"
         )
-    study_dir = Path(study_dir)
+    study_dir = as_path(study_dir)
     settings = {
         "version": PHANTOM_VERSION, "n_images": n_images, "size": size, "seed": seed, "label_noise": float(label_noise)
     }  # fmt: skip
@@ -225,7 +226,7 @@ def write_phantom_study(study_dir, n_images=1000, size=256, seed=0, label_noise=
         "n_test_images": sum(film["split"] == "test" for film in films),
     }  # fmt: skip
     (study_dir / OPEN_MARK).write_text(json.dumps({"settings": settings, "summary": summary}, indent=2) + "\n")
-    os.replace(study_dir / OPEN_MARK, study_dir / MARK)
+    (study_dir / OPEN_MARK).replace(study_dir / MARK)
     return summary | {"written": True}
 
 
@@ -262,7 +263,8 @@ def _write_patient(job):
         pixels, boxes = draw_film(
             (seed, film["patient"]), film["findings"], film["view"], film["sex"], film["age"], size, film["visit"]
         )
-        Image.fromarray(pixels).save(Path(images_dir) / film["image"], pnginfo=stamp, compress_level=3)
+        with (as_path(images_dir) / film["image"]).open("wb") as file:
+            Image.fromarray(pixels).save(file, format="PNG", pnginfo=stamp, compress_level=3)
         scale = BOX_FRAME / size
         for name in BOXED.keys() & boxes.keys():
             found[film["image"], name] = [tuple(scale * x for x in box) for box in boxes[name]]
@@ -278,14 +280,14 @@ def _write_tables(study_dir, films, claims, boxes, seed):
         (2048, 2500, 0.171),
         (3056, 2544, 0.139),
     )  # common in NIH's file
-    with (study_dir / OUR_FILES[0]).open("w", newline="") as entries:
-        entries.write(ENTRY_HEADER + "\n")
-        for film, claim in zip(films, claims, strict=True):
-            # Portable detectors lie across or upright; the fixed one of PA films is nearly square.
-            width, height, spacing = shapes[rng.integers(1, 4) if film["view"] == "AP" else rng.integers(0, 3)]
-            labels = "|".join(sorted(claim)) or "No Finding"
-            row = (film["image"], labels, film["visit"], film["patient"], film["age"], film["sex"], film["view"])
-            entries.write(",".join(map(str, (*row, width, height, spacing, spacing))) + "\n")
+    lines = [ENTRY_HEADER]
+    for film, claim in zip(films, claims, strict=True):
+        # Portable detectors lie across or upright; the fixed one of PA films is nearly square.
+        width, height, spacing = shapes[rng.integers(1, 4) if film["view"] == "AP" else rng.integers(0, 3)]
+        labels = "|".join(sorted(claim)) or "No Finding"
+        row = (film["image"], labels, film["visit"], film["patient"], film["age"], film["sex"], film["view"])
+        lines.append(",".join(map(str, (*row, width, height, spacing, spacing))))
+    (study_dir / OUR_FILES[0]).write_bytes(("\n".join(lines) + "\n").encode())
     for split in ("train_val", "test"):
         names = [film["image"] for film in films if film["split"] == split]
         (study_dir / f"{split}_list.txt").write_text("\n".join(names))  # no newline at the end, as in NIH's lists
@@ -296,7 +298,7 @@ def _write_tables(study_dir, films, claims, boxes, seed):
         if film["split"] == "test" and name in claim
         for box in boxes.get((film["image"], name), [])
     ]
-    with (study_dir / OUR_FILES[1]).open("w", newline="") as table:
-        table.write(BOX_HEADER + "\n")
-        csv.writer(table, lineterminator="\n").writerows(rows)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    (study_dir / OUR_FILES[1]).write_bytes(f"{BOX_HEADER}\n{table.getvalue()}".encode())
     return len(rows)

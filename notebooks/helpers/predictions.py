@@ -6,11 +6,12 @@ A frame of predictions has a row an image: `image`, `patient_id`, `split`, then 
 
 import csv
 import dataclasses
-import pathlib
+import io
 
 import numpy as np
 import pandas as pd
 
+from .files import as_path, read_text
 from .labels import PATHOLOGIES, name_some, parse_pathology, read_table
 from .splits import assert_no_patient_overlap
 
@@ -134,12 +135,11 @@ def read_predictions(path):
         FileNotFoundError: if there is no such file.
         ValueError: as for `load_predictions`.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of predictions {path}")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = [name.strip() for name in next(csv.reader(file), [])]
+        header = [name.strip() for name in next(csv.reader(io.StringIO(read_text(path), newline="")), [])]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text in UTF-8; save it as a plain CSV") from None
     if len(header) == 1 and any(sign in header[0] for sign in ";\t"):

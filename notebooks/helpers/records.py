@@ -11,13 +11,12 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from .files import write_text
+from .files import as_path, hash_file, local_copy, local_draft, measure_file, read_csv, write_csv, write_text
 from .images import FilmError, decode_film, inspect_film
 from .labels import PATHOLOGIES
 from .splits import assert_no_patient_overlap, hash_split
@@ -33,19 +32,21 @@ class PackedStudy:
     """A packed study that was checked on loading.
 
     Attributes:
-        folder: pathlib.Path of the folder.
+        folder: path of the folder.
         side: pixels, of the square films in the shards.
         split_name: which split, one of `splits.SPLITS`.
         split_sha256: `splits.hash_split` of the films in it.
+        index_sha256: of `index.csv`, in which the labels are.
         shards: dict subset -> list of dicts with `file`, `count`, `bytes`, `sha256`.
         index: DataFrame in the order of the records: `subset`, the metadata columns, 14 label columns.
         excluded: list of dicts `image`, `reason`: films that could not be read.
     """
 
-    folder: Path
+    folder: os.PathLike
     side: int
     split_name: str
     split_sha256: str
+    index_sha256: str
     shards: dict
     index: pd.DataFrame
     excluded: list
@@ -61,11 +62,6 @@ class PackedStudy:
     def labels(self, subset):
         """Labels of one subset: float32 array (films, 14) of 0 and 1, in the order of `rows`."""
         return self.rows(subset)[list(PATHOLOGIES)].to_numpy(np.float32)
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode(film, row):
@@ -116,26 +112,35 @@ def _make_decoder(side):
     return decode
 
 
-def _size_on_disk(path):
+def _measure_film(path):
     try:
-        return os.stat(path).st_size
+        return measure_file(path)
     except OSError:  # reading it will fail too, and then say why
         return -1
 
 
 def _read_film(path, decode):
-    """Returns a uint8 array (side, side, 1), or the reason why there is none."""
+    """Returns a uint8 array (side, side, 1), or the reason why there is none.
+
+    A bucket that cannot be reached is no such reason but ends the packing, which can go on later.
+    """
+    try:
+        with local_copy(path) as file:
+            return _decode_file(file, decode)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _decode_file(path, decode):
     try:
         inspect_film(path)
-        return decode(path).numpy()
+        return decode(str(path)).numpy()
     except FilmError as error:
         return str(error)
     except tf.errors.InvalidArgumentError:
         return "the pixels cannot be decoded: the file is damaged or cut short"
     except tf.errors.OpError as error:
         return f"cannot be read: {error.message}"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
 
 
 def _plan_shards(rows, paths, shard_films, seed):
@@ -149,28 +154,27 @@ def _plan_shards(rows, paths, shard_films, seed):
             yield subset, name, part.iloc[piece].assign(path=[str(paths[i]) for i in part["image"].iloc[piece]])
 
 
-def _plan_key(rows, side):
+def _plan_key(rows, side, pool):
     """A hash of all that determines a shard's bytes, the size of the image files standing for their content."""
-    described = rows.drop(columns="path").assign(n_bytes=[_size_on_disk(path) for path in rows["path"]])
+    described = rows.drop(columns="path").assign(n_bytes=[*pool.map(_measure_film, rows["path"])])
     text = f"format {FORMAT}, side {side}, TensorFlow image ops\n" + described.to_csv(index=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_shard(target, rows, decode, pool, bar):
-    part = target.with_name(target.name + ".part")
     excluded = []
-    with tf.io.TFRecordWriter(str(part)) as writer:
-        films = pool.map(lambda path: _read_film(path, decode), rows["path"])
-        for row, film in zip(rows.to_dict("records"), films, strict=True):
-            if bar:
-                bar.update(1)
-            if isinstance(film, str):
-                excluded.append({"image": row["image"], "reason": film})
-            else:
-                writer.write(_encode(film, row))
-    receipt = {"file": target.name, "count": len(rows) - len(excluded), "bytes": part.stat().st_size}
-    receipt |= {"sha256": _sha256(part), "excluded": excluded}
-    os.replace(part, target)
+    with local_draft(target) as draft:
+        with tf.io.TFRecordWriter(str(draft)) as writer:
+            films = pool.map(lambda path: _read_film(path, decode), rows["path"])
+            for row, film in zip(rows.to_dict("records"), films, strict=True):
+                if bar:
+                    bar.update(1)
+                if isinstance(film, str):
+                    excluded.append({"image": row["image"], "reason": film})
+                else:
+                    writer.write(_encode(film, row))
+        receipt = {"file": target.name, "count": len(rows) - len(excluded), "bytes": measure_file(draft)}
+        receipt |= {"sha256": hash_file(draft), "excluded": excluded}
     return receipt
 
 
@@ -200,8 +204,9 @@ def pack_study(rows, paths, folder, *, split_name, side=256, shard_films=512, se
     Raises:
         ValueError: `folder` holds a finished study of other films, another split or another side, or one patient is
             in two subsets of a split that is meant to be by patient.
+        tf.errors.OpError: the bucket that `paths` are in cannot be reached.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     _assert_split_by_patient(folder, split_name, rows["patient_id"], rows["split"])
     asked = {"format": FORMAT, "side": side, "classes": list(PATHOLOGIES), "split": split_name, "seed": seed}
     asked |= {"shard_films": shard_films, "asked_sha256": hash_split(rows["image"], rows["split"])}
@@ -212,7 +217,7 @@ def pack_study(rows, paths, folder, *, split_name, side=256, shard_films=512, se
     decode = _make_decoder(side)
     with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
         for subset, name, part in _plan_shards(rows, paths, shard_films, seed):
-            key = _plan_key(part, side)
+            key = _plan_key(part, side, pool)
             shard = done.get(name)
             if shard and shard["key"] == key and _is_intact(folder, shard) and not _any_repaired(part, shard, decode):
                 if bar:
@@ -226,11 +231,11 @@ def pack_study(rows, paths, folder, *, split_name, side=256, shard_films=512, se
     if bar:
         bar.close()
     index = pd.concat(index)[_COLUMNS]
-    write_text(folder / "index.csv", index.to_csv(index=False))
+    write_csv(folder / "index.csv", index, index=False)
     manifest = asked | {
         "split_sha256": hash_split(index["image"], index["subset"]),
         "counts": {subset: int(index["subset"].eq(subset).sum()) for subset in SUBSETS},
-        "index_sha256": _sha256(folder / "index.csv"),
+        "index_sha256": hash_file(folder / "index.csv"),
         "shards": shards,
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -269,8 +274,8 @@ def _remove_leftovers(folder, kept):
         if shard.name not in kept:  # without a receipt beside it a shard is not known to be ours, and stays
             shard.unlink(missing_ok=True)
         receipt.unlink()
-    for part in folder.glob("*.tfrecord*.part"):
-        part.unlink()
+    for draft in folder.glob("part-*.tfrecord*"):
+        draft.unlink()
 
 
 def _assert_split_by_patient(folder, split_name, patient_ids, subsets):
@@ -284,7 +289,7 @@ def _assert_split_by_patient(folder, split_name, patient_ids, subsets):
 
 def _is_intact(folder, shard):
     path = folder / shard["file"]
-    return path.exists() and path.stat().st_size == shard["bytes"] and _sha256(path) == shard["sha256"]
+    return path.exists() and measure_file(path) == shard["bytes"] and hash_file(path) == shard["sha256"]
 
 
 def _read_manifest(folder):
@@ -325,7 +330,7 @@ def load_packed_study(folder, classes=PATHOLOGIES):
         ValueError: a file differs from the manifest, the classes or the format differ, or one patient is in two
             subsets of a split that is meant to be by patient.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     manifest = _read_manifest(folder)
     if manifest.get("format") != FORMAT:
         raise ValueError(
@@ -348,16 +353,17 @@ def load_packed_study(folder, classes=PATHOLOGIES):
             f"{folder / damaged[0]} does not match its size and SHA-256 in manifest.json ({len(damaged)} in all): "
             "cut short or altered. Run 01_prepare_data.ipynb; it rewrites damaged shards only."
         )
-    if not (folder / "index.csv").exists() or _sha256(folder / "index.csv") != manifest["index_sha256"]:
+    if not (folder / "index.csv").exists() or hash_file(folder / "index.csv") != manifest["index_sha256"]:
         raise ValueError(f"{folder / 'index.csv'} is missing or altered. Run 01_prepare_data.ipynb.")
     text = {"subset": str, "image": str, "sex": str, "view": str}
-    index = pd.read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
+    index = read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
     _assert_split_by_patient(folder, manifest["split"], index["patient_id"], index["subset"])
     return PackedStudy(
         folder=folder,
         side=manifest["side"],
         split_name=manifest["split"],
         split_sha256=manifest["split_sha256"],
+        index_sha256=manifest["index_sha256"],
         shards={subset: [s for s in manifest["shards"] if s["subset"] == subset] for subset in SUBSETS},
         index=index,
         excluded=[film for shard in manifest["shards"] for film in shard["excluded"]],
