@@ -1,5 +1,6 @@
 """The whole chain of notebooks as `make run` executes it, shortened: on drawn films, and on real ones if at hand."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from helpers import PATHOLOGIES, hash_split, list_images
-from helpers.runtime import ROOT
+from helpers.settings import ROOT
 
 SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1")
 
@@ -76,7 +77,10 @@ def check_artifacts(run_dir):
 
 @pytest.fixture(scope="module")
 def drawn_run(tmp_path_factory):
-    """A shortened run on 300 drawn films, in two stages from a weights file like that of keras.applications."""
+    """A shortened run on 300 drawn films, in two stages from a weights file like that of keras.applications.
+
+    It was paused for its time budget once, in the first stage, and went on.
+    """
     import h5py
     import keras
     from keras.src.legacy.saving import legacy_h5_format
@@ -89,6 +93,9 @@ def drawn_run(tmp_path_factory):
     with h5py.File(folder / "notop.h5", "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
     settings = (f"WEIGHTS={folder / 'notop.h5'}", "FROZEN_EPOCHS=1", "EPOCHS=2", "PRECISION=mixed_bfloat16")
+    paused = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "TIME_BUDGET=1e-6")
+    assert paused.returncode != 0 and "paused before TIME_BUDGET ran out at epoch 1, step 1" in paused.stderr
+    assert not (folder / "run" / "model.weights.h5").exists()
     printed = run_chain(folder / "study", folder / "run", folder / "packed", *settings)
     return folder, printed, settings
 
@@ -147,7 +154,10 @@ def test_run_record_names_split_seed_and_machine(drawn_run):
     assert record["split"]["sha256"] == hash_split(index["image"], index["subset"])
     assert pd.read_csv(folder / "run" / "history.csv")["stage"].tolist() == ["head", "all"]
     assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
-    assert {"tensorflow", "keras", "devices", "commit"} <= set(record["runtime"])
+    assert {"tensorflow", "keras", "devices", "commit", "runtime", "strategy"} <= set(record["runtime"])
+    assert record["interruptions"] == 1 and record["parts"][1]["step"] == 1 and record["finished"]
+    weights = (folder / "run" / "model.weights.h5").read_bytes()
+    assert record["weights_sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_saved_model_reads_any_film_and_needs_nothing_of_ours(drawn_run, tmp_path):

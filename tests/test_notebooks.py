@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from helpers.runtime import ROOT
+from helpers.settings import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -77,7 +77,7 @@ def test_keeps_no_output_and_no_machine_path(notebook):
 def test_keras_is_imported_after_the_runtime_is_ready(notebook):
     _, cells = notebook
     code = code_of(cells)
-    assert "prepare_runtime()" in code[0] and not re.search(r"^import (keras|tensorflow)", code[0], re.MULTILINE)
+    assert "prepare_runtime(RUNTIME)" in code[0] and not re.search(r"^import (keras|tensorflow)", code[0], re.MULTILINE)
 
 
 def test_links_between_notebooks_resolve(notebook):

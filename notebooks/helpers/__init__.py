@@ -6,6 +6,8 @@ Names are looked up on first use, so that `import helpers` costs nothing and the
 from importlib import import_module
 
 _ROOMS = {
+    "files": "as_path copy_file hash_file is_remote local_copy local_draft only_os_errors read_csv read_text "
+    "remove_folder write_csv write_text",
     "labels": "ADJUDICATED BOX_FRAME PATHOLOGIES list_images load_adjudicated load_boxes load_metadata "
     "load_official_lists match_images",
     "splits": "SPLITS assert_no_patient_overlap hash_split make_split",
@@ -19,16 +21,21 @@ _ROOMS = {
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
     "images": "FilmError decode_gray decode_film inspect_film resize_film",
     "records": "PackedStudy load_packed_study pack_study parse_records",
-    "pipeline": "Augmentation augment make_eval_dataset make_train_dataset shift_films",
+    "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
+    "shift_films",
     "model": "backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",
-    "training": "AsymmetricLoss TrainingState ValidationAUC WeightedBinaryCrossentropy averaged_weights make_loss",
+    "losses": "AsymmetricLoss WeightedBinaryCrossentropy make_loss",
+    "checkpoints": "StateStore",
+    "validation": "ValidationAUC averaged_weights",
+    "training": "TrainingState fit_from_state",
     "subgroups": "gap_table list_subgroups subgroup_table",
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
+    "export": "export_saved_model",
     "predictions": "CONTRACT LABELS PROBS JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
-    "runtime": "choose_settings describe_runtime find_commit make_strategy prepare_runtime resolve_path resolve_paths "
-    "save_figure "
-    "write_json",
+    "settings": "choose_settings resolve_path resolve_paths save_figure write_json",
+    "runtime": "Runtime prepare_runtime",
+    "devices": "Devices connect_devices describe_runtime find_commit",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

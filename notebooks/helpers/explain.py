@@ -43,7 +43,7 @@ def build_activation_model(model):
 
 
 def grad_cam(model, images, layer, classes):
-    """Computes Grad-CAM heatmaps (Selvaraju et al., ICCV 2017) of any functional model, on the TensorFlow backend.
+    """Computes Grad-CAM heatmaps (Selvaraju et al., ICCV 2017) of any functional model.
 
     Args:
         model: a functional keras.Model from images to (batch, classes) logits.
@@ -55,23 +55,37 @@ def grad_cam(model, images, layer, classes):
         float32 array (batch, h, w, len(classes)), 0 or more.
 
     Raises:
-        RuntimeError: Keras runs on another backend.
         ValueError: there is no such layer.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError("grad_cam needs KERAS_BACKEND=tensorflow; exact class activation maps run on any backend")
     features = model.get_layer(layer).output
     to_features, to_logits = keras.Model(model.inputs, features), keras.Model(features, model.output)
-    cells = to_features(tf.convert_to_tensor(images), training=False)
+    cells = to_features(keras.ops.convert_to_tensor(images), training=False)
+    differentiate = _differentiate_jax if keras.backend.backend() == "jax" else _differentiate_tensorflow
+    maps = []
+    for gradient in differentiate(to_logits, cells, classes):
+        weights = keras.ops.mean(gradient, axis=(1, 2), keepdims=True)
+        maps.append(keras.ops.relu(keras.ops.sum(weights * cells, axis=-1)))
+    return keras.ops.convert_to_numpy(keras.ops.stack(maps, axis=-1)).astype("float32")
+
+
+def _differentiate_tensorflow(to_logits, cells, classes):
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(cells)
         logits = to_logits(cells, training=False)
         chosen = [logits[:, c] for c in classes]
-    maps = []
-    for values in chosen:
-        weights = tf.reduce_mean(tape.gradient(values, cells), axis=(1, 2), keepdims=True)
-        maps.append(tf.nn.relu(tf.reduce_sum(weights * cells, axis=-1)))
-    return tf.cast(tf.stack(maps, axis=-1), tf.float32).numpy()
+    return [tape.gradient(values, cells) for values in chosen]
+
+
+def _differentiate_jax(to_logits, cells, classes):
+    import jax
+
+    variables = [[v.value for v in some] for some in (to_logits.trainable_variables, to_logits.non_trainable_variables)]
+
+    def sum_logit(cells, number):
+        return to_logits.stateless_call(*variables, cells, training=False)[0][:, number].sum()
+
+    gradient = jax.jit(jax.grad(sum_logit))
+    return [gradient(cells, number) for number in classes]
 
 
 def resize_maps(maps, side, shift=(0, 0)):

@@ -1,11 +1,12 @@
 """DenseNet-121 with its preprocessing inside: gray films of 0 to 255 in, one logit a pathology out."""
 
+import functools
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
 
+from .files import as_path, local_copy
 from .labels import PATHOLOGIES
 
 # What the "torch" mode of keras.applications.densenet.preprocess_input does: ImageNet's channel statistics.
@@ -69,10 +70,13 @@ def _keep_last_resolution(layer):
 
 
 def _build_backbone(weights, inputs):
-    if weights not in (None, "imagenet") and not Path(weights).is_file():
+    if weights not in (None, "imagenet") and not as_path(weights).is_file():
         raise FileNotFoundError(f'WEIGHTS is "{weights}", but there is no such file. Use "none", "imagenet" or a path.')
     try:
-        return keras.applications.DenseNet121(include_top=False, weights=weights, input_tensor=inputs)
+        if weights in (None, "imagenet"):
+            return keras.applications.DenseNet121(include_top=False, weights=weights, input_tensor=inputs)
+        with local_copy(weights) as file:
+            return keras.applications.DenseNet121(include_top=False, weights=str(file), input_tensor=inputs)
     except Exception as error:  # get_file raises a bare Exception when a download fails
         if weights != "imagenet":
             raise
@@ -117,7 +121,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
         ValueError: the model was trained on other classes, or on the same in another order; or on another split than
             the study's, so that its test films may have been trained on; or on films of another side.
     """
-    run_dir = Path(run_dir)
+    run_dir = as_path(run_dir)
     for name in ("run.json", "model.weights.h5"):
         if not (run_dir / name).is_file():
             raise FileNotFoundError(f"{run_dir / name} is missing. Run 02_train_densenet121.ipynb with this RUN_DIR.")
@@ -132,7 +136,8 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
             "Use the SPLIT, PROFILE and PACKED_DIR of its training."
         )
     model = build_densenet121(n_classes=len(classes), output_stride=record.get("output_stride", 32))
-    model.load_weights(run_dir / "model.weights.h5")
+    with local_copy(run_dir / "model.weights.h5") as weights:
+        model.load_weights(weights)
     return model
 
 
@@ -150,4 +155,38 @@ def predict_logits(model, dataset, n_films, verbose=0):
     """
     if not n_films:
         return np.zeros((0, model.output_shape[-1]), np.float32)
+    if _count_processes() > 1:
+        return np.concatenate(list(_predict_on_hosts(model, dataset)))[:n_films].astype(np.float32)
     return model.predict(dataset, verbose=verbose)[:n_films].astype(np.float32)
+
+
+def _count_processes():
+    if keras.backend.backend() != "jax":
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
+def _predict_on_hosts(model, dataset):
+    """Yields the logits of each batch: every host computes its part of it, and all get the whole.
+
+    `keras.Model.predict` cannot: it wants to read what lies on the other hosts' devices.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    variables = [[v.value for v in some] for some in (model.trainable_variables, model.non_trainable_variables)]
+    forward = _compile_forward(model)
+    for images, *_ in dataset:
+        own = np.split(images.numpy(), jax.process_count())[jax.process_index()]
+        layout = keras.distribution.distribution().get_data_layout(images.shape).backend_layout
+        logits = forward(*variables, jax.make_array_from_process_local_data(layout, own))
+        yield np.asarray(multihost_utils.process_allgather(logits, tiled=True))
+
+
+@functools.lru_cache(maxsize=1)  # compiling takes minutes, and validation comes after every epoch
+def _compile_forward(model):
+    import jax
+
+    return jax.jit(lambda *arguments: model.stateless_call(*arguments, training=False)[0])
