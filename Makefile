@@ -5,13 +5,14 @@ PREDICTIONS ?=
 RUN_DIR ?=
 PROFILE ?= quick
 SET ?=
+SIZE ?= small
 
 VENV := .venv/bin
-export KERAS_BACKEND ?= tensorflow
+export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: run evaluate test lint bench address clean
+.PHONY: run evaluate test lint bench tpu-check address clean
 
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
@@ -30,6 +31,9 @@ lint: .venv/dev  ## style of code and notebooks
 bench: .venv/dev  ## every benchmark; results go to benchmarks/results
 	for script in benchmarks/*.py; do $(VENV)/python $$script || exit 1; done
 
+tpu-check: .venv/dev .venv/tpu/ready  ## does training start on a TPU? Answered without one, see docs/tpu.md: make tpu-check [SIZE=full]
+	$(VENV)/python scripts/tpu_check.py --size $(SIZE)
+
 address: .venv/run  ## after forking: make address REPOSITORY=https://github.com/you/fork
 	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"
 
@@ -45,4 +49,9 @@ clean:  ## the synthetic study, packed shards and the run's results; .venv stays
 
 .venv/dev: .venv/run requirements-dev.txt
 	$(VENV)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+.venv/tpu/ready: requirements-tpu-check.txt | .venv/run
+	$(PYTHON) -m venv .venv/tpu
+	.venv/tpu/bin/python -m pip install --quiet -r requirements-tpu-check.txt
 	@touch $@
