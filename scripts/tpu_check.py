@@ -646,8 +646,10 @@ def draw_tables(results):
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for part, backend in (("jax", "Keras on JAX"), ("stablehlo", "Keras on TensorFlow")):
-        for by_chips in results.get(part, {}).values():
-            for name, found in by_chips.items():
+        for size in SIZES:
+            by_chips = results.get(part, {}).get(size, {})
+            for name in (name for name in CHIPS if name in by_chips):
+                found = by_chips[name]
                 lines += [
                     f"| {backend} | {found['side']} px, batch {found['batch']} | {name} | "
                     f"{found['batch'] // found.get('cores', 1)} | {found['compile cpu seconds']:.0f} | "
@@ -663,7 +665,7 @@ def draw_tables(results):
             "host: CPUs that keep up with the best | with peak arithmetic | CPUs it has |",
             "|---|---:|---:|---:|---|---:|---:|---:|",
         ]
-        for row in draw_roofline(steps, host):
+        for row in draw_roofline({name: steps[name] for name in CHIPS if name in steps}, host):
             lines += [
                 f"| {row['machine']} | {row['compute']:,.0f} | {row['memory']:,.0f} | {row['best']:,.0f} | "
                 f"{row['binds']} | {row['cpus for best']:.1f} | {row['cpus for peak']:.1f} | {row['cpus']} |"

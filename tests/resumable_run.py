@@ -16,8 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-OPTIONS = {"epochs": 8, "every": 2, "seconds": 0.0, "local": "", "seed": 0, "size": 40, "patience": 6,
-           "nan_step": -1, "devices": 0, "hosts": 0}  # fmt: skip
+OPTIONS = {
+    "epochs": 8,
+    "patience": 6,
+    "every": 2,  # steps between two states
+    "share": float("inf"),  # no limit to the time that states take
+    "seconds": 0.0,  # the time budget; 0: none
+    "local": "",  # the folder that states are written to first
+    "seed": 0,  # of the weights alone
+    "size": 40,  # pixels
+    "nan_step": -1,  # the step of the run whose loss is not finite
+    "devices": 0,  # 1: on all devices that JAX has, and with Keras's variables on several hosts
+    "hosts": 0,  # deal the films as for so many hosts, in one process
+}
 
 
 def build_model(seed):
@@ -69,6 +80,7 @@ def run(packed, run_dir, options):
         {"SEED": 0, "IMAGE_SIZE": options["size"], "split_sha256": study.split_sha256},
         Path(run_dir) / "history.csv",
         every=options["every"] or None,
+        max_share=options["share"],
         stop_at=time.time() + options["seconds"] if options["seconds"] else None,
         devices=devices or None,
         name_films=lambda epoch, step: list_batch(study, 8, seed=0, epoch=epoch, step=step, **hosts),

@@ -339,3 +339,13 @@ def test_a_scheduled_rate_and_plateaus_go_on_too(packed, tmp_path):
 
     one, other = run(tmp_path / "one", 9), run(tmp_path / "other", 2, 5, 9)
     assert one == other and one["history"][-1]["learning_rate"] < 1e-2
+
+
+def test_writes_within_an_epoch_take_no_more_than_their_share(packed, tmp_path):
+    """Of steps of milliseconds, a write each would take the most: but for the first, they wait for the epoch's end."""
+    written = {}
+    for share in (float("inf"), 1e-6):
+        (tmp_path / str(share)).mkdir()
+        _, state, _ = train(packed, tmp_path / str(share), epochs=2, share=share)
+        written[share] = state.store.read()[1]["serial"]
+    assert written[1e-6] == 1 + 2 and written[float("inf")] > 2 * 3

@@ -32,6 +32,8 @@ class TrainingState(keras.callbacks.Callback):
         settings: dict of what must not change between the parts of a run, JSON values.
         history_path: CSV file with a row an epoch.
         every: int, steps of an epoch between two writes; None writes at the ends of epochs only.
+        max_share: share of the time that writes within epochs may take, 0 to 1; one that would take more waits for the
+            next turn. Several hosts keep to `every`, since their clocks differ.
         stop_at: time as of `time.time()` before which training must have paused; None for never.
         devices: `Devices`; of several hosts, the first decides when to pause. None for one machine.
         name_films: function from epoch and step, both counted from 0, to the images of that batch, for the error that
@@ -46,15 +48,19 @@ class TrainingState(keras.callbacks.Callback):
         write_seconds: float, seconds of the slowest write so far.
     """
 
-    def __init__(self, store, settings, history_path, *, every=None, stop_at=None, devices=None, name_films=None):
+    def __init__(
+        self, store, settings, history_path, *, every=None, max_share=0.01, stop_at=None, devices=None, name_films=None
+    ):
         super().__init__()
         self.store, self.history_path = store, as_path(history_path)
         self.settings = json.loads(json.dumps(settings))
-        self.every, self.stop_at, self.devices, self.name_films = every, stop_at, devices, name_films
+        self.every, self.max_share, self.stop_at = every, max_share, stop_at
+        self.devices, self.name_films = devices, name_films
         self.history, self.parts, self.others = [], [], []
         self.stage, self.epoch, self.step, self.stopped, self.pause = None, 0, 0, False, ""
         self.write_seconds = self._validation_seconds = 0.0
-        self._began, self._serial, self._written, self._signal, self._pending = time.time(), 0, False, None, None
+        self._began, self._serial, self._signal, self._pending = time.time(), 0, None, None
+        self._written = None  # time of the last write of this process
         self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
 
     def restore(self, model, stage, callbacks=()):
@@ -147,7 +153,9 @@ class TrainingState(keras.callbacks.Callback):
             self._check_loss()
             return
         needed = 2 * self.write_seconds + step_seconds + (self._validation_seconds if left == 1 else 0)
-        due = not self._written or (self.every and self.step % self.every == 0)
+        due = self._written is None or (self.every and self.step % self.every == 0)
+        if due and self._written and not self._several_hosts:
+            due = (now - self._written) * self.max_share >= self.write_seconds
         if due or not self._several_hosts:
             self._ask_to_pause(needed)
         if due or self.pause:
@@ -246,7 +254,7 @@ class TrainingState(keras.callbacks.Callback):
         started = time.perf_counter()
         self.store.write(arrays, meta)
         self.write_seconds = max(self.write_seconds, time.perf_counter() - started)
-        self._written = True
+        self._written = time.perf_counter()
 
 
 _SIMPLE = (bool, int, float, type(None))
