@@ -66,7 +66,7 @@ class Chips:
         flops: float, peak bfloat16 operations per second of a core.
         bandwidth: float, bytes per second between a core and its high-bandwidth memory.
         memory: float, bytes of high-bandwidth memory of a core.
-        host_cpus: int, virtual CPUs of the machine that feeds it.
+        host_cpus: int, virtual CPUs of the machine that feeds it; None where Google names no number.
     """
 
     topology: str
@@ -74,16 +74,16 @@ class Chips:
     flops: float
     bandwidth: float
     memory: float
-    host_cpus: int
+    host_cpus: int | None
 
 
 # Google's documentation, https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB and 819 GB/s a chip of one core,
 # hosts of 24 and 224 virtual CPUs. https://cloud.google.com/tpu/docs/v3: 123 TFLOP/s, 32 GiB and 900 GB/s a chip of
-# two cores. It names no CPUs for v3 hosts; 96 is what users of v3-8 machines report.
+# two cores, and no number of CPUs for their hosts.
 CHIPS = {
     "v5e-1": Chips("v5e:1x1", 1, 197e12, 819e9, 16e9, 24),
     "v5e-8": Chips("v5e:2x4", 8, 197e12, 819e9, 16e9, 224),
-    "v3-8": Chips("v3:2x2", 8, 61.5e12, 450e9, 16 * 2**30, 96),
+    "v3-8": Chips("v3:2x2", 8, 61.5e12, 450e9, 16 * 2**30, None),
 }
 
 
@@ -273,19 +273,8 @@ def check_jit(shallow=False):
 # Several devices
 
 
-def make_callbacks(val_ds, labels, folder):
-    """Returns what `fit` is given on several devices.
-
-    Args:
-        val_ds: from `make_eval_dataset`.
-        labels: float array (films, classes).
-        folder: path to write to.
-    """
-    return []
-
-
 def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
-    """Trains the shallow network, validates, saves and reloads as notebook 2 does.
+    """Trains the shallow network with notebook 2's callbacks, validates, saves and reloads as it does.
 
     Two things are made gentler, or rounding would grow into differences. Batch normalization keeps its statistics;
     under TensorFlow each replica would also have its own. And Adam divides by a gradient's own size, which makes whole
@@ -299,13 +288,25 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
         epochs: int.
 
     Returns:
-        Dict: `loss` of each epoch, mean `auc`, and `logits` of the validation films.
+        Dict: `loss` and `val_auc` of each epoch, and `logits` of the validation films.
     """
     import keras
 
-    from helpers import make_eval_dataset, make_train_dataset, predict_logits, roc_auc
+    from helpers import (
+        StateStore,
+        TrainingState,
+        ValidationAUC,
+        fit_from_state,
+        make_eval_dataset,
+        make_train_dataset,
+        predict_logits,
+    )
 
-    train_ds = make_train_dataset(study, study.side, batch_size, seed=0, epochs=epochs)
+    def make_train(first_epoch, first_step, epochs):
+        return make_train_dataset(
+            study, study.side, batch_size, seed=0, epochs=epochs, first_epoch=first_epoch, first_step=first_step
+        )
+
     val_ds, labels = make_eval_dataset(study, "val", batch_size), study.labels("val")
     assert len(labels) % batch_size, "the last validation batch is full, so padding would not be tested"
     steps = len(study.labels("train")) // batch_size
@@ -314,21 +315,31 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
     with scope() or contextlib.nullcontext():
         model, again = (build_model(recipe, shallow=True, frozen_statistics=True) for _ in range(2))
     model.optimizer.epsilon = 1e-3
-    history = model.fit(
-        train_ds,
+    validation = ValidationAUC(val_ds, labels)
+    callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=epochs)]
+    store = StateStore(Path(folder) / "state")
+    state = TrainingState(store, {}, Path(folder) / "history.csv", every=1)
+    fit_from_state(
+        model,
+        state,
+        make_train,
+        stage="all",
         epochs=epochs,
         steps_per_epoch=steps,
-        callbacks=make_callbacks(val_ds, labels, folder),
-        shuffle=False,
+        callbacks=callbacks,
         verbose=0,
     )
+    TrainingState(store, {}, Path(folder) / "history.csv").restore(again, "all")
+    store.close()
+    same = all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    assert same, "the state does not bring the weights back"
+    model.set_weights(validation.best_weights)
     logits = predict_logits(model, val_ds, len(labels))
     weights = Path(folder) / "model.weights.h5"
-    # Without the optimizer: `fit` ends by lending the model the averages' memory, which on JAX `predict` gives away.
-    keras.Model(model.inputs, model.outputs).save_weights(weights)
+    keras.Model(model.inputs, model.outputs).save_weights(weights)  # never compiled, so without the optimizer
     keras.Model(again.inputs, again.outputs).load_weights(weights)
     assert np.array_equal(predict_logits(again, val_ds, len(labels)), logits), "reloaded weights predict otherwise"
-    return {"loss": history.history["loss"], "auc": float(np.nanmean(roc_auc(labels, logits))), "logits": logits}
+    return {name: [row[name] for row in state.history] for name in ("loss", "val_auc")} | {"logits": logits}
 
 
 def compare_devices(one, many, tolerance=1e-3):
@@ -372,7 +383,7 @@ def _check_devices(folder, one, many):
     for scope in (one, many):
         with tempfile.TemporaryDirectory() as weights:
             runs.append(train_briefly(study, scope, weights))
-    found = {"devices": N_DEVICES, "loss": runs[1]["loss"], "auc": runs[1]["auc"]}
+    found = {"devices": N_DEVICES, "loss": runs[1]["loss"], "val_auc": runs[1]["val_auc"]}
     return found | {"largest differences": compare_devices(*runs)}
 
 
@@ -668,7 +679,8 @@ def draw_tables(results):
         for row in draw_roofline({name: steps[name] for name in CHIPS if name in steps}, host):
             lines += [
                 f"| {row['machine']} | {row['compute']:,.0f} | {row['memory']:,.0f} | {row['best']:,.0f} | "
-                f"{row['binds']} | {row['cpus for best']:.1f} | {row['cpus for peak']:.1f} | {row['cpus']} |"
+                f"{row['binds']} | {row['cpus for best']:.1f} | {row['cpus for peak']:.1f} | "
+                f"{row['cpus'] or 'not documented'} |"
             ]
         lines += ["", f"One core of the machine of `input_pipeline.json` augments {host:,.0f} films/s."]
     return "\n".join(lines)
