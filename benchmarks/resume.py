@@ -63,6 +63,7 @@ def measure_costs(rounds, folder):
     state = TrainingState(store, {}, folder / "history.csv")
     state.set_model(model)
     state.restore(model, "all")
+    state.begin_part()
     peer = keras.callbacks.BackupAndRestore(folder / "peer", save_freq=1, double_checkpoint=True)
     peer.set_model(model)
     seconds = {"ours": [], "keras": []}
@@ -204,7 +205,8 @@ def main():
     if arguments.peer:
         train_with_peer(*arguments.peer)
         return
-    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+    cpu = found[1] if found else platform.processor()
     versions = f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
     report = {"machine": f"{cpu}, {os.cpu_count()} cores, no GPU, {versions}"}
     folder = Path(tempfile.mkdtemp())

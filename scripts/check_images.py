@@ -9,6 +9,7 @@ Usage: check_images.py [FOLDER]
 import argparse
 import json
 import os
+import re
 import platform
 import subprocess
 import sys
@@ -86,6 +87,11 @@ def freeze(python):
     return {package["name"]: package["version"] for package in json.loads(listed)}
 
 
+def shorten(said):
+    """Leaves out of the paragraph what was found, and of each reason the last line of its error."""
+    return re.sub(r" \(exit status \d+: .*?\)(?=[;.])", "", said[max(0, said.find("Chosen:")) :])
+
+
 def check_image(name, folder, root):
     """Returns the rows of the page for one image, and its Python."""
     version, packages = IMAGES[name]
@@ -100,7 +106,7 @@ def check_image(name, folder, root):
         what = f"`{choice}`, again" if number == 1 else choice if code is FIT else f"`{choice}`"
         if number == 1 and "Installed:" not in said:
             said = f"{said.partition('Chosen: ')[2].partition(',')[0]}, nothing installed"
-        rows.append(f"| {name} | {what} | {seconds:.0f} | {said} |")
+        rows.append(f"| {name} | {what} | {seconds:.0f} | {shorten(said)} |")
     after = freeze(python)
     changed = {package: after.get(package) for package in before if after.get(package) != before[package]}
     added = ", ".join(f"{package} {after[package]}" for package in sorted(after.keys() - before.keys())) or "nothing"
@@ -137,7 +143,8 @@ def main():
     ]
     results = f"""<!-- results -->
 Of {date}, {platform.system()}, {os.cpu_count()} cores. **No TPU was available**: device files in a folder stood for
-eight chips, so that every "does not drive the TPU" below is the right answer, and how it is given is what was tried.
+eight chips, so that every "does not drive the TPU" below is the right answer, and how it is given is what was tried. The paragraph also
+says what was found, and each reason with the last line of its error; both are left out here.
 
 {chr(10).join(images)}
 

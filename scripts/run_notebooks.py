@@ -8,6 +8,7 @@ import ast
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -192,8 +193,12 @@ def main():
     chosen = arguments.run_dir or f"models/{Path(str(settings.get('PREDICTIONS') or 'densenet121')).stem}"
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": chosen, "PROFILE": arguments.profile, "VERBOSE": 2}
     run_dir = resolve_path(chosen)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kernel hears of either, and writes its state
     for name in [arguments.only] if arguments.only else NOTEBOOKS:
-        execute_into(run_dir / "executed", name, settings)
+        try:
+            execute_into(run_dir / "executed", name, settings)
+        except KeyboardInterrupt:
+            sys.exit(f"\n{name} was interrupted. Give the same command again to go on.")
         if name == "02_train_densenet121" and (pause := call(read_pause, run_dir)):
             sys.exit(f"\n{pause}")
     if not arguments.only:

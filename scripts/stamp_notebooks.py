@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = "{address}"
-RUNTIME = os.environ.get("RUNTIME", "auto")  # or "tf-tpu", "jax", "gpu", "cpu"
+RUNTIME = os.environ.get("RUNTIME") or "auto"  # or "tf-tpu", "jax", "gpu", "cpu"
 if not Path("helpers").is_dir():  # Colab and Kaggle open a notebook without its neighbors
     if "/OWNER/" in REPOSITORY:
         raise RuntimeError("Set REPOSITORY to the address that you opened this notebook from.")

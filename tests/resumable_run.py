@@ -17,6 +17,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 OPTIONS = {
+    "stage": "all",
     "epochs": 8,
     "patience": 6,
     "every": 2,  # steps between two states
@@ -97,8 +98,8 @@ def run(packed, run_dir, options):
     steps = count_steps(study, 8, hosts.get("n_hosts", 1))
     print("ready", flush=True)
     said = fit_from_state(
-        model, state, make_train, stage="all", epochs=options["epochs"], steps_per_epoch=steps, callbacks=callbacks,
-        verbose=0,
+        model, state, make_train, stage=options["stage"], epochs=options["epochs"], steps_per_epoch=steps,
+        callbacks=callbacks, verbose=0,
     )  # fmt: skip
     print(said, flush=True)
     return model, state, validation

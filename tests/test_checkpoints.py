@@ -164,16 +164,57 @@ def test_a_second_writer_is_noticed_where_locks_are_unknown(store, tmp_path):
     assert store.read()[1]["serial"] == 9
 
 
-def test_a_local_state_does_not_outlive_the_run_it_is_of(tmp_path):
-    """The folder that stays was deleted to begin anew; its local twin must not bring the old run back."""
+def test_an_empty_mount_is_not_taken_for_a_new_run(tmp_path):
+    """The folder that stays is empty, as where a Drive is not mounted: the local state neither wins nor is lost."""
     store = StateStore(tmp_path / "drive", local=tmp_path / "disk")
     write(store, 8)
     (tmp_path / "drive" / NEWEST).unlink()
-    with pytest.warns(UserWarning, match=r"drive holds no state, so the one in .*disk.* is of an earlier run"):
-        assert store.read() == (None, None)
-    write(store, 1)
-    assert store.read()[1]["serial"] == 1
+    with pytest.raises(ValueError, match=r"drive holds no state, but .*disk.* holds one of the same run"):
+        store.read()
+    assert (store.folders[0] / NEWEST).exists()
+    store.clear()
+    assert store.read() == (None, None)
     store.close()
+
+
+def test_a_local_state_of_an_earlier_run_does_not_replace_a_newer_run(tmp_path):
+    """The second run was begun without the local folder, in which the first one's later state still lies."""
+    first = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    first.write(ARRAYS, {"serial": 9, "run": "first"})
+    first.close()
+    second = StateStore(tmp_path / "drive")
+    second.clear()
+    second.write(ARRAYS, {"serial": 1, "run": "second"})
+    second.close()
+    both = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    assert both.read()[1] == {"serial": 1, "run": "second"}
+    both.close()
+
+
+def test_the_newest_good_state_counts_wherever_it_is(tmp_path):
+    """The Drive dropped out early, and the local newest is damaged: the local one before is newer than the Drive's."""
+    store = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    write(store, 1)
+    old = (tmp_path / "drive" / NEWEST).read_bytes()
+    write(store, 2)
+    write(store, 3)
+    (tmp_path / "drive" / NEWEST).write_bytes(old)
+    (tmp_path / "drive" / PREVIOUS).unlink()
+    flip_a_bit(store.folders[0] / NEWEST)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.read()[1]["serial"] == 2
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_state_never_takes_the_place_of_the_one_before(store):
+    write(store, 1)
+    write(store, 2)
+    flip_a_bit(store.folders[0] / NEWEST)
+    store.read()
+    write(store, 3)
+    flip_a_bit(store.folders[0] / NEWEST)
+    assert store.read()[1]["serial"] == 1
 
 
 def test_one_local_folder_serves_several_runs(tmp_path):

@@ -25,6 +25,7 @@ from helpers import (
     fit_from_state,
     load_packed_study,
     make_eval_dataset,
+    make_train_dataset,
 )
 
 STEPS = 7  # of an epoch of the run in resumable_run.py on the packed study of conftest.py
@@ -145,7 +146,11 @@ def test_a_run_that_is_asked_to_stop_writes_its_state_first(packed, tmp_path, nu
 def test_a_finished_run_is_not_trained_again(packed, tmp_path):
     first = outcome(packed, tmp_path, epochs=2)
     content = (tmp_path / "state" / "state.bin").read_bytes()
+    history = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").write_text(history.splitlines()[0])  # killed before the last row was written
     _, state, validation = train(packed, tmp_path, epochs=2)
+    assert (tmp_path / "history.csv").read_text() == history
+    assert not state.trained and len(state.parts) == 1
     assert resumable_run.describe_outcome(state, validation) == first
     assert (tmp_path / "state" / "state.bin").read_bytes() == content
 
@@ -168,6 +173,42 @@ def test_the_next_stage_takes_the_weights_but_not_the_optimizer(packed, tmp_path
     store.close()
     assert np.array_equal(model.get_weights()[0], arrays["model/0"])
     assert int(model.optimizer.iterations) == 0
+
+
+def test_a_stage_that_another_has_followed_is_done_even_if_it_was_stopped_early(packed, tmp_path):
+    _, state, _ = train(packed, tmp_path, stage="head", epochs=40, patience=1)
+    n_epochs = len(state.history)
+    train(packed, tmp_path, stage="all", epochs=n_epochs + 3, seconds=0.01)
+    _, again, _ = train(packed, tmp_path, stage="head", epochs=40, patience=1)
+    assert not again.trained and len(again.history) == n_epochs
+    _, state, _ = train(packed, tmp_path, stage="all", epochs=n_epochs + 3)
+    assert [row["stage"] for row in state.history] == ["head"] * n_epochs + ["all"] * 3
+
+
+def test_a_cell_that_was_interrupted_can_be_run_again(packed, tmp_path):
+    """In one kernel, with the same state and callbacks."""
+    study = load_packed_study(packed.folder)
+    model, store = resumable_run.build_model(0), StateStore(tmp_path / "state")
+    validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
+    state = TrainingState(store, {}, tmp_path / "history.csv")
+
+    class Interrupt(keras.callbacks.Callback):
+        done = False
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2 and not self.done:
+                self.done = True
+                signal.raise_signal(signal.SIGINT)
+
+    def make_train(epoch, step, epochs):
+        return make_train_dataset(study, 40, 8, seed=0, epochs=epochs, first_epoch=epoch, first_step=step)
+
+    callbacks, stages = [validation, Interrupt()], {"stage": "all", "epochs": 2, "steps_per_epoch": STEPS}
+    with pytest.raises(KeyboardInterrupt, match="epoch 1, step 3"):
+        fit_from_state(model, state, make_train, callbacks=callbacks, verbose=0, **stages)
+    said = fit_from_state(model, state, make_train, callbacks=callbacks, verbose=0, **stages)
+    store.close()
+    assert said == "Trained from epoch 1, step 4 to the end of epoch 2." and len(state.history) == 2
 
 
 def test_a_run_of_one_backend_goes_on_with_the_other(packed, tmp_path):

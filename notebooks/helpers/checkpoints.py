@@ -68,7 +68,8 @@ class StateStore:
 
         Args:
             arrays: dict name -> numpy array.
-            meta: dict of JSON values; `serial`, a count of the writes, decides which of two states is newer.
+            meta: dict of JSON values; `serial`, a count of the writes, decides which of two states is newer, and states
+                whose `run` is another are of another run.
 
         Raises:
             OSError: it cannot be written, as on a full disk. The states before it are still there. Where there is a
@@ -97,8 +98,9 @@ class StateStore:
         expected = self._last_written.get(folder)
         if expected and newest.exists() and _read_digest(newest) != expected:
             raise RuntimeError(f"Another process writes to {folder}. Stop one of the two, or use another RUN_DIR.")
+        is_good = expected is not None and newest.exists()  # a damaged one must not take the place of the one before
         if is_remote(folder):
-            if newest.exists():
+            if is_good:
                 newest.replace(folder / PREVIOUS)
             with local_draft(newest) as draft:
                 draft.write_bytes(digest + content)
@@ -113,7 +115,7 @@ class StateStore:
                 with contextlib.suppress(OSError):
                     part.unlink()  # gives the space back
                 raise
-            if newest.exists():
+            if is_good:
                 os.replace(newest, folder / PREVIOUS)
             os.replace(part, newest)
             _flush_folder(folder)
@@ -126,39 +128,51 @@ class StateStore:
             The dicts `arrays` and `meta` as they were written; None and None where no state was ever written.
 
         Raises:
-            ValueError: there are states, but none is good.
+            ValueError: there are states, but none is good; or the folder that stays holds none, but the local one does.
         """
-        found, folders = False, self.folders
-        if len(folders) > 1 and not any((folders[-1] / name).exists() for name in (NEWEST, PREVIOUS)):
-            if (folders[0] / NEWEST).exists():
-                was = f"{folders[0]} is of an earlier run and is deleted"
-                warnings.warn(f"{folders[-1]} holds no state, so the one in {was}.", stacklevel=2)
+        good, found, self._last_written = [], [], {}
+        for folder in self.folders:
             for name in (NEWEST, PREVIOUS):
-                (folders[0] / name).unlink(missing_ok=True)
-            folders = folders[1:]
-        for name in (NEWEST, PREVIOUS):
-            good = []
-            for path in (folder / name for folder in folders):
+                path = folder / name
                 if not path.exists():
-                    if (path.parent / PREVIOUS).exists():
-                        warnings.warn(f"{path} is missing; the state before it is used.", stacklevel=2)
+                    if name == NEWEST and (folder / PREVIOUS).exists():
+                        warnings.warn(f"{path} is missing; the state before it is looked at.", stacklevel=2)
                     continue
-                found = True
-                content = path.read_bytes()
-                digest, content = content[:_DIGEST_BYTES], memoryview(content)[_DIGEST_BYTES:]
-                if hashlib.sha256(content).digest() != digest:
+                found.append(path)
+                if state := _read_good(path):
+                    digest, arrays, meta = state
+                    good.append((folder, arrays, meta))
+                    if name == NEWEST:
+                        self._last_written[folder] = digest
+                        break  # the one before is older
+                else:
                     warnings.warn(f"{path} is damaged and is passed over.", stacklevel=2)
-                    continue
-                with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                    arrays = dict(archive)
-                good.append((arrays, json.loads(str(arrays.pop("meta")))))
-            if good:
-                self._last_written = {f: _read_digest(f / NEWEST) for f in self.folders if (f / NEWEST).exists()}
-                return max(good, key=lambda state: state[1]["serial"])
-        if found:
+        if not found:
+            return None, None
+        if not good:
             places = " and ".join(map(str, self.folders))
             raise ValueError(f"Every state in {places} is damaged. Set START_OVER = True to begin anew.")
-        return None, None
+        kept = [meta for folder, _, meta in good if folder == self.folders[-1]]
+        if not kept and not any(path.parent == self.folders[-1] for path in found):
+            raise ValueError(
+                f"{self.folders[-1]} holds no state, but {self.folders[0]} holds one of the same run. Mount what was "
+                "mounted there, or set START_OVER = True to begin anew."
+            )
+        if kept:
+            good = [state for state in good if state[2].get("run") == kept[0].get("run")]  # not those of an earlier run
+        _, arrays, meta = max(good, key=lambda state: state[2]["serial"])
+        return arrays, meta
+
+
+def _read_good(path):
+    """Returns digest, arrays and meta of a state, or None where it is damaged."""
+    content = path.read_bytes()
+    digest, content = content[:_DIGEST_BYTES], memoryview(content)[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = dict(archive)
+    return digest, arrays, json.loads(str(arrays.pop("meta")))
 
 
 def _read_digest(path):

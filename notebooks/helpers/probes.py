@@ -81,8 +81,10 @@ def find_tpu_chips(root="/"):
         with contextlib.suppress(OSError):
             vendor, number = [(device / name).read_text().strip() for name in ("vendor", "device")]
             chips += vendor == GOOGLE and number in CHIP_IDS
+    if chips or shows_gpu(root):  # what is handed through to virtual machines, GPUs too, is in /dev/vfio
+        return chips
     # Not /dev/accel*: where other makers' accelerators live, /dev/accel is a folder.
-    return chips or _count(root, "dev/accel[0-9]*") or _count(root, "dev/vfio/[0-9]*")
+    return _count(root, "dev/accel[0-9]*") or _count(root, "dev/vfio/[0-9]*")
 
 
 def shows_gpu(root="/"):

@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+import uuid
 import warnings
 from datetime import UTC, datetime
 
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .files import as_path, write_text
+from .files import as_path, only_os_errors, write_text
 
 
 class _Paused(Exception):
@@ -42,7 +43,8 @@ class TrainingState(keras.callbacks.Callback):
     Attributes:
         history: list of dicts, a row an epoch, over all parts and stages of the run.
         parts: list of dicts, one for each time that the run was begun or went on: `began` (UTC), `epoch`, `step`,
-            `seconds` until the last write, `backend`.
+            `seconds` until the last write, `backend`, and `strategy` and `n_replicas` where `devices` are given.
+        trained: bool, whether this process has trained, rather than found all done.
         stopped: bool, whether another callback has ended the stage early.
         pause: str, why training paused before its end and how to go on; empty where it did not.
         write_seconds: float, seconds of the slowest write so far.
@@ -59,6 +61,7 @@ class TrainingState(keras.callbacks.Callback):
         self.history, self.parts, self.others = [], [], []
         self.stage, self.epoch, self.step, self.stopped, self.pause = None, 0, 0, False, ""
         self.write_seconds = self._validation_seconds = 0.0
+        self.trained, self._run, self._stages = False, uuid.uuid4().hex, []
         self._began, self._serial, self._signal, self._pending = time.time(), 0, None, None
         self._written = None  # time of the last write of this process
         self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
@@ -90,8 +93,12 @@ class TrainingState(keras.callbacks.Callback):
                     f"{self.history_path} is of an earlier run, but its state is gone from {self.store.folders[-1]}. "
                     "Bring it back, use another RUN_DIR, or set START_OVER = True to begin anew."
                 )
-            self._begin_part()
             return 0, 0
+        if meta.get("format") != _FORMAT:
+            raise ValueError(
+                f"The state in {self.store.folders[-1]} was written by another version of this code. "
+                "Use another RUN_DIR, or set START_OVER = True to begin anew."
+            )
         differing = [key for key in self.settings if meta["settings"].get(key) != self.settings[key]]
         if differing:
             was = ", ".join(f"{key} was {meta['settings'].get(key)!r}, now {self.settings[key]!r}" for key in differing)
@@ -109,18 +116,30 @@ class TrainingState(keras.callbacks.Callback):
                 name: values | {key: [arrays[f"{name}/{key}/{i}"] for i in range(n)] for key, n in lists.items()}
                 for name, (values, lists) in meta["callbacks"].items()
             }
-            self.stopped, self._epoch_seconds = meta["stopped"], meta["epoch_seconds"]
-        self.history, self._serial = meta["history"], meta["serial"]
+            self._epoch_seconds = meta["epoch_seconds"]
+        # A stage that another has followed is done, even if it was stopped before its last epoch.
+        self.stopped = meta["stopped"] if same_stage else stage in meta["stages"]
+        self.history, self._serial, self._run, self._stages = (
+            meta[name] for name in ("history", "serial", "run", "stages")
+        )
         self.epoch, self.step = meta["epoch"], meta["step"]
-        if not self.parts:
-            self.parts = meta["parts"]
-            self._begin_part()
+        if self.history:
+            self._validation_seconds = self.history[-1]["validation_seconds"]
+            self._write_history()  # a kill may have come between the state and this file
+        self.parts = self.parts or meta["parts"]
         self.on_train_begin()
         return self.epoch, self.step
 
-    def _begin_part(self):
+    def begin_part(self):
+        """Notes that training begins or goes on in this process, once."""
+        if self.trained:
+            return
+        self.trained = True
         part = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "epoch": self.epoch, "step": self.step}
-        self.parts.append(part | {"seconds": 0.0, "backend": keras.backend.backend()})
+        part |= {"seconds": 0.0, "backend": keras.backend.backend()}
+        if self.devices:
+            part |= {"strategy": self.devices.name, "n_replicas": self.devices.n_replicas}
+        self.parts.append(part)
 
     def on_train_begin(self, logs=None):
         """Brings back the other callbacks again, last of all, since some of them have just reset themselves."""
@@ -177,7 +196,8 @@ class TrainingState(keras.callbacks.Callback):
         self._save()
         self._write_history()
         if self._signal or self._several_hosts or not is_last:
-            self._ask_to_pause(2 * self.write_seconds)
+            next_step = seconds / self.params["steps"] + (self._validation_seconds if self.params["steps"] == 1 else 0)
+            self._ask_to_pause(2 * self.write_seconds + next_step)
         if self.pause:
             raise _Paused
 
@@ -191,11 +211,13 @@ class TrainingState(keras.callbacks.Callback):
         where = ""
         if films:
             path = self.history_path.with_name("bad_batch.txt")
-            write_text(path, "\n".join(films) + "\n")
+            if self.store.writes:
+                write_text(path, "\n".join(films) + "\n")
             where = f" The {len(films)} films of that batch, {films[0]} and so on, are listed in {path}."
         raise FloatingPointError(
             f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} What was good before is kept "
-            f'in {self.store.folders[0]}. Look at these films, lower LEARNING_RATE or use PRECISION = "float32".'
+            f"in {self.store.folders[0]}. Look at these films; or train in another RUN_DIR with a lower LEARNING_RATE "
+            'or with PRECISION = "float32".'
         )
 
     @property
@@ -213,13 +235,24 @@ class TrainingState(keras.callbacks.Callback):
             why = f"was asked to stop ({signal.Signals(self._signal).name})"
         self.pause = (
             f"Training {why} at epoch {self.epoch + 1}, step {self.step}; its state is in {self.store.folders[-1]}. "
-            "Run this again with the same settings to go on."
+            "Run this again with the same settings to go on (and START_OVER = False)."
         )
 
     def _write_history(self):
         names = list(dict.fromkeys(key for row in self.history for key in row))
         lines = [",".join(names)] + [",".join(str(row.get(name, "")) for name in names) for row in self.history]
-        write_text(self.history_path, "\n".join(lines) + "\n")
+        if not self.store.writes:
+            return
+        try:
+            with only_os_errors(self.history_path):
+                write_text(self.history_path, "\n".join(lines) + "\n")
+        except OSError as error:
+            message = (
+                f"{self.history_path} cannot be written ({error.strerror or error}); the state has all that is in it."
+            )
+            if len(self.store.folders) == 1:
+                raise OSError(error.errno, message) from None
+            warnings.warn(message, stacklevel=2)
 
     def _save(self):
         self._check_loss()
@@ -238,7 +271,8 @@ class TrainingState(keras.callbacks.Callback):
         if broken:
             raise FloatingPointError(
                 f"{len(broken)} of {len(arrays)} variables are not finite after epoch {self.epoch + 1}, step "
-                f"{self.step}. The states of before are kept in {self.store.folders[0]}. Lower LEARNING_RATE."
+                f"{self.step}. The states of before are kept in {self.store.folders[0]}. Train in another RUN_DIR with "
+                "a lower LEARNING_RATE."
             )
         callbacks = {}
         for name, callback in _named(self.others):
@@ -249,7 +283,10 @@ class TrainingState(keras.callbacks.Callback):
         self.parts[-1]["seconds"] = round(time.time() - self._began, 1)
         self._serial += 1
         meta = {name: getattr(self, name) for name in ("settings", "stage", "epoch", "step", "stopped", "history")}
-        meta |= {"serial": self._serial, "parts": self.parts, "epoch_seconds": self._epoch_seconds}
+        if self.stage not in self._stages:
+            self._stages.append(self.stage)
+        meta |= {"format": _FORMAT, "run": self._run, "stages": self._stages, "serial": self._serial}
+        meta |= {"parts": self.parts, "epoch_seconds": self._epoch_seconds}
         meta |= {"callbacks": callbacks, "n_metrics": len(groups.get("metrics", ()))}
         started = time.perf_counter()
         self.store.write(arrays, meta)
@@ -258,6 +295,7 @@ class TrainingState(keras.callbacks.Callback):
 
 
 _SIMPLE = (bool, int, float, type(None))
+_FORMAT = 1  # of what a state holds; another is refused
 
 
 def _is_list_of_arrays(value):
@@ -310,6 +348,7 @@ def fit_from_state(model, state, make_dataset, *, stage, epochs, steps_per_epoch
             ", and it no longer gained." if state.stopped else "."
         )
     began = f"from epoch {epoch + 1}" + (f", step {step + 1}" if step else "")
+    state.begin_part()
     try:
         with _heed_signals(state):
             while epoch < epochs and not state.stopped:
@@ -327,11 +366,16 @@ def fit_from_state(model, state, make_dataset, *, stage, epochs, steps_per_epoch
                 )
                 epoch, step = state.restore(model, stage, callbacks)
     except _Paused:
-        if state._signal == signal.SIGINT:
-            raise KeyboardInterrupt(state.pause) from None
-        if state._signal:
-            warnings.warn(state.pause, stacklevel=2)
-            raise SystemExit(128 + state._signal) from None
+        pass
+    if state._signal:  # also one that came after the last step
+        number, said = state._signal, state.pause or "Training had just ended when it was asked to stop."
+        state._signal, state.pause = None, ""  # so that the cell can be run again
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(said)
+        warnings.warn(said, stacklevel=2)
+        signal.raise_signal(number)  # now that the state is written, to whoever would have had it
+        raise SystemExit(128 + number)
+    if state.pause:
         return state.pause
     return f"Trained {began} to the end of epoch {epoch}" + (", where it no longer gained." if state.stopped else ".")
 
