@@ -9,8 +9,8 @@ Usage: check_images.py [FOLDER]
 import argparse
 import json
 import os
-import re
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -143,8 +143,8 @@ def main():
     ]
     results = f"""<!-- results -->
 Of {date}, {platform.system()}, {os.cpu_count()} cores. **No TPU was available**: device files in a folder stood for
-eight chips, so that every "does not drive the TPU" below is the right answer, and how it is given is what was tried. The paragraph also
-says what was found, and each reason with the last line of its error; both are left out here.
+eight chips, so that every "does not drive the TPU" below is the right answer, and how it is given is what was tried.
+The paragraph also says what was found, and each reason with the last line of its error; both are left out here.
 
 {chr(10).join(images)}
 
