@@ -145,29 +145,39 @@ def kill_again_and_again(kills, packed, folder, backend, peer=False):
             pass
         return process
 
+    def has_written(run_dir, pattern, since):
+        try:  # what the kill before has left is older
+            return any(path.stat().st_mtime > since for path in (run_dir / "state").glob(pattern))
+        except FileNotFoundError:  # just renamed
+            return False
+
+    def start_training(run_dir):
+        began = time.time()
+        process = start(run_dir)
+        while process.poll() is None and not has_written(run_dir, "[!l]*", began):  # all but `lock`
+            pass
+        return process, began
+
     whole, killed = folder / "whole", folder / "killed"
-    process = start(whole)
+    process, _ = start_training(whole)
     started = time.monotonic()
     assert process.wait() == 0, "the undisturbed run failed"
     seconds = time.monotonic() - started
     rng = np.random.default_rng(0)
-    done = in_write = failures = 0
-    while done < kills and failures < 3:
-        process = start(killed)
-        moment = time.monotonic() + rng.uniform(0, 0.3 + seconds / kills)
-        wanted = rng.random() < 0.4
+    done = in_write = 0
+    while done < kills:
+        process, began = start_training(killed)
+        moment = time.monotonic() + rng.uniform(0, 1.6 * seconds / kills)
+        wanted = rng.random() < 0.4 and not peer  # Keras's callback writes without a temporary name
         while process.poll() is None and time.monotonic() < moment:
             pass
-        while wanted and process.poll() is None and not list((killed / "state").glob("*.part")):
+        while wanted and process.poll() is None and not has_written(killed, "*.part", began):
             pass
         if process.poll() is not None:
-            failures += process.returncode != 0
-            if not process.returncode:
-                break
-            continue
+            break
         process.kill()
         process.wait()
-        done, in_write = done + 1, in_write + bool(list((killed / "state").glob("*.part")))
+        done, in_write = done + 1, in_write + has_written(killed, "*.part", began)
     process = start(killed)
     process.wait()
     report = {"kills": done, "of_which_amid_a_write": in_write, "ended": process.returncode == 0}
