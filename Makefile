@@ -20,7 +20,7 @@ run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...]
 evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
 	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
 
-test: .venv/dev  ## every test, about half an hour on 2 cores
+test: .venv/dev  ## every test, 30 to 40 minutes on 2 cores
 	$(VENV)/python -m pytest
 
 lint: .venv/dev  ## style of code and notebooks

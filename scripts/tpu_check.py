@@ -296,6 +296,7 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
         StateStore,
         TrainingState,
         ValidationAUC,
+        count_steps,
         fit_from_state,
         make_eval_dataset,
         make_train_dataset,
@@ -309,7 +310,7 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
 
     val_ds, labels = make_eval_dataset(study, "val", batch_size), study.labels("val")
     assert len(labels) % batch_size, "the last validation batch is full, so padding would not be tested"
-    steps = len(study.labels("train")) // batch_size
+    steps = count_steps(study, batch_size)
     recipe = load_recipe("quick")
     recipe |= {"EPOCHS": epochs, "steps_per_epoch": steps}
     with scope() or contextlib.nullcontext():
