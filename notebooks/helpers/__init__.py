@@ -19,7 +19,7 @@ _ROOMS = {
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
-    "images": "FilmError decode_gray decode_film inspect_film resize_film",
+    "images": "FilmError decode_film decode_films decode_gray fit_films inspect_film resize_film",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
@@ -30,7 +30,8 @@ _ROOMS = {
     "training": "TrainingState fit_from_state",
     "subgroups": "gap_table list_subgroups subgroup_table",
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
-    "export": "export_saved_model",
+    "export": "describe_export export_model",
+    "exported": "ExportedModel compare_export open_export",
     "predictions": "CONTRACT LABELS PROBS JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
     "settings": "choose_settings resolve_path resolve_paths save_figure write_json",

@@ -115,6 +115,38 @@ def resize_film(image, side):
     return tf.ensure_shape(padded, (side, side, 1))
 
 
+def fit_films(films, side):
+    """Fits gray films into squares as `resize_film` does, with matrix products alone, which ONNX and LiteRT have too.
+
+    Films of the right size come out as they went in. Of others a gray level may differ by one here and there:
+    TensorFlow's averages are off by up to 0.002, and where one lies at a half it may be rounded to either side.
+
+    Args:
+        films: float32 tensor (n, height, width, 1), 0 to 255.
+        side: int, pixels.
+
+    Returns:
+        float32 tensor (n, side, side, 1), whole numbers.
+    """
+    shape = tf.cast(tf.shape(films)[1:3], tf.float32)
+    longest = tf.reduce_max(shape)
+    size = tf.maximum(1.0, tf.round(shape * side / longest))
+    before = tf.floor((side - size) / 2)
+
+    def weigh(n, size, before):
+        """Returns the (side, n) weights of the pixels of one axis."""
+        to = tf.range(side, dtype=tf.float32)[:, None] - before
+        at = tf.cast(tf.range(tf.cast(n, tf.int32)), tf.float32)[None]
+        overlap = tf.minimum((to + 1) * n, (at + 1) * size) - tf.maximum(to * n, at * size)
+        center = tf.clip_by_value((to + 0.5) * n / size - 0.5, 0.0, n - 1)
+        weights = tf.where(longest > side, overlap / n, 1 - tf.abs(center - at))
+        return tf.where((to >= 0) & (to < size), tf.maximum(weights, 0.0), 0.0)
+
+    rows, columns = (weigh(shape[k], size[k], before[k]) for k in (0, 1))
+    resized = tf.matmul(tf.matmul(rows, films[..., 0]), columns, transpose_b=True)
+    return tf.ensure_shape(tf.floor(resized + 0.5)[..., None], (None, side, side, 1))
+
+
 def decode_film(data, side):
     """Decodes one encoded film and fits it into a square: `decode_gray`, then `resize_film`. Runs in a graph.
 
@@ -126,3 +158,55 @@ def decode_film(data, side):
         uint8 tensor (side, side, 1).
     """
     return resize_film(decode_gray(data), side)
+
+
+def decode_films(data, side):
+    """Decodes a batch of encoded films of any sizes, several at a time. Runs in a graph, that of a served model too.
+
+    Headers are read before any pixel, so that a small file that declares a huge picture is refused, not decoded. One
+    bad item fails the batch with an error that names it and every other bad one; nothing else is harmed.
+
+    Args:
+        data: string tensor (n,), PNG or JPEG files.
+        side: int, pixels.
+
+    Returns:
+        uint8 tensor (n, side, side, 1).
+
+    Raises:
+        tf.errors.InvalidArgumentError: items are no complete PNG or JPEG, or declare more than `MAX_PIXELS` pixels or
+            a side below `MIN_SIDE`; with their numbers, from 0.
+    """
+    data = tf.convert_to_tensor(data)
+    n = tf.size(data, out_type=tf.int64)
+
+    def read(number, item):
+        with tf.control_dependencies([_check_header(item)]):
+            return number, decode_film(tf.identity(item), side)
+
+    films = tf.data.Dataset.from_tensor_slices(data).enumerate().map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    nothing = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), tf.zeros((side, side, 1), tf.uint8)))
+    numbers, films = films.ignore_errors().concatenate(nothing).batch(n + 1).get_single_element()
+    bad = tf.sets.difference(tf.range(n)[None], numbers[None, :-1]).values
+    listed = tf.strings.reduce_join(tf.strings.as_string(bad), separator=", ")
+    wanted = f" (from 0): no complete PNG or JPEG of {MIN_SIDE} pixels a side to {MAX_PIXELS:,} pixels"
+    refusal = tf.strings.join(["image_bytes, item ", listed, wanted])
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(bad), 0), [refusal])]):
+        return tf.ensure_shape(films[:-1], (None, side, side, 1))
+
+
+def _check_header(data):
+    """Returns the op that fails unless encoded bytes begin like a PNG or JPEG of a size that may be decoded."""
+    beginning = tf.strings.substr(tf.strings.join([data, 25 * b"\0"]), 0, 25)
+    is_png = tf.strings.substr(beginning, 0, 4) == b"\x89PNG"
+    is_jpeg = tf.strings.substr(beginning, 0, 2) == b"\xff\xd8"
+
+    def png_size():  # width and height are the 8 bytes from byte 16, the highest first
+        return tf.io.decode_raw(tf.strings.substr(beginning, 16, 8), tf.int32, little_endian=False)
+
+    def jpeg_size():
+        return tf.image.extract_jpeg_shape(data)[:2]
+
+    size = tf.cast(tf.cond(is_png, png_size, jpeg_size), tf.int64)
+    is_fit = tf.reduce_all(size >= MIN_SIDE) & (tf.reduce_prod(size) <= MAX_PIXELS)
+    return tf.debugging.Assert((is_png | is_jpeg) & is_fit, [size])
