@@ -10,6 +10,7 @@ from made_run import make_run, write_json
 
 from helpers import PATHOLOGIES, fill_model_card
 from helpers.card import TEMPLATE, hide_paths
+from helpers.settings import ROOT
 
 
 @pytest.fixture
@@ -184,3 +185,23 @@ def test_the_template_is_filled_to_the_last_field(run_dir):
 )
 def test_paths_are_told_from_other_text(text, kept):
     assert hide_paths({"a": [text], "RUN_DIR": "x"}) == {"a": [kept]}
+
+
+def test_the_claim_page_has_every_item_of_both_editions_and_counts_right():
+    page = (ROOT / "docs" / "claim.md").read_text()
+    rows = re.findall(r"^\| (\d+|–) \((\d+|–)\) \|[^|]*\| (.*?) \| .+ \|$", page, re.MULTILINE)
+    assert [int(new) for new, _, _ in rows if new != "–"] == list(range(1, 45))
+    assert sorted(int(old) for _, old, _ in rows if old != "–") == list(range(1, 43))
+    states = [state for new, _, state in rows if new != "–"]
+    kinds = ("answered", "partly", "not done", "not applicable")
+    assert "Of 44 items: " + ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) in page
+    assert set(states) <= set(kinds)
+
+
+def test_links_of_the_claim_page_lead_to_files_and_headings():
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "docs" / "claim.md").read_text()):
+        path, _, heading = link.partition("#")
+        text = (ROOT / "docs" / path).read_text() if heading else (ROOT / "docs" / path).exists() and ""
+        assert text is not False, link
+        anchors = re.sub(r"[^\w\s-]", "", "\n".join(re.findall(r"^#+ (.*)$", text, re.MULTILINE))).lower()
+        assert not heading or heading in anchors.replace(" ", "-").splitlines(), link
