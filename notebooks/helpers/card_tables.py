@@ -86,13 +86,13 @@ def _gaps(run_dir):
     if "gap" not in gaps:
         return f"Gaps in sensitivity between groups: {NOT_MEASURED}."
     shown = gaps[gaps["gap_low"] > 0].sort_values("gap", ascending=False)
-    said = f"Of {gaps['gap'].notna().sum()} gaps in sensitivity between groups, {len(shown)} have an interval above 0"
+    said = f"Gaps in sensitivity between groups with an interval above 0: {len(shown)} of {gaps['gap'].notna().sum()}"
     if not len(shown):
         return f"{said}."
     top = shown.head(5)
     rows = top[["attribute", "highest", "lowest"]].assign(gap=[format_interval(r, "gap") for _, r in top.iterrows()])
     rows.insert(0, "finding", top["pathology"].map(plain_name))
-    return f"{said}; the pairs were picked for their gap, so some are chance. The largest:\n\n{write_table(rows)}"
+    return f"{said}. The pairs were picked for their gap, so some are chance. The largest:\n\n{write_table(rows)}"
 
 
 def write_localization(run_dir):
