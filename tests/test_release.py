@@ -15,19 +15,28 @@ from helpers.release_checks import REQUIRED
 from helpers.settings import ROOT
 
 
-@pytest.fixture(scope="module", params=["synthetic", "real"])
-def gathered(request, tmp_path_factory):
-    """A run and its release, at an address of its own; never written to by a test."""
+@pytest.fixture(scope="module")
+def gathered_runs(tmp_path_factory):
+    """Runs on synthetic and on real films, and their releases, at an address of their own; never written to by a test."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("helpers.card.find_address", lambda: "https://github.com/ada/films")
-        run_dir = make_run(folder / "run", synthetic=request.param == "synthetic")
-        return run_dir, gather_release(run_dir)
+        runs = {kind: make_run(folder / kind, synthetic=kind == "synthetic") for kind in ("synthetic", "real")}
+        return {kind: (run_dir, gather_release(run_dir)) for kind, run_dir in runs.items()}
 
 
 @pytest.fixture
-def release(gathered, tmp_path):
-    return shutil.copytree(gathered[1], tmp_path / "hub")
+def gathered(gathered_runs):
+    return gathered_runs["real"]
+
+
+@pytest.fixture
+def release(request, gathered_runs, tmp_path):
+    """A copy of a release to break, of the run on real films where the test does not say."""
+    return shutil.copytree(gathered_runs[getattr(request, "param", "real")][1], tmp_path / "hub")
+
+
+BOTH = pytest.mark.parametrize("release", ["synthetic", "real"], indirect=True)
 
 
 def change(path, old, new):
@@ -36,6 +45,7 @@ def change(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+@BOTH
 def test_a_gathered_release_is_complete(release):
     assert check_release(release) == []
 
@@ -175,6 +185,7 @@ def test_a_file_too_large_is_found(release, monkeypatch):
     assert any("more than" in problem for problem in check_release(release))
 
 
+@BOTH
 def test_tags_that_deny_the_run_are_found(release):
     card = (release / "README.md").read_text()
     is_synthetic = json.loads((release / "run.json").read_text())["synthetic"]
@@ -183,10 +194,17 @@ def test_tags_that_deny_the_run_are_found(release):
     assert any("its tags say otherwise" in problem for problem in check_release(release))
 
 
+@BOTH
 def test_names_of_patients_films_are_found_in_real_runs(release):
     write_json(release / "exports" / "golden.json", {"film": "00012345_001.png"})
     named = any("patient's film" in problem for problem in check_release(release))
     assert named != json.loads((release / "run.json").read_text())["synthetic"]
+
+
+@pytest.mark.parametrize("release", ["synthetic"], indirect=True)
+def test_a_card_that_hides_the_synthetic_is_found(release):
+    change(release / "README.md", "> **Synthetic run.**", "> **Run.**")
+    assert any("does not begin by saying" in problem for problem in check_release(release))
 
 
 def test_a_missing_record_breaks_no_other_check(release):
