@@ -17,7 +17,7 @@ from helpers.settings import ROOT
 
 @pytest.fixture(scope="module")
 def gathered_runs(tmp_path_factory):
-    """Runs on synthetic and on real films, and their releases, at an address of their own; never written to by a test."""
+    """A synthetic and a real run with their releases, at an address of their own; never written to by a test."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("helpers.card.find_address", lambda: "https://github.com/ada/films")
