@@ -105,7 +105,7 @@ def write_localization(run_dir):
     for name, control in {"random weights": "random", "film's center": "center", "boxes of others": "location"}.items():
         if f"pointing_{control}" in table:
             columns[name] = table[f"pointing_{control}"].map(_decimals)
-    said = "How often a class activation map is hottest inside the box, beside controls that look at no film"
+    said = "How often a class activation map is hottest inside the box, beside controls that learned nothing"
     return f"{said}:\n\n{write_table(pd.DataFrame(columns))}"
 
 
