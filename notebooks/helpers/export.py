@@ -157,10 +157,9 @@ def _build_signatures(run_dir, facts):
     side = facts["side"]
     network = build_activation_model(load_densenet121(run_dir))
     slope, intercept, thresholds, prevalence = (
-        tf.constant(facts[key], tf.float32)
+        np.asarray(facts[key], "float32")  # no tensors: ONNX would make inputs of them
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")
     )
-    class_names = tf.constant(facts["class_names"])
     stored = run_dir / "reference_maps.json"
     reference = np.asarray(json.loads(read_text(stored))["maps"] if stored.is_file() else 0, "float32")
 
@@ -172,8 +171,8 @@ def _build_signatures(run_dir, facts):
 
     def rank(answer):
         top5 = tf.math.top_k(answer["probabilities"], 5)
-        lift = top5.values / tf.gather(tf.maximum(prevalence, 1e-3), top5.indices)  # a finding nobody had has no lift
-        names = tf.gather(class_names, top5.indices)
+        lift = top5.values / tf.gather(np.maximum(prevalence, 1e-3), top5.indices)  # a finding nobody had has no lift
+        names = tf.gather(facts["class_names"], top5.indices)
         return answer | {"top5_label": names, "top5_prob": top5.values, "top5_lift": lift}
 
     # The input is named `image_bytes`: TensorFlow Serving decodes base64 for names that end in `_bytes`.
