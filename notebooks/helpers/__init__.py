@@ -19,7 +19,9 @@ _ROOMS = {
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
-    "images": "FilmError decode_film decode_films decode_gray fit_films inspect_film resize_film",
+    "images": "FilmError decode_film decode_films decode_gray fit_films inspect_film load_film looks_inverted "
+    "resize_film",
+    "dicom": "decode_dicom",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
@@ -33,6 +35,7 @@ _ROOMS = {
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
     "export": "describe_export export_model",
     "exported": "ExportedModel compare_export open_export",
+    "batch": "list_films predict_folder",
     "predictions": "CONTRACT LABELS PROBS JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
     "card": "fill_model_card",
