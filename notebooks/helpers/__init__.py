@@ -40,7 +40,7 @@ _ROOMS = {
     "leaderboard": "add_to_leaderboard gather_scores",
     "card": "fill_model_card",
     "release": "check_release gather_release inspect_release",
-    "settings": "choose_settings resolve_path resolve_paths save_figure write_json",
+    "settings": "choose_settings read_json resolve_path resolve_paths save_figure write_json",
     "runtime": "Runtime prepare_runtime",
     "devices": "Devices connect_devices describe_runtime find_commit",
 }

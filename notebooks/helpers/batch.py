@@ -40,7 +40,9 @@ def list_films(images):
         found += [Path(folder, name) for name in names if not name.startswith(".")]
     films = sorted((path.relative_to(images).as_posix(), path) for path in found if path.suffix.lower() in ENDINGS)
     if not films:
-        raise FileNotFoundError(f"{images} holds no film. Give a folder with .png, .jpg, .jpeg or .dcm files, or one file.")
+        raise FileNotFoundError(
+            f"{images} holds no film. Give a folder with .png, .jpg, .jpeg or .dcm files, or one file."
+        )
     return films
 
 
@@ -169,5 +171,7 @@ def _predict(model, batch, sizes):
         ],
     }
     rows |= {f"prob_{name}": answer["probabilities"][:, k].round(6) for k, name in enumerate(classes)}
-    rows |= {f"threshold_{name}": round(value, 6) for name, value in zip(classes, model.facts["thresholds"], strict=True)}
+    rows |= {
+        f"threshold_{name}": round(value, 6) for name, value in zip(classes, model.facts["thresholds"], strict=True)
+    }
     return pd.DataFrame(rows)

@@ -20,7 +20,8 @@ from pathlib import Path
 from scipy.special import logit
 
 from .calibration import apply_platt
-from .files import as_path, is_remote, local_draft, read_text, remove_folder
+from .files import as_path, is_remote, local_draft, remove_folder
+from .settings import read_json, write_json
 
 FORMATS = {
     "saved_model": ["saved_model"],
@@ -55,7 +56,7 @@ def describe_export(run_dir):
     for name, notebook in {"run.json": "02_train_densenet121", "thresholds.json": "03_evaluate"}.items():
         if not (run_dir / name).is_file():
             raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook}.ipynb with this RUN_DIR first.")
-    run, chosen = (json.loads(read_text(run_dir / name)) for name in ("run.json", "thresholds.json"))
+    run, chosen = (read_json(run_dir / name) for name in ("run.json", "thresholds.json"))
     if run["split"]["sha256"] != chosen["split_sha256"]:
         raise ValueError(
             f"{run_dir}: the model was trained on split {run['split']['name']} ({run['split']['sha256'][:12]}), the "
@@ -161,7 +162,7 @@ def _build_signatures(run_dir, facts):
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")
     )
     stored = run_dir / "reference_maps.json"
-    reference = np.asarray(json.loads(read_text(stored))["maps"] if stored.is_file() else 0, "float32")
+    reference = np.asarray(read_json(stored)["maps"] if stored.is_file() else 0, "float32")
 
     def judge(films):
         _, logits = network(films, training=False)
@@ -229,7 +230,6 @@ def _write_golden(classify, folder):
     from PIL import Image
 
     from .phantom import draw_film
-    from .settings import write_json
 
     film, _ = draw_film(7, ["Cardiomegaly", "Effusion"], size=512)
     with local_draft(folder / "golden.png") as draft:
