@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from helpers import ExportedModel, ModelFileError, predict_folder, resolve_path
 from tqdm import tqdm
+
+from helpers import ExportedModel, ModelFileError, predict_folder, resolve_path
 
 
 def parse_arguments():
@@ -21,9 +22,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", help="a folder of films, searched through and through, or one film")
     parser.add_argument("--run-dir", default="", help="run whose saved_model is asked (default: models/densenet121)")
-    parser.add_argument(
-        "--out", default="", help="CSV to write (default: predicted/<name of the folder>.csv in the run)"
-    )
+    parser.add_argument("--out", default="", help="CSV to write (default: predicted/<folder>.csv in the run)")
     return parser.parse_args()
 
 

@@ -57,7 +57,7 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
         images: path of a folder on a local disk, or of one film.
         out: path of the CSV to write, on a local disk: a row a film with `file`, `bytes`, `findings` (those above
             their thresholds), `warnings`, then `prob_<Pathology>` (calibrated) and `threshold_<Pathology>`. Beside it
-            go `<out>.json`, what the model is, and `<out>_unreadable.csv`, the files that are no films, with the reason.
+            go `<out>.json`, what the model is, and `<out>_unreadable.csv`, the files that are no films, with reasons.
         batch_size: films a step.
         n_workers: int, threads that read; None for twice as many as there are cores.
         progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with

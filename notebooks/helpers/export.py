@@ -147,7 +147,7 @@ def _export(run_dir, formats):
 
 
 def _build_signatures(run_dir, facts):
-    """Returns a tf.Module that holds the weights, the functions of all signatures on them, and that of other formats."""
+    """Returns a tf.Module with the weights, the functions of all signatures on them, and that of the other formats."""
     import numpy as np
     import tensorflow as tf
 
