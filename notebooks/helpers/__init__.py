@@ -19,6 +19,7 @@ _ROOMS = {
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
+    "input_gate": "FilmWarning check_film check_films measure_color",
     "images": "FilmError decode_gray decode_film inspect_film resize_film",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
