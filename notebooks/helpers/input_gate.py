@@ -25,8 +25,8 @@ CODES = ("color", "empty", "screenshot", "inverted", "rotated", "lateral", "not_
 # Limits lie between the values of real films and those of what should be warned of; docs/input_gate.md has both. That
 # of the evidence is the only one chosen by counting: on half of the real patients, see benchmarks/input_gate.py.
 MAX_COLOR = 3.0  # gray levels; JPEG of gray stored as RGB stays below 1
-MIN_CONTRAST = 40.0  # gray levels; 304 real films have 108 or more
-MAX_FLAT = 0.25  # share of the picture; real films have 0.12 at most
+MIN_CONTRAST = 40.0  # gray levels; 551 real films have 130 or more
+MAX_FLAT = 0.25  # share of the picture; real films have 0.12 at most, drawn ones 0.20
 MAX_EVIDENCE = 1.0  # difference of log-odds
 
 _MIDDLE, _SMALL = 64, 32  # pixels a side: borders are found on the first, the model sees the second
@@ -239,9 +239,9 @@ def _judge(color, contrast, flat, evidence):
     if 4 <= kind < 8:
         found.append(FilmWarning("inverted", _REASONS["inverted"].format(numbers)))
     if kind < 8 and kind % 4:
-        turn = ("", "90° counterclockwise", "by 180°", "90° clockwise")[kind % 4]
-        back = ("", "90° clockwise", "by 180°", "90° counterclockwise")[kind % 4]
-        found.append(FilmWarning("rotated", _REASONS["rotated"].format(turn, numbers, back)))
+        turns = "90° counterclockwise", "by 180°", "90° clockwise"
+        reason = _REASONS["rotated"].format(turns[kind % 4 - 1], numbers, turns[3 - kind % 4])
+        found.append(FilmWarning("rotated", reason))
     if kind >= 8:
         found.append(FilmWarning(KINDS[kind], _REASONS[KINDS[kind]].format(numbers)))
     return found
@@ -254,9 +254,9 @@ _REASONS = {
     "exposure, and that 16-bit pixels were scaled to the full range.",
     "screenshot": "{:.0f} % of the picture is flat gray without noise (limit {:.0f} %), as in screenshots, text and "
     "drawings. Use the exported film itself.",
-    "inverted": "The film looks inverted, bone dark and air bright {}. Invert its gray levels; in DICOM this is "
-    "MONOCHROME1.",
-    "rotated": "The film looks turned {} {}. Turn it back {}.",
+    "inverted": "The film looks inverted, bone dark and air bright {}. If it is a chest at all, invert its gray "
+    "levels; in DICOM such films are marked MONOCHROME1.",
+    "rotated": "The film looks turned {} {}. If it is a chest at all, turn it back {}.",
     "lateral": "The film looks like a lateral view {}. The model was trained on frontal films only.",
     "not_chest": "The picture looks like no frontal chest film {}. Look at it before you believe any score.",
 }
