@@ -11,7 +11,8 @@ import pandas as pd
 import tensorflow as tf
 
 from .files import read_text, write_text
-from .images import FilmError, decode_film, load_film
+from .film_files import FilmError, load_film
+from .images import decode_film
 from .input_gate import check_films, measure_color
 from .model_files import hash_model
 from .settings import read_json, write_json
