@@ -44,7 +44,7 @@ def decode_dicom(source):
 
     Raises:
         FilmError: the file is no DICOM file, is damaged, shows something else than one gray radiograph of 8 to 16
-            bits, says that a patient's name may be burned in, or is too large (`film_files.MAX_BYTES`, `MAX_PIXELS`); or
+            bits, says that a patient's name may be burned in, or is too large (`MAX_BYTES`, `MAX_PIXELS`); or
             what would decode it is not installed, and then the message says what to install.
         OSError: the file cannot be read.
     """
