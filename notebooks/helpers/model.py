@@ -8,6 +8,7 @@ import numpy as np
 
 from .files import as_path, local_copy
 from .labels import PATHOLOGIES
+from .model_files import check_model_file, load_weights
 
 # What the "torch" mode of keras.applications.densenet.preprocess_input does: ImageNet's channel statistics.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,6 +39,7 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_
 
     Raises:
         FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
+        ModelFileError: the file of weights holds anything else, see `check_model_file`.
         ValueError: `output_stride` is neither 16 nor 32.
     """
     if output_stride not in (16, 32):
@@ -76,6 +78,7 @@ def _build_backbone(weights, inputs):
         if weights in (None, "imagenet"):
             return keras.applications.DenseNet121(include_top=False, weights=weights, input_tensor=inputs)
         with local_copy(weights) as file:
+            check_model_file(file)  # keras.applications opens it itself
             return keras.applications.DenseNet121(include_top=False, weights=str(file), input_tensor=inputs)
     except Exception as error:  # get_file raises a bare Exception when a download fails
         if weights != "imagenet":
@@ -118,6 +121,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
+        ModelFileError: its weights are damaged or hold anything else, see `check_model_file`.
         ValueError: the model was trained on other classes, or on the same in another order; or on another split than
             the study's, so that its test films may have been trained on; or on films of another side.
     """
@@ -136,8 +140,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
             "Use the SPLIT, PROFILE and PACKED_DIR of its training."
         )
     model = build_densenet121(n_classes=len(classes), output_stride=record.get("output_stride", 32))
-    with local_copy(run_dir / "model.weights.h5") as weights:
-        model.load_weights(weights)
+    load_weights(model, run_dir / "model.weights.h5")
     return model
 
 

@@ -1,0 +1,99 @@
+"""What may be in an ONNX and a TFLite file, read without any of their packages."""
+
+import mmap
+import struct
+
+from .model_graphs import EXPORT_AGAIN
+from .model_weights import refuse
+from .protobuf_fields import Malformed, find, text, varints
+
+_MAX_PARTS = 2**17  # operations, graphs and tensors
+
+
+def check_onnx(path):
+    """Checks an ONNX file: the standard operations only, all tensors inside and none larger than what is stored.
+
+    Raises:
+        ModelFileError: it uses another domain, whose operations are a library's own code, keeps tensors in other files,
+            or is damaged.
+    """
+    with open(path, "rb") as file:
+        model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # closed with the last view of it
+    try:
+        _check_onnx(path, model)
+    except (UnicodeDecodeError, Malformed) as error:
+        refuse(path, f"it is no ONNX file, or damaged ({error})", "Fetch the file again")
+
+
+def _check_onnx(path, model):
+    graphs, nodes, tensors = list(find(model, 7)), list(find(model, 25, 7)), []
+    defaults = list(find(model, 25, 11))  # the attributes of functions
+    domains = {text(name) for field in ((8, 1), (25, 9, 1), (25, 10)) for name in find(model, *field)}
+    if not graphs or list(find(model, 20)):
+        refuse(path, "it is no ONNX file of a trained model", EXPORT_AGAIN)
+    while graphs or nodes:
+        while graphs:
+            graph = graphs.pop()
+            nodes += find(graph, 1)
+            tensors += [*find(graph, 5), *find(graph, 15, 1), *find(graph, 15, 2)]
+        if len(nodes) + len(tensors) > _MAX_PARTS:
+            refuse(path, f"it has more than {_MAX_PARTS:,} operations and tensors", EXPORT_AGAIN)
+        node = nodes.pop() if nodes else memoryview(b"")
+        domains |= {text(name) for name in find(node, 7)}
+        for attribute in [*find(node, 5), *defaults]:
+            tensors += [*find(attribute, 5), *find(attribute, 10)]
+            tensors += [tensor for field in (22, 23) for part in (1, 2) for tensor in find(attribute, field, part)]
+            graphs += [*find(attribute, 6), *find(attribute, 11)]
+        defaults = []
+    if other := domains - {"", "ai.onnx", "ai.onnx.ml"}:
+        refuse(path, f"it uses the operations of {', '.join(sorted(other))[:200]}", EXPORT_AGAIN)
+    for tensor in tensors:
+        _check_onnx_tensor(path, tensor)
+
+
+def _check_onnx_tensor(path, tensor):
+    if list(find(tensor, 13)) or any(place for place in find(tensor, 14)):
+        refuse(path, "it keeps tensors in other files", "Have it saved as one file")
+    n_numbers = 1
+    for side in find(tensor, 1):  # written one by one, or packed
+        for value in [side] if isinstance(side, int) else varints(side):
+            n_numbers *= value
+            if n_numbers > 2 * len(tensor):  # the smallest type has 4 bits
+                refuse(path, f"a tensor declares {n_numbers:,} numbers in {len(tensor):,} bytes", EXPORT_AGAIN)
+
+
+def check_tflite(path):
+    """Checks a TFLite file: its identifier, and that it names no operation but the built-in ones.
+
+    Others are an application's own code, and with all of TensorFlow installed they reach its operations, those on files
+    among them. The rest of the file is checked by the interpreter itself.
+
+    Raises:
+        ModelFileError: it has others, or is no such file.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[4:8] != b"TFL3":
+            refuse(path, "it is no TFLite file", EXPORT_AGAIN)
+        try:
+            codes = _follow(data, _table_field(data, _follow(data, 0), 1))
+            (n_codes,) = struct.unpack_from("<I", data, codes)
+            if n_codes > 1000:
+                refuse(path, f"it names {n_codes:,} operations", EXPORT_AGAIN)
+            custom = any(_table_field(data, _follow(data, codes + 4 + 4 * index), 1) for index in range(n_codes))
+        except struct.error as error:
+            refuse(path, f"it is damaged ({error})", "Fetch the file again")
+    if custom:
+        refuse(path, "it uses operations that are not built in", EXPORT_AGAIN)
+
+
+def _follow(data, place):
+    return place + struct.unpack_from("<I", data, place)[0]
+
+
+def _table_field(data, table, field):
+    """Returns where a field of a flatbuffer table lies; 0 where there is none."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    if vtable < 0 or 4 + 2 * field >= struct.unpack_from("<H", data, vtable)[0]:
+        return 0
+    offset = struct.unpack_from("<H", data, vtable + 4 + 2 * field)[0]
+    return table + offset if offset else 0
