@@ -12,7 +12,7 @@ export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: run evaluate test lint bench tpu-check address clean
+.PHONY: run evaluate test lint bench tpu-check publish-check address clean
 
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
@@ -33,6 +33,9 @@ bench: .venv/dev  ## every benchmark; results go to benchmarks/results
 
 tpu-check: .venv/dev .venv/tpu/ready  ## does training start on a TPU? Answered without one, see docs/tpu.md: make tpu-check [SIZE=full]
 	$(VENV)/python scripts/tpu_check.py --size $(SIZE)
+
+publish-check: .venv/run  ## gathers RUN_DIR/hub for the Hugging Face Hub and says what it lacks; uploads nothing: make publish-check [RUN_DIR=...]
+	$(VENV)/python scripts/publish_check.py --run-dir "$(RUN_DIR)"
 
 address: .venv/run  ## after forking: make address REPOSITORY=https://github.com/you/fork
 	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"

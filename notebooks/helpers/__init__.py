@@ -35,6 +35,8 @@ _ROOMS = {
     "exported": "ExportedModel compare_export open_export",
     "predictions": "CONTRACT LABELS PROBS JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
+    "card": "fill_model_card",
+    "release": "check_release gather_release inspect_release",
     "settings": "choose_settings resolve_path resolve_paths save_figure write_json",
     "runtime": "Runtime prepare_runtime",
     "devices": "Devices connect_devices describe_runtime find_commit",

@@ -135,18 +135,18 @@ def export_model(run_dir, formats=tuple(FORMATS)):
 def _export(run_dir, formats):
     run_dir = as_path(run_dir)
     facts = describe_export(run_dir)
-    exported = _build_module(run_dir, facts)
+    weights, signatures, judge_pixels = _build_signatures(run_dir, facts)
     if "saved_model" in formats:
-        _write_saved_model(exported, exported.signatures, run_dir / "saved_model")
-        _write_golden(exported, run_dir / "exports")
+        _write_saved_model(weights, signatures, run_dir / "saved_model")
+        _write_golden(signatures["serving_default"], run_dir / "exports")
     if "onnx" in formats:
-        _write_onnx(exported, facts, run_dir / "exports" / "model.onnx")
+        _write_onnx(judge_pixels, facts, run_dir / "exports" / "model.onnx")
     if "litert" in formats:
-        _write_litert(exported, facts, run_dir / "exports")
+        _write_litert(weights, judge_pixels, facts, run_dir / "exports")
 
 
-def _build_module(run_dir, facts):
-    """Builds a tf.Module that holds the weights once, with the functions of all signatures on them."""
+def _build_signatures(run_dir, facts):
+    """Returns a tf.Module that holds the weights, the functions of all signatures on them, and that of other formats."""
     import numpy as np
     import tensorflow as tf
 
@@ -205,32 +205,26 @@ def _build_module(run_dir, facts):
             for name, value in facts.items()
         }
 
-    module = tf.Module(name="chest_classifier")
+    weights = tf.Module()
     # The plain variables: Keras's own objects would be written a second time beside them.
-    module.weights = [variable.value for variable in network.variables]
-    module.judge_pixels = judge_pixels
-    module.signatures = {
-        "serving_default": classify,
-        "explain": explain,
-        "pixels": classify_pixels,
-        "metadata": metadata,
-    }
-    return module
+    weights.variables_in_order = [variable.value for variable in network.variables]
+    signatures = {"serving_default": classify, "explain": explain, "pixels": classify_pixels, "metadata": metadata}
+    return weights, signatures, judge_pixels
 
 
-def _write_saved_model(module, signatures, folder):
+def _write_saved_model(weights, signatures, folder):
     """Writes a SavedModel; on a local disk it takes the old one's place only once it is whole."""
     import tensorflow as tf
 
     draft = folder if is_remote(folder) else folder.with_name("part-" + folder.name)
     remove_folder(draft)
-    tf.saved_model.save(module, os.fspath(draft), signatures=signatures)
+    tf.saved_model.save(weights, os.fspath(draft), signatures=signatures)
     if draft != folder:
         remove_folder(folder)
         os.replace(draft, folder)
 
 
-def _write_golden(module, folder):
+def _write_golden(classify, folder):
     """Draws a film whose sides differ, which takes all of the reading path, and notes what the model says of it."""
     import tensorflow as tf
     from PIL import Image
@@ -242,28 +236,28 @@ def _write_golden(module, folder):
     with local_draft(folder / "golden.png") as draft:
         Image.fromarray(film[:, 32:-32]).save(draft)
     data = (folder / "golden.png").read_bytes()
-    answer = {name: value.numpy() for name, value in module.signatures["serving_default"](tf.constant([data])).items()}
+    answer = {name: value.numpy() for name, value in classify(tf.constant([data])).items()}
     answer["top5_label"] = answer["top5_label"].astype(str)
     expected = {name: value[0].tolist() for name, value in answer.items()}
     write_json(folder / "golden.json", {"film": "golden.png", "sha256": hashlib.sha256(data).hexdigest(), **expected})
 
 
-def _write_onnx(module, facts, path):
+def _write_onnx(judge_pixels, facts, path):
     import tf2onnx
 
-    function = module.judge_pixels
-    proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=17)
+    inputs = judge_pixels.input_signature
+    proto, _ = tf2onnx.convert.from_function(judge_pixels, input_signature=inputs, opset=17)
     entry = proto.metadata_props.add()
     entry.key, entry.value = "model.json", json.dumps(facts, indent=1)
     with local_draft(path) as draft:
         draft.write_bytes(proto.SerializeToString())
 
 
-def _write_litert(module, facts, folder):
+def _write_litert(weights, judge_pixels, facts, folder):
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as scratch:
-        tf.saved_model.save(module, scratch, signatures={"serving_default": module.judge_pixels})
+        tf.saved_model.save(weights, scratch, signatures={"serving_default": judge_pixels})
         for name, optimizations in {"model.tflite": [], "model_int8.tflite": [tf.lite.Optimize.DEFAULT]}.items():
             converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
             converter.optimizations = optimizations  # DEFAULT without samples: int8 weights, float32 activations

@@ -17,17 +17,16 @@ def text(value):
 def find(message, number, *below):
     """Yields the values of a field of a protobuf message; with further numbers, of fields in what it holds."""
     for found, value in fields(message):
-        if found == number:
-            if not below:
-                yield value
-            elif isinstance(value, int):
-                raise Malformed(f"field {number} is a number")
-            else:
-                yield from find(value, *below)
+        if found == number and below:
+            yield from find(value, *below)
+        elif found == number:
+            yield value
 
 
 def fields(message):
     """Yields number and value of each field of a protobuf message: an int, or a memoryview of what has a length."""
+    if isinstance(message, int):
+        raise Malformed("a number where a message belongs")
     place, end, n_fields = 0, len(message), 0
     while place < end:
         key, place = _varint(message, place)
