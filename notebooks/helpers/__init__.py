@@ -19,7 +19,9 @@ _ROOMS = {
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
-    "images": "FilmError decode_film decode_films decode_gray fit_films inspect_film resize_film",
+    "images": "FilmError decode_film decode_films decode_gray fit_films inspect_film load_film looks_inverted "
+    "resize_film",
+    "dicom": "decode_dicom",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
