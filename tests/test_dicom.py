@@ -218,8 +218,10 @@ def test_padding_is_black_and_widens_no_window(photometric, limit):
 
 @pytest.mark.parametrize("value", [-3000, 62536])  # the second is the first, typed without its sign
 def test_padding_may_be_negative(value):
-    stored = np.pad(STORED.astype(np.int16), 9, constant_values=-3000)
-    dataset = make_dataset(stored, 16, **WINDOW)
+    stored = np.pad(4095 - STORED.astype(np.int16), 9, constant_values=-3000)  # white, were it not padding
+    dataset = make_dataset(
+        stored, 16, PhotometricInterpretation="MONOCHROME1", WindowCenter=4096 - CENTER, WindowWidth=WIDTH
+    )
     dataset.add_new("PixelPaddingValue", "SS" if value < 0 else "US", value)
     image, _ = decode_dicom(save(dataset))
     np.testing.assert_array_equal(image, np.pad(FILM, 9))
@@ -394,11 +396,12 @@ def test_a_negative_without_a_tag_is_noted_and_left():
 
 
 def test_padding_speaks_neither_for_nor_against_a_tag():
-    padded = np.pad(FILM, 60, constant_values=255)
-    dataset = make_dataset(padded, PhotometricInterpretation="MONOCHROME1")
-    dataset.add_new("PixelPaddingValue", "US", 255)
-    image, _ = decode_dicom(save(dataset))
-    assert (image[:60] == 0).all()
+    dataset = make_dataset(np.pad(255 - FILM, 16), PhotometricInterpretation="MONOCHROME1")
+    assert looks_inverted(np.pad(FILM, 16, constant_values=255)) is not False  # which is how it would be shown
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    image, notes = decode_dicom(save(dataset))
+    assert notes == ["inverted, as the tag MONOCHROME1 asks for"]
+    assert (image[:16] == 0).all()
 
 
 @pytest.mark.parametrize("view", ["PA", "AP"])
@@ -511,10 +514,8 @@ def test_compressed_pixels_of_another_size_or_cut_short_are_refused_undecoded(sy
         dataset = compress(FILM, 8, syntax)
     decode_dicom(save(dataset))
 
-    def never(*arguments):
-        raise AssertionError("was decoded")
-
-    monkeypatch.setattr(pydicom.pixels, "pixel_array", never)
+    decoded = []
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", decoded.append)
     other = copy.deepcopy(dataset)
     other.Rows += 1
     with pytest.raises(FilmError, match="another size than declared"):
@@ -524,6 +525,7 @@ def test_compressed_pixels_of_another_size_or_cut_short_are_refused_undecoded(sy
         dataset.PixelData = encapsulate([frame[: max(2, int(share * len(frame)))]])
         with pytest.raises(FilmError, match="cut short"):
             decode_dicom(save(dataset))
+    assert decoded == []
 
 
 def test_a_deflated_bomb_is_refused(monkeypatch):
@@ -649,6 +651,12 @@ def try_to_load(data, folder):
     chunks = [film[at : at + 4] for at in range(len(film)) if film[at : at + 4] in (b"tEXt", b"iTXt", b"zTXt", b"eXIf")]
     assert chunks == []
     return "\n".join([*notes, film.decode("latin1")])
+
+
+def test_no_name_is_taken_out_of_a_file():
+    dataset, _ = dicom_files.read_header(make_dicom(STORED, 12, **(NAMES | WINDOW)))
+    taken = {pydicom.datadict.keyword_for_tag(element.tag) for element in dataset}
+    assert "WindowWidth" in taken and taken <= {*dicom_files.ELEMENTS.split(), "SpecificCharacterSet"}
 
 
 def test_quiet_reading_leaves_warnings_and_logs_as_they_were():

@@ -35,11 +35,12 @@ _ROOMS = {
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
     "export": "describe_export export_model",
     "exported": "ExportedModel compare_export open_export",
+    "batch": "list_films predict_folder",
     "predictions": "CONTRACT LABELS PROBS JoinReport join_predictions load_predictions read_predictions",
     "leaderboard": "add_to_leaderboard gather_scores",
     "card": "fill_model_card",
     "release": "check_release gather_release inspect_release",
-    "settings": "choose_settings resolve_path resolve_paths save_figure write_json",
+    "settings": "choose_settings read_json resolve_path resolve_paths save_figure write_json",
     "runtime": "Runtime prepare_runtime",
     "devices": "Devices connect_devices describe_runtime find_commit",
 }

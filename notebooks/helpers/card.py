@@ -15,7 +15,6 @@ from .card_tables import (
     escape_cell,
     format_interval,
     plain_name,
-    read_json,
     write_floors,
     write_localization,
     write_metrics,
@@ -25,7 +24,7 @@ from .card_tables import (
     write_table,
 )
 from .files import as_path, read_csv, read_text
-from .settings import ROOT
+from .settings import ROOT, read_json
 
 TEMPLATE = ROOT / "notebooks" / "helpers" / "model_card_template.md"
 FIGURES = {  # charts only: none of them shows a film

@@ -1,10 +1,9 @@
 """The tables of the model card: what notebooks 3 and 4 measured, in Markdown. What they did not is said so."""
 
-import json
-
 import pandas as pd
 
-from .files import read_csv, read_text
+from .files import read_csv
+from .settings import read_json
 
 NOT_MEASURED = "not measured"
 _ATTRIBUTES = {"sex": "by sex", "age": "by age", "view": "by view", "images": "by films a patient"}
@@ -107,11 +106,6 @@ def write_localization(run_dir):
             columns[name] = table[f"pointing_{control}"].map(_decimals)
     said = "How often a class activation map is hottest inside the box, beside controls that learned nothing"
     return f"{said}:\n\n{write_table(pd.DataFrame(columns))}"
-
-
-def read_json(path):
-    """Returns the content of a JSON file."""
-    return json.loads(read_text(path))
 
 
 def _optional_csv(path):

@@ -23,6 +23,7 @@ ELEMENTS = (
     "WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape PixelData"
 )
 _DEFLATED, _EXTENDED, _HIGH_THROUGHPUT = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.20"
+_RUN_LENGTHS = "1.2.840.10008.1.2.5"  # RLE: its header has neither size nor end
 _SILENCE = threading.Lock()  # for filters of warnings belong to the process: one thread at a time may change them
 
 
@@ -131,9 +132,9 @@ def decode_pixels(dataset):
     rows, columns, bits = (header_number(dataset, name) for name in ("Rows", "Columns", "BitsStored"))
     if not syntax.is_encapsulated and header_number(dataset, "HighBit", bits - 1) != bits - 1:
         raise FilmError("the bits of a pixel do not begin at the lowest: such files are not read")
-    if syntax.is_encapsulated:
+    if syntax.is_encapsulated and syntax != _RUN_LENGTHS:
         size, failure = call_quietly(lambda: _coded_size(get_frame(dataset.PixelData, 0, number_of_frames=1)))
-        if failure or size not in (None, (columns, rows)):
+        if failure or size != (columns, rows):
             raise FilmError("damaged DICOM file: its compressed pixels are cut short or of another size than declared")
     stored, failure = call_quietly(pydicom.pixels.pixel_array, dataset)
     if failure:
@@ -145,9 +146,12 @@ def decode_pixels(dataset):
 
 
 def _coded_size(frame):
-    """Reads (width, height) out of a JPEG, JPEG-LS or JPEG 2000 stream; None if it is none; ValueError if it is cut.
+    """Reads (width, height) out of a JPEG, JPEG-LS or JPEG 2000 stream.
 
     A decoder makes room for what the stream declares, whatever the header of the DICOM file declared.
+
+    Raises:
+        ValueError, IndexError or struct.error: it is none of these, or has no end.
     """
     if frame.startswith(b"\xff\xd8"):
         at = 2
@@ -158,7 +162,7 @@ def _coded_size(frame):
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
         size = right - left, bottom - top
     else:
-        return None
-    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):  # end of image; some decoders fill up with gray what is missing
+        raise ValueError
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):  # end of image; libjpeg fills up what is missing
         raise ValueError
     return size

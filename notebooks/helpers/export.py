@@ -20,7 +20,8 @@ from pathlib import Path
 from scipy.special import logit
 
 from .calibration import apply_platt
-from .files import as_path, is_remote, local_draft, read_text, remove_folder
+from .files import as_path, is_remote, local_draft, remove_folder
+from .settings import read_json, write_json
 
 FORMATS = {
     "saved_model": ["saved_model"],
@@ -55,7 +56,7 @@ def describe_export(run_dir):
     for name, notebook in {"run.json": "02_train_densenet121", "thresholds.json": "03_evaluate"}.items():
         if not (run_dir / name).is_file():
             raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook}.ipynb with this RUN_DIR first.")
-    run, chosen = (json.loads(read_text(run_dir / name)) for name in ("run.json", "thresholds.json"))
+    run, chosen = (read_json(run_dir / name) for name in ("run.json", "thresholds.json"))
     if run["split"]["sha256"] != chosen["split_sha256"]:
         raise ValueError(
             f"{run_dir}: the model was trained on split {run['split']['name']} ({run['split']['sha256'][:12]}), the "
@@ -146,7 +147,7 @@ def _export(run_dir, formats):
 
 
 def _build_signatures(run_dir, facts):
-    """Returns a tf.Module that holds the weights, the functions of all signatures on them, and that of other formats."""
+    """Returns a tf.Module with the weights, the functions of all signatures on them, and that of the other formats."""
     import numpy as np
     import tensorflow as tf
 
@@ -157,12 +158,11 @@ def _build_signatures(run_dir, facts):
     side = facts["side"]
     network = build_activation_model(load_densenet121(run_dir))
     slope, intercept, thresholds, prevalence = (
-        tf.constant(facts[key], tf.float32)
+        np.asarray(facts[key], "float32")  # no tensors: ONNX would make inputs of them
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")
     )
-    class_names = tf.constant(facts["class_names"])
     stored = run_dir / "reference_maps.json"
-    reference = np.asarray(json.loads(read_text(stored))["maps"] if stored.is_file() else 0, "float32")
+    reference = np.asarray(read_json(stored)["maps"] if stored.is_file() else 0, "float32")
 
     def judge(films):
         _, logits = network(films, training=False)
@@ -172,8 +172,8 @@ def _build_signatures(run_dir, facts):
 
     def rank(answer):
         top5 = tf.math.top_k(answer["probabilities"], 5)
-        lift = top5.values / tf.gather(tf.maximum(prevalence, 1e-3), top5.indices)  # a finding nobody had has no lift
-        names = tf.gather(class_names, top5.indices)
+        lift = top5.values / tf.gather(np.maximum(prevalence, 1e-3), top5.indices)  # a finding nobody had has no lift
+        names = tf.gather(facts["class_names"], top5.indices)
         return answer | {"top5_label": names, "top5_prob": top5.values, "top5_lift": lift}
 
     # The input is named `image_bytes`: TensorFlow Serving decodes base64 for names that end in `_bytes`.
@@ -230,7 +230,6 @@ def _write_golden(classify, folder):
     from PIL import Image
 
     from .phantom import draw_film
-    from .settings import write_json
 
     film, _ = draw_film(7, ["Cardiomegaly", "Effusion"], size=512)
     with local_draft(folder / "golden.png") as draft:

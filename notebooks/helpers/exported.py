@@ -36,7 +36,7 @@ class ExportedModel:
         missing = {"serving_default", "explain", "pixels", "metadata"} - set(self._signatures)
         if missing:
             raise ValueError(f"{folder} has no signatures {', '.join(sorted(missing))}. Export the model anew.")
-        self.facts = {name: _plain(value) for name, value in self._ask("metadata").items()}
+        self.facts = {name: value.tolist() for name, value in self._ask("metadata").items()}
 
     def predict(self, files):
         """Asks for encoded films.
@@ -70,15 +70,8 @@ class ExportedModel:
         except tf.errors.InvalidArgumentError as error:
             # What follows the sentence of `decode_films` is TensorFlow's trace of the graph.
             raise ValueError(error.message.split("[", 1)[-1].split("]", 1)[0]) from None
-        values = {name: value.numpy() for name, value in answer.items()}
-        return {name: value.astype(str) if value.dtype == object else value for name, value in values.items()}
-
-
-def _plain(value):
-    """Returns an array of the metadata as a plain value; text comes as arrays of str or as bytes."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.tolist() if isinstance(value, np.ndarray) else value.item()
+        values = {name: np.asarray(value.numpy()) for name, value in answer.items()}
+        return {name: value.astype(str) if value.dtype.kind in "OS" else value for name, value in values.items()}
 
 
 class OpenExport(NamedTuple):
@@ -177,7 +170,7 @@ def compare_export(path, batches, expected, film, *, n_threads=None, repeats=30)
     for _ in range(rounds):
         model.ask_pixels(many)
     rate = rounds * len(many) / (time.perf_counter() - began)
-    p50, p95 = np.percentile(seconds[1:], [50, 95]) * 1e3
+    p50, p95 = (1e3 * float(value) for value in np.percentile(seconds[1:], [50, 95]))
     return {
         "films": len(probs),
         "max_difference": float(np.abs(probs - expected).max()),

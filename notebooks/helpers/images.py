@@ -280,7 +280,8 @@ def decode_films(data, side):
     films = tf.data.Dataset.from_tensor_slices(data).enumerate().map(read, num_parallel_calls=tf.data.AUTOTUNE)
     nothing = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), tf.zeros((side, side, 1), tf.uint8)))
     numbers, films = films.ignore_errors().concatenate(nothing).batch(n + 1).get_single_element()
-    bad = tf.sets.difference(tf.range(n)[None], numbers[None, :-1]).values
+    is_read = tf.scatter_nd(numbers[:-1, None], tf.ones_like(numbers[:-1]), n[None]) > 0
+    bad = tf.boolean_mask(tf.range(n), ~is_read)
     listed = tf.strings.reduce_join(tf.strings.as_string(bad), separator=", ")
     wanted = f" (from 0): no complete PNG or JPEG of {MIN_SIDE} pixels a side to {MAX_PIXELS:,} pixels"
     refusal = tf.strings.join(["image_bytes, item ", listed, wanted])

@@ -62,7 +62,7 @@ _OPS = {
     "InterleaveDataset IteratorGetNext IteratorGetNextAsOptional IteratorV2 MakeIterator MapDataset ModelDataset "
     "OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone OptionsDataset PaddedBatchDatasetV2 "
     "ParallelBatchDataset ParallelMapDataset ParallelMapDatasetV2 PrefetchDataset RangeDataset ReduceDataset "
-    "RepeatDataset SkipDataset TakeDataset TensorDataset TensorSliceDataset UnbatchDataset ZipDataset",
+    "RepeatDataset RewriteDataset SkipDataset TakeDataset TensorDataset TensorSliceDataset UnbatchDataset ZipDataset",
     "chance": "RandomStandardNormal RandomUniform StatelessRandomGetAlg StatelessRandomGetKeyCounter "
     "StatelessRandomNormalV2 StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessTruncatedNormalV2 "
     "TruncatedNormal",

@@ -10,10 +10,9 @@ import shutil
 import zipfile
 
 from .card import FIGURES, fill_model_card, hide_paths, measured_aucs, title_of
-from .card_tables import read_json
 from .files import as_path, hash_file, is_remote, remove_folder, write_text
 from .release_checks import CHECKS
-from .settings import ROOT, write_json
+from .settings import ROOT, read_json, write_json
 
 _PLAIN = ("model.weights.h5", "exports/model.onnx", "exports/model.tflite", "exports/model_int8.tflite")
 _TABLES = ("aucs.csv", "localization.csv", "exports/golden.png", *FIGURES)

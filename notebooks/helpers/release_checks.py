@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 
 from .card import FIGURES, NIH_DATASET, measured_aucs
-from .card_tables import format_interval, plain_name, read_json
+from .card_tables import format_interval, plain_name
 from .files import hash_file, read_text
-from .settings import ROOT
+from .settings import ROOT, read_json
 
 REQUIRED = {  # and who writes it
     "README.md": "make publish-check",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from .files import as_path, is_remote, local_draft, write_csv, write_text
+from .files import as_path, is_remote, local_draft, read_text, write_csv, write_text
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 
@@ -61,6 +61,11 @@ def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
     run = resolve_path(run_dir)
     run.mkdir(parents=True, exist_ok=True)
     return SimpleNamespace(study=study, packed=packed, run=run)
+
+
+def read_json(path):
+    """Returns the content of a JSON file."""
+    return json.loads(read_text(path))
 
 
 def write_json(path, content):

@@ -1,0 +1,56 @@
+"""Predicts a folder of films, PNG, JPEG and DICOM mixed, with an exported model. Goes on where it was interrupted.
+
+Usage: predict.py IMAGES [--run-dir DIR] [--out FILE]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+from tqdm import tqdm
+
+from helpers import ExportedModel, ModelFileError, predict_folder, resolve_path
+
+
+def parse_arguments():
+    """Returns the command line's settings."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", help="a folder of films, searched through and through, or one film")
+    parser.add_argument("--run-dir", default="", help="run whose saved_model is asked (default: models/densenet121)")
+    parser.add_argument("--out", default="", help="CSV to write (default: predicted/<folder>.csv in the run)")
+    return parser.parse_args()
+
+
+def main():
+    """Predicts and says what came of it."""
+    arguments = parse_arguments()
+    if not arguments.images:
+        sys.exit("Say which films: make predict IMAGES=folder")
+    run_dir, images = resolve_path(arguments.run_dir or "models/densenet121"), resolve_path(arguments.images)
+    out = resolve_path(arguments.out) if arguments.out else run_dir / "predicted" / f"{images.stem}.csv"
+    try:
+        model = ExportedModel(run_dir / "saved_model")
+        done = predict_folder(model, images, out, progress=tqdm)
+    except (FileNotFoundError, ModelFileError, ValueError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from here.")
+    print(f"\n{done.predicted:,} films predicted now, {done.earlier:,} before: {done.out}")
+    if len(done.warned):
+        print(f"{len(done.warned):,} with warnings, in the column of that name, such as\n")
+        for film in done.warned.head(5).itertuples():
+            print(f"  {film.file}: {film.reason}")
+    if len(done.unreadable):
+        print(f"\n{len(done.unreadable):,} could not be read: {done.unreadable_csv}\n")
+        for film in done.unreadable.head(5).itertuples():
+            print(f"  {film.file}: {film.reason}")
+    print(f"\n{model.facts['notice']}")
+
+
+if __name__ == "__main__":
+    main()
