@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from helpers import FilmError, decode_dicom, decode_film, dicom_files, load_film, looks_inverted
-from helpers import images as images_room
+from helpers import film_files as films_room
 from helpers.phantom_findings import draw_film
 
 pydicom = pytest.importorskip("pydicom", minversion="3.0", reason="needs pydicom, see requirements-dev.txt")
@@ -357,7 +357,7 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch):
 @pytest.mark.parametrize("room", ["dicom", "dicom_files", "images"])
 def test_a_room_opens_without_pydicom(room, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    path = Path(images_room.__file__).with_name(f"{room}.py")
+    path = Path(films_room.__file__).with_name(f"{room}.py")
     spec = importlib.util.spec_from_file_location(f"helpers.fresh_{room}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
@@ -539,7 +539,7 @@ def test_a_deflated_bomb_is_refused(monkeypatch):
 
 
 def test_a_file_beyond_the_limit_is_not_read_wholly(tmp_path, monkeypatch):
-    monkeypatch.setattr(images_room, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(films_room, "MAX_BYTES", 10_000)
     path = tmp_path / "large.dcm"
     path.write_bytes(SAME["12 bits"])
     for source in (path, str(path), SAME["12 bits"]):

@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from helpers import images
-from helpers.images import FilmError, decode_film, decode_gray, inspect_film, resize_film
+from helpers import film_files
+from helpers.film_files import FilmError, inspect_film
+from helpers.images import decode_film, decode_gray, resize_film
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -243,7 +244,7 @@ def test_inspect_film_refuses_what_is_no_film_and_says_why(data, reason):
 
 def test_the_smallest_and_the_largest_film_are_accepted():
     assert inspect_film(encode(FILM[:16, :16]))["width"] == 16
-    assert inspect_film(make_png(8192, 4096))["width"] * 4096 == images.MAX_PIXELS
+    assert inspect_film(make_png(8192, 4096))["width"] * 4096 == film_files.MAX_PIXELS
 
 
 def test_a_decompression_bomb_is_refused_without_room_for_its_pixels():

@@ -19,9 +19,10 @@ _ROOMS = {
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
-    "images": "FilmError decode_film decode_films decode_gray fit_films inspect_film load_film looks_inverted "
-    "resize_film",
+    "images": "decode_film decode_films decode_gray fit_films resize_film",
+    "film_files": "FilmError inspect_film load_film looks_inverted",
     "dicom": "decode_dicom",
+    "input_gate": "FilmWarning check_film check_films measure_color",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",

@@ -11,7 +11,8 @@ import pandas as pd
 import tensorflow as tf
 
 from .files import read_text, write_text
-from .images import FilmError, decode_film, load_film
+from .film_files import FilmError, load_film
+from .images import decode_film
 from .input_gate import check_films, measure_color
 from .model_files import hash_model
 from .settings import read_json, write_json
@@ -74,7 +75,8 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
     films, out = list_films(images), Path(out)
     table = _open_table(model, out)
     sizes = {name: path.stat().st_size for name, path in films}
-    kept = table[[sizes.get(name, size) == size for name, size in zip(table["file"], table["bytes"], strict=True)]]
+    same = [sizes.get(name, size) == size for name, size in zip(table["file"], table["bytes"], strict=True)]
+    kept = table[np.array(same, dtype=bool)]
     done = set(kept["file"])
     todo = [(name, path) for name, path in films if name not in done]
     write_text(out, kept.to_csv(index=False))
@@ -138,6 +140,9 @@ def _read_ahead(pool, todo, batch_size, side):
         yield [(name, future.result()) for name, future in ahead.popleft()]
 
 
+_decode = tf.function(decode_film)  # traced once a side; threads do not wait for each other in a graph
+
+
 def _read(path, side):
     """Returns a namespace with `film` (uint8), `notes` and `color`, or with the `reason` why it is none."""
     try:
@@ -148,11 +153,6 @@ def _read(path, side):
         return SimpleNamespace(reason="damaged or cut short: its pixels cannot be decoded")
     except (FilmError, OSError) as error:
         return SimpleNamespace(reason=str(error) if isinstance(error, FilmError) else error.strerror or str(error))
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)])
-def _decode(data, side):
-    return decode_film(data, side)
 
 
 def _predict(model, batch, sizes):
@@ -166,7 +166,7 @@ def _predict(model, batch, sizes):
         "bytes": [sizes[name] for name in names],
         "findings": [" ".join(classes[above]) for above in answer["above_threshold"]],
         "warnings": [
-            " ".join([*film.notes, *(warning.reason for warning in found)])
+            "; ".join([*film.notes, *(warning.reason for warning in found)])
             for film, found in zip(films, gate, strict=True)
         ],
     }

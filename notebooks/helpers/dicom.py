@@ -7,7 +7,7 @@ value of a file only if the standard lists it, for a name may be typed into any 
 import numpy as np
 
 from .dicom_files import call_quietly, decode_pixels, header_number, header_text, read_header
-from .images import FilmError, assert_film_size, looks_inverted, read_film_bytes
+from .film_files import FilmError, assert_film_size, looks_inverted, read_film_bytes
 
 RADIOGRAPHY = ("CR", "DX", "DR", "RG")  # Modality, PS3.3 C.7.3.1.1.1; DR is not in it, but is written
 UNCLEAR = ("OT", "SC", "")  # other, secondary capture: no reason to refuse a film, but none to believe in one either
@@ -44,7 +44,7 @@ def decode_dicom(source):
 
     Raises:
         FilmError: the file is no DICOM file, is damaged, shows something else than one gray radiograph of 8 to 16
-            bits, says that a patient's name may be burned in, or is too large (`images.MAX_BYTES`, `MAX_PIXELS`); or
+            bits, says that a patient's name may be burned in, or is too large (`MAX_BYTES`, `MAX_PIXELS`); or
             what would decode it is not installed, and then the message says what to install.
         OSError: the file cannot be read.
     """

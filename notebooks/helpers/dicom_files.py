@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from .images import MAX_BYTES, FilmError
+from .film_files import MAX_BYTES, FilmError
 
 ELEMENTS = (
     "Modality PresentationIntentType BodyPartExamined ViewPosition BurnedInAnnotation SamplesPerPixel "

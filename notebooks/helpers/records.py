@@ -17,7 +17,8 @@ import pandas as pd
 import tensorflow as tf
 
 from .files import as_path, hash_file, local_copy, local_draft, measure_file, read_csv, write_csv, write_text
-from .images import FilmError, decode_film, inspect_film
+from .film_files import FilmError, inspect_film
+from .images import decode_film
 from .labels import PATHOLOGIES
 from .splits import assert_no_patient_overlap, hash_split
 
