@@ -6,13 +6,14 @@ RUN_DIR ?=
 PROFILE ?= quick
 SET ?=
 SIZE ?= small
+PORT ?= 8501
 
 VENV := .venv/bin
 export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: run evaluate test lint bench tpu-check publish-check address clean
+.PHONY: run evaluate test lint bench serve demo tpu-check publish-check address clean
 
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
@@ -25,11 +26,17 @@ test: .venv/dev  ## every test, 30 to 40 minutes on 2 cores
 
 lint: .venv/dev  ## style of code and notebooks
 	$(VENV)/ruff check .
-	$(VENV)/ruff format --check notebooks/helpers scripts tests benchmarks
+	$(VENV)/ruff format --check notebooks/helpers scripts tests benchmarks serve
 	$(VENV)/python scripts/stamp_notebooks.py --check
 
 bench: .venv/dev  ## every benchmark; results go to benchmarks/results
 	for script in benchmarks/*.py; do $(VENV)/python $$script || exit 1; done
+
+serve: .venv/serve  ## a run's model over HTTP, as TensorFlow Serving answers: make serve [RUN_DIR=...] [PORT=8501]
+	$(VENV)/python serve/app.py --model "$(or $(RUN_DIR),models/densenet121)/saved_model" --port $(PORT)
+
+demo: .venv/serve  ## a page to drop films on: make demo [RUN_DIR=...]
+	$(VENV)/python serve/demo.py --model "$(or $(RUN_DIR),models/densenet121)/saved_model"
 
 tpu-check: .venv/dev .venv/tpu/ready  ## does training start on a TPU? Answered without one, see docs/tpu.md: make tpu-check [SIZE=full]
 	$(VENV)/python scripts/tpu_check.py --size $(SIZE)
@@ -50,7 +57,11 @@ clean:  ## the synthetic study, packed shards and the run's results; .venv stays
 	$(VENV)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev: .venv/run requirements-dev.txt
+.venv/serve: .venv/run requirements-serve.txt
+	$(VENV)/python -m pip install --quiet -r requirements-serve.txt
+	@touch $@
+
+.venv/dev: .venv/serve requirements-dev.txt
 	$(VENV)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 

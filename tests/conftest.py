@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT)]
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -83,3 +83,19 @@ def make_films():
         return rows, {name: folder / name for name in names}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory):
+    """Folder of a SavedModel with the signatures of this repository's export and a network of one layer."""
+    from tiny_export import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny" / "saved_model")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_export):
+    """The model of `tiny_export`, opened."""
+    from helpers import ExportedModel
+
+    return ExportedModel(tiny_export)

@@ -1,0 +1,206 @@
+"""Serves an exported model over HTTP as TensorFlow Serving's REST API does, without TensorFlow Serving.
+
+Usage: python serve/app.py --model models/densenet121/saved_model [--port 8501] [--host 127.0.0.1] [--name densenet121]
+
+Requests and answers are those of TensorFlow Serving, see docs/serving.md, so whoever has that needs no other client. No
+film, no file name and no address of a client is written anywhere.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from urllib.parse import unquote
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
+
+try:
+    import anyio
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import Response
+    from starlette.routing import Route
+except ModuleNotFoundError as error:
+    remedy = "`make serve` installs what serving needs, or pip install -r requirements-serve.txt"
+    raise ModuleNotFoundError(f"{error.name} is not installed: {remedy}", name=error.name) from None
+
+from serve.rest import Limits, RequestError, answer_predict
+
+VERSION = "1"
+_PATH = re.compile(
+    r"/v1/models(?:/(?P<name>[^/:]+))?(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
+    r"(?::(?P<verb>predict|classify|regress)|/(?P<metadata>metadata))?",
+    re.IGNORECASE,
+)
+_log = logging.getLogger("serve")
+
+
+def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=30):
+    """Builds the web application.
+
+    Args:
+        model: an `ExportedModel`.
+        name: text, the model's name in addresses.
+        limits: a `rest.Limits`; None for its defaults.
+        slots: int, requests that are computed at the same time; None for one a core, two at most, because each of them
+            takes all cores for most of its time.
+        waiting: int, requests beyond those that may wait or be sent; more are answered 429 at once, so memory for
+            bodies is bounded by (slots + waiting) * `limits.max_bytes`.
+        body_seconds: float, seconds that a client has to send a body.
+
+    Returns:
+        A Starlette application, for any ASGI server.
+    """
+    limits = limits or Limits()
+    slots = slots or min(2, os.cpu_count() or 1)
+    description = json.dumps(_describe(model, name)).encode()
+    status = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    status = json.dumps({"model_version_status": [status]}).encode()
+    limiter = None  # belongs to the event loop, which is not there yet
+    present = 0
+
+    def read_address(request):
+        """Returns the parts of a path; raises RequestError unless they are those of this model."""
+        parts = _PATH.fullmatch(request.url.path)
+        if parts is None or (parts["name"] is None and (parts["verb"] or parts["metadata"])):
+            known = request.url.path.lower().startswith("/v1/")
+            raise RequestError(400 if known else 404, f"Malformed request: {request.method}. Try /v1/models/{name}")
+        if parts["name"] is None:
+            raise RequestError(400, "Missing model name in request.")
+        if parts["label"]:
+            raise RequestError(400, "Unrecognized servable version label: there are none here")
+        if unquote(parts["name"]) != name or int(parts["version"] or VERSION) != int(VERSION):
+            raise RequestError(404, f"Servable not found for request. Here is {name}, version {VERSION}")
+        return parts
+
+    async def read_body(request):
+        """Returns the body as a bytearray; never more of it than allowed, whatever its header says."""
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise RequestError(415, "Content-Encoding is not supported: send the JSON as it is")
+        declared = request.headers.get("content-length", "0")
+        body = bytearray()
+        too_large = RequestError(413, f"The body is larger than the {limits.max_bytes:,} bytes allowed")
+        if not declared.isdecimal() or int(declared[:20]) > limits.max_bytes:
+            raise too_large
+        try:
+            async with asyncio.timeout(body_seconds):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > limits.max_bytes:
+                        raise too_large
+        except TimeoutError:
+            raise RequestError(408, f"The body did not arrive within {body_seconds} seconds") from None
+        return body
+
+    async def predict(request):
+        nonlocal limiter, present
+        limiter = limiter or anyio.CapacityLimiter(slots)
+        if present >= slots + waiting:
+            raise RequestError(429, "Too many requests at a time. Try again in a second")
+        present += 1
+        try:
+            body = await read_body(request)
+            return await anyio.to_thread.run_sync(answer_predict, model, body, limits, limiter=limiter)
+        finally:
+            present -= 1
+
+    async def respond(request):
+        try:
+            parts = read_address(request)
+            allowed = "POST" if parts["verb"] else "GET"
+            if request.method != allowed:
+                return _refuse(RequestError(405, f"{request.method} is not for this address: {allowed} is"), allowed)
+            if parts["verb"] and parts["verb"].lower() != "predict":
+                raise RequestError(400, "The model has signatures for predict only")
+            if parts["verb"]:
+                return _send(await predict(request))
+            return _send(description if parts["metadata"] else status)
+        except RequestError as error:
+            return _refuse(error)
+        except ClientDisconnect:
+            return _refuse(RequestError(499, "The client has gone"))  # which nobody reads
+        except Exception as error:
+            # Where, and not what: the message of an error may quote what was sent.
+            _log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            return _send(b'{"error": "Internal error"}', 500)
+
+    methods = ["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
+    return Starlette(routes=[Route("/{path:path}", respond, methods=methods)])
+
+
+def _send(body, status=200, headers=None):
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _refuse(error, allowed=None):
+    headers = {"Retry-After": "1"} if error.status == 429 else {"Allow": allowed} if allowed else {}
+    if error.status in (408, 413, 429):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return _send(json.dumps({"error": str(error)}).encode(), error.status, headers)
+
+
+def _describe(model, name):
+    """Returns what TensorFlow Serving says of a model's signatures, as plain values."""
+    from google.protobuf.json_format import MessageToDict
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    written = SavedModel.FromString((model.folder / "saved_model.pb").read_bytes())
+    signatures = {
+        key: MessageToDict(signature, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        for key, signature in written.meta_graphs[0].signature_def.items()
+    }
+    return {
+        "model_spec": {"name": name, "signature_name": "", "version": VERSION},
+        "metadata": {"signature_def": {"signature_def": signatures}},
+    }
+
+
+def parse_arguments():
+    """Returns the command line's settings."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="models/densenet121/saved_model", help="folder of the SavedModel")
+    parser.add_argument("--sha256", help="the hash that the model must have")
+    parser.add_argument("--name", help="the model's name in addresses (default: that of the run's folder)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8501)
+    parser.add_argument("--max-megabytes", type=int, default=32, help="largest body of a request")
+    parser.add_argument("--max-films", type=int, default=Limits().max_films, help="most films in a request")
+    parser.add_argument("--waiting", type=int, default=16, help="requests that may wait")
+    parser.add_argument("--body-seconds", type=float, default=30, help="time to send a body")
+    return parser.parse_args()
+
+
+def main():
+    """Loads the model, has it answer once, and serves it until it is interrupted."""
+    from helpers import ExportedModel
+
+    arguments = parse_arguments()
+    folder = Path(arguments.model).resolve()
+    name = arguments.name or (folder.parent.name if folder.name == "saved_model" else folder.name)
+    try:
+        model = ExportedModel(folder, arguments.sha256)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}\n`make run` trains a model and exports one to models/densenet121/saved_model.")
+    model.predict_pixels([[[[0.0]] * 64] * 64])  # the first answer takes longest; nobody shall wait for it
+    limits = Limits(max_bytes=arguments.max_megabytes * 2**20, max_films=arguments.max_films)
+    app = make_app(model, name, limits=limits, waiting=arguments.waiting, body_seconds=arguments.body_seconds)
+    reach = "this machine alone" if arguments.host in ("127.0.0.1", "::1", "localhost") else "THE NETWORK, to anybody"
+    print(f"Serving on http://{arguments.host}:{arguments.port}/v1/models/{name}:predict, to {reach}.", flush=True)
+    print(model.facts["notice"], flush=True)
+    # h11 and no other parser, lest limits depend on what is installed. The access log would keep what clients ask.
+    uvicorn.run(
+        app, host=arguments.host, port=arguments.port, http="h11", ws="none", access_log=False, log_level="error",
+        server_header=False, timeout_keep_alive=5,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

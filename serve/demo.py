@@ -1,0 +1,179 @@
+"""A page to drop a chest film on: the five most probable findings, and where on the film the evidence for them lies.
+
+Usage: python serve/demo.py --model models/densenet121/saved_model [--port 7860]
+
+In a notebook, on Colab too, it appears below the cell: `build_demo(ExportedModel("models/densenet121/saved_model"))
+.launch()`. Nothing leaves the machine that the model runs on, and an uploaded film is deleted as soon as it is read.
+"""
+
+import argparse
+import functools
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: it would ask for updates
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    remedy = "`make demo` installs what the page needs, or pip install -r requirements-serve.txt"
+    raise ModuleNotFoundError(f"{error.name} is not installed: {remedy}", name=error.name) from None
+from PIL import Image
+from serve import page
+
+from helpers import PATHOLOGIES, decode_film, draw_film, load_film
+
+_WELCOME = "What the model says of a film, and what is unusual about the file, appears here."
+_SHOWN_SIDE = 768  # pixels of the film as it is shown
+_CHECKED_SIDE = 256  # pixels of the film as its warnings are sought
+_STATE_SECONDS = 1800  # after which what is known of a film is forgotten
+_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # what is there already: no download
+
+
+def build_demo(model):
+    """Builds the page.
+
+    Args:
+        model: an `ExportedModel`.
+
+    Returns:
+        A gr.Blocks; its `launch` takes what Gradio's own does, but shares nothing with the internet unless asked to.
+    """
+    with gr.Blocks(title="Chest film findings", analytics_enabled=False, delete_cache=(600, 600)) as demo:
+        known = gr.State(time_to_live=_STATE_SECONDS)
+        gr.HTML(page.show_header(model.facts), padding=False)
+        with gr.Row():
+            with gr.Column(scale=5, min_width=340):
+                file = gr.File(label="Film: PNG, JPEG or DICOM", height=150, elem_id="film")
+                draw = gr.Button("Draw a film with random findings", size="sm", elem_id="draw")
+                stage = gr.HTML(page.show_empty(), elem_id="stage", padding=False)
+            with gr.Column(scale=6, min_width=380):
+                notes = gr.HTML(page.show_notes([_WELCOME], "fine"), elem_id="notes", padding=False)
+                with gr.Tabs():
+                    with gr.Tab("Five most probable"):
+                        top5 = gr.HTML(elem_id="top5", padding=False)
+                    with gr.Tab("All 14 findings"):
+                        everything = gr.HTML(elem_id="all14", padding=False)
+                finding = gr.Dropdown([], label="Heatmap of", interactive=True, elem_id="finding")
+                opacity = gr.Slider(0, 1, 0.6, step=0.01, label="Opacity of the heatmap", elem_id="opacity")
+                gr.HTML(page.show_legend(), padding=False)
+
+        shown = [known, stage, notes, top5, everything, finding]
+        file.upload(functools.partial(_read_upload, model), file, shown, api_visibility="private")
+        file.clear(_forget, None, shown, api_visibility="private")
+        draw.click(functools.partial(_draw, model), None, [file, *shown], api_visibility="private")
+        finding.input(_show_finding, [known, finding], stage, api_visibility="private")
+        # In the browser alone: neither the model nor the server has to do with it.
+        opacity.change(None, opacity, None, js="v => {document.documentElement.style.setProperty('--cxr-heat', v)}")
+    theme = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=_FONT, font_mono=["monospace"]).set(
+        block_label_background_fill="transparent",
+        block_title_background_fill="transparent",
+        block_label_text_color="*body_text_color",
+        block_title_text_color="*body_text_color",
+        slider_color="#0f766e",
+    )
+    options = {"share": False, "theme": theme, "css": page.CSS, "footer_links": [], "height": 1050, "ssr_mode": False}
+    demo.launch = functools.partial(demo.launch, max_file_size="140mb", run_history=False, **options)
+    return demo
+
+
+def _read_upload(model, path):
+    """Answers an uploaded file, and deletes it."""
+    try:
+        return _answer(model, path, "Your film")
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def _draw(model):
+    """Draws a film, and answers it by the same way as an uploaded one."""
+    chance = random.Random()
+    findings = chance.sample(PATHOLOGIES, chance.choice([1, 1, 2]))
+    pixels, _ = draw_film(chance.randrange(10**6), findings, size=512)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.png"
+        Image.fromarray(pixels).save(path)
+        caption = "A drawn film with " + " and ".join(map(page.pretty, findings))
+        return None, *_answer(model, path, caption)
+
+
+def _answer(model, path, caption):
+    """Returns what the page shows of a file: a film with all that the model says, or a sentence that says why not."""
+    try:
+        data, remarks = load_film(path)
+    except (ValueError, OSError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it cannot be opened"
+        return _refuse(f"This file cannot be read as a film: {reason}.")
+    try:
+        answer = {name: values[0] for name, values in model.predict([data]).items()}
+        heatmaps = model.explain([data])["heatmaps"][0]
+    except ValueError:
+        return _refuse("This file cannot be read as a film: it is damaged or cut short.")
+    remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in remarks] + _list_warnings(data)
+    film = page.encode_picture(decode_film(data, _SHOWN_SIDE).numpy()[..., 0], "JPEG")
+    known = {"film": film, "heatmaps": dict(zip(model.facts["class_names"], heatmaps.transpose(2, 0, 1), strict=True))}
+    known |= {"caption": caption, "side": model.facts["side"]}
+    ranked = [model.facts["class_names"][index] for index in answer["probabilities"].argsort()[::-1]]
+    return (
+        known,
+        _show_finding(known, ranked[0]),
+        page.show_notes(remarks, "warn") if remarks else page.show_notes(["Nothing unusual about this file."], "fine"),
+        page.show_table(model.facts, answer, 5),
+        page.show_table(model.facts, answer, len(ranked)),
+        gr.Dropdown([(page.pretty(name), name) for name in ranked], value=ranked[0]),
+    )
+
+
+def _list_warnings(data):
+    """Returns the sentences of the input gate on an encoded film."""
+    try:
+        from helpers.input_gate import check_film, measure_color
+    except ModuleNotFoundError:
+        return []
+    film = decode_film(data, _CHECKED_SIDE).numpy()
+    return [warning.reason for warning in check_film(film, measure_color(data))]
+
+
+def _show_finding(known, finding):
+    """Returns the film with the heatmap of another finding, from what the model has said already."""
+    if known is None:
+        return page.show_empty()
+    return page.show_film(known["film"], known["heatmaps"][finding], known["side"], finding, known["caption"])
+
+
+def _refuse(sentence):
+    return None, page.show_empty(), page.show_notes([sentence], "error"), "", "", gr.Dropdown([], value=None)
+
+
+def _forget():
+    return None, page.show_empty(), page.show_notes([_WELCOME], "fine"), "", "", gr.Dropdown([], value=None)
+
+
+def main():
+    """Loads the model and opens the page, on this machine alone."""
+    from helpers import ExportedModel
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="models/densenet121/saved_model", help="folder of the SavedModel")
+    parser.add_argument("--sha256", help="the hash that the model must have")
+    parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page")
+    arguments = parser.parse_args()
+    try:
+        model = ExportedModel(Path(arguments.model).resolve(), arguments.sha256)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}\n`make run` trains a model and exports one to models/densenet121/saved_model.")
+    build_demo(model).launch(
+        server_name="127.0.0.1", server_port=arguments.port, inbrowser=not arguments.no_browser, max_threads=4
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The predict requests and answers of TensorFlow Serving's REST API: JSON on one side, NumPy on the other, no network.
+
+What a request may cost is known before it is done: its values are counted before the JSON is parsed, and films are
+measured by their headers before any of them is decoded.
+"""
+
+import binascii
+import itertools
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from helpers import FilmError, inspect_film
+
+# The one input of each signature; TensorFlow Serving's REST API refuses signatures without any, this one answers them.
+INPUTS = {"serving_default": "image_bytes", "explain": "image_bytes", "pixels": "pixels", "metadata": None}
+_METHODS = {"serving_default": "predict", "explain": "explain", "pixels": "predict_pixels"}
+_MIN_SIDE = 16  # of decoded films, as `helpers.images` holds encoded ones to
+
+
+class Limits(NamedTuple):
+    """What one request may ask for.
+
+    `max_bytes` of its body; `max_films` in it; `max_pixels` that all its encoded films declare together (each of them
+    is held to `helpers.images.MAX_PIXELS` besides); `max_values`, numbers or other values of its JSON, a few times 100
+    bytes of memory each.
+    """
+
+    max_bytes: int = 2**25
+    max_films: int = 64
+    max_pixels: int = 2**27
+    max_values: int = 2**21
+
+
+class RequestError(Exception):
+    """A request that is refused: the HTTP status, 400 to 499, and a sentence for the one who asked."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+def answer_predict(model, body, limits):
+    """Answers the body of a `:predict` request.
+
+    Args:
+        model: an `ExportedModel`.
+        body: bytes or bytearray, JSON as TensorFlow Serving takes it, in the row format (`instances`) or the columnar
+            one (`inputs`).
+        limits: a `Limits`.
+
+    Returns:
+        bytes, JSON: `{"predictions": [...]}` with an object a film for the row format, `{"outputs": {...}}` with a list
+        an output for the columnar one.
+
+    Raises:
+        RequestError: the body is no such request, asks for more than the limits allow, or holds what is no film.
+    """
+    signature, by_row, value = _parse(body, limits)
+    name = INPUTS[signature]
+    if name is None:
+        if by_row:
+            raise RequestError(400, f'Signature "{signature}" has no inputs and no rows. Send "inputs": {{}}.')
+        return _write("outputs", {key: _plain(np.asarray(fact)) for key, fact in model.facts.items()})
+    items = _list_rows(value, name) if by_row else _list_column(value, name)
+    if not items:
+        raise RequestError(400, f"No values in '{'instances' if by_row else 'inputs'}'")
+    if len(items) > limits.max_films:
+        raise RequestError(413, f"{len(items)} films in one request; at most {limits.max_films} are allowed")
+    ask = getattr(model, _METHODS[signature])
+    films = _read_pixels(items) if name == "pixels" else _read_films(items, limits)
+    try:
+        answer = ask(films)
+    except ValueError as error:  # the model names the films that it could not decode
+        raise RequestError(400, str(error)) from None
+    answer = {key: _plain(array) for key, array in answer.items()}
+    if len(answer) == 1:  # TensorFlow Serving leaves out the name of an only output
+        return _write("predictions" if by_row else "outputs", *answer.values())
+    if not by_row:
+        return _write("outputs", answer)
+    return _write("predictions", [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)])
+
+
+def _parse(body, limits):
+    """Returns signature, whether by rows, and what is under `instances` or `inputs`."""
+    if max(body.count(b",") + 1, body.count(b"[") + body.count(b"{")) > limits.max_values:
+        raise RequestError(413, f"The JSON holds more than the {limits.max_values:,} values allowed")
+    try:
+        request = json.loads(body.decode("utf-8-sig"))  # with NaN and Infinity, as TensorFlow Serving reads it
+    except RecursionError:
+        raise RequestError(400, "JSON Parse error: nested too deeply") from None
+    except ValueError as error:
+        # Not its text: of bytes that are no UTF-8 it quotes the whole body.
+        where = f" at offset: {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise RequestError(400, f"JSON Parse error: the body is no JSON in UTF-8{where}") from None
+    if not isinstance(request, dict):
+        raise RequestError(400, "The body is not a JSON object")
+    signature = request.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise RequestError(400, "'signature_name' key must be a string value.")
+    signature = signature or "serving_default"
+    if signature not in INPUTS:
+        raise RequestError(400, f'Serving signature name: "{signature[:100]}" not found in signature def')
+    found = [key for key in ("instances", "inputs") if key in request]
+    if len(found) != 1:
+        raise RequestError(400, "Expecting one of 'inputs' or 'instances' keys" + " and not both" * bool(found))
+    return signature, found[0] == "instances", request[found[0]]
+
+
+def _is_b64(value):
+    return isinstance(value, dict) and list(value) == ["b64"] and isinstance(value["b64"], str)
+
+
+def _list_rows(rows, name):
+    """Returns the values of `instances`, given as they are or each under the name of the input."""
+    if not isinstance(rows, list):
+        raise RequestError(400, "Expecting 'instances' to be a list/array")
+    named = [isinstance(row, dict) and not _is_b64(row) for row in rows]
+    if not any(named):
+        return rows
+    if not all(named):
+        raise RequestError(400, "'instances' must hold either objects or plain values, not a mix of both")
+    for number, row in enumerate(rows):
+        if list(row) != [name]:
+            raise RequestError(400, f"Failed to process element: {number} of 'instances': must only have keys: {name}")
+    return [row[name] for row in rows]
+
+
+def _list_column(column, name):
+    """Returns the values of `inputs`, given as a list or under the name of the input."""
+    if isinstance(column, dict) and not _is_b64(column):
+        if name not in column:
+            raise RequestError(400, f"Missing named input: {name} in 'inputs' object.")
+        column = column[name]
+    if not isinstance(column, list):
+        raise RequestError(400, f"Expecting a list of films for {name}: its first dimension is the batch")
+    return column
+
+
+def _read_films(items, limits):
+    """Returns the bytes of encoded films; refuses those whose headers say that they are none."""
+    films, n_pixels = [], 0
+    for number, item in enumerate(items):
+        place = f"image_bytes, item {number} (from 0)"
+        if _is_b64(item):
+            try:
+                films.append(_decode_base64(item["b64"]))
+            except ValueError:
+                raise RequestError(400, f"{place}: Unable to base64 decode") from None
+        elif isinstance(item, str):  # text is a value as well, but no film is text
+            films.append(item.encode("utf-8", "surrogatepass"))
+        else:
+            raise RequestError(400, f'{place}: not formatted correctly for base64 data: {{"b64": "<base64>"}}')
+        try:
+            header = inspect_film(films[-1])
+        except FilmError as error:
+            hint = "" if _is_b64(item) else '. Send {"b64": "<base64>"}'
+            raise RequestError(400, f"{place}: {error}{hint}") from None
+        n_pixels += header["width"] * header["height"]
+    if n_pixels > limits.max_pixels:
+        raise RequestError(413, f"The films have {n_pixels:,} pixels together; at most {limits.max_pixels:,} a request")
+    return films
+
+
+def _decode_base64(text):
+    """Decodes as TensorFlow Serving does: white space and missing padding are no errors, other characters are."""
+    data = text.encode("ascii")  # a UnicodeEncodeError is a ValueError
+    try:
+        return binascii.a2b_base64(data, strict_mode=True)
+    except binascii.Error:
+        data = b"".join(data.split()).rstrip(b"=")
+        return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
+
+
+def _read_pixels(items):
+    """Returns float32 (n, height, width, 1) of nested lists."""
+    values, shape = [items], []
+    for _ in range(4):
+        sizes = {len(value) if isinstance(value, list) else 0 for value in values}
+        if len(sizes) != 1 or 0 in sizes:
+            raise RequestError(400, "pixels: expecting lists of one shape, (films, height, width, 1)")
+        shape += sizes
+        values = list(itertools.chain.from_iterable(values))
+    if shape[3] != 1 or min(shape[1:3]) < _MIN_SIDE:
+        shape = ", ".join(map(str, shape))
+        raise RequestError(400, f"pixels: shape ({shape}); expecting (films, height, width, 1), sides from {_MIN_SIDE}")
+    if not set(map(type, values)) <= {int, float}:
+        raise RequestError(400, "pixels: a JSON value is not of expected type: float")
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(values, "float64").astype("float32").reshape(shape)
+    except (OverflowError, FloatingPointError):
+        raise RequestError(400, "pixels: cannot convert a JSON value to float without loss of precision") from None
+
+
+def _plain(array):
+    """Returns an array as nested lists, floats with the digits that they need and no more: 0.1 is no 0.10000000149."""
+    if array.dtype.kind == "f":
+        array = array.astype("float32").astype(str).astype("float64")
+    return array.tolist()
+
+
+def _write(key, value):
+    return json.dumps({key: value}, separators=(",", ":")).encode()
