@@ -15,7 +15,10 @@ from sklearn.metrics import roc_auc_score
 from helpers import PATHOLOGIES, hash_split, list_images
 from helpers.settings import ROOT
 
-SHORT = ("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1")
+SHORT = (
+    *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
+    "FORMATS=saved_model",  # `drawn_run` writes them all
+)
 
 
 def call_chain(study, run_dir, packed_dir, *settings):
@@ -41,7 +44,7 @@ def run_chain(study, run_dir, packed_dir, *settings):
 def check_artifacts(run_dir):
     """Holds a run against the contract of models/README.md and recomputes its numbers; returns the predictions."""
     names = "model.weights.h5 model.keras history.csv run.json thresholds.json saved_model/saved_model.pb model_card.md"
-    assert all((run_dir / name).is_file() for name in [*names.split(), "exports/parity.json"])
+    assert all((run_dir / name).is_file() for name in [*names.split(), "exports/parity.json", "exports/golden.json"])
     executed = sorted(path.stem for path in (run_dir / "executed").glob("*.ipynb"))
     assert executed == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     predictions, aucs = pd.read_csv(run_dir / "predictions.csv"), pd.read_csv(run_dir / "aucs.csv")
@@ -93,6 +96,7 @@ def drawn_run(tmp_path_factory):
     with h5py.File(folder / "notop.h5", "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
     settings = (f"WEIGHTS={folder / 'notop.h5'}", "FROZEN_EPOCHS=1", "EPOCHS=2", "PRECISION=mixed_bfloat16")
+    settings += ("FORMATS=saved_model onnx litert",)
     paused = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "TIME_BUDGET=1e-6")
     assert paused.returncode != 0 and "paused before TIME_BUDGET ran out at epoch 1, step 1" in paused.stderr
     assert not (folder / "run" / "model.weights.h5").exists()

@@ -1,7 +1,9 @@
 """Reading one film: every pixel format that radiographs come in, letterboxing, and files that are refused unread."""
 
 import io
+import resource
 import struct
+import sys
 import tracemalloc
 import zlib
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from helpers import film_files
 from helpers.film_files import FilmError, inspect_film
-from helpers.images import decode_film, decode_gray, resize_film
+from helpers.images import decode_film, decode_films, decode_gray, fit_films, resize_film
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -303,3 +305,62 @@ def test_a_png_without_its_end_or_with_one_flipped_bit_cannot_be_decoded():
     for broken in (data[:-12], data[:-1], bytes(flipped)):
         with pytest.raises(tf.errors.InvalidArgumentError):
             decode(broken)
+
+
+# Batches in a graph, as the exported model reads them.
+
+
+def test_batch_of_files_is_decoded_as_each_alone():
+    batch = tf.function(lambda data: decode_films(data, 24), input_signature=[tf.TensorSpec([None], tf.string)])
+    files = [
+        *LOSSLESS.values(),
+        encode(draw_film(30, 50)),
+        encode(draw_film(90, 20), "JPEG"),
+        encode(draw_film(16, 16)),
+    ]
+    films = batch(tf.constant(files)).numpy()
+    assert films.shape == (len(files), 24, 24, 1) and films.dtype == np.uint8
+    for film, data in zip(films, files, strict=True):
+        assert (film == decode_film(data, 24).numpy()).all()
+    assert batch(tf.constant([], tf.string)).shape == (0, 24, 24, 1)
+
+
+BAD = {
+    "empty": b"",
+    "text": b"not a film",
+    "GIF": encode(FILM, "GIF"),
+    "BMP": encode(FILM, "BMP"),
+    "signature alone": SIGNATURE,
+    "cut PNG": encode(FILM)[:-200],
+    "cut JPEG": encode(FILM, "JPEG")[:200],
+    "too small": encode(FILM[:8]),
+    "bomb": make_png(20_000, 20_000),
+    "negative width": make_png(2**31 + 16, 16),
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_batch_names_its_bad_items(data):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes, item 1, 3 \(from 0\): no complete PNG"):
+        decode_films(tf.constant([encode(FILM), data, encode(FILM), data]), 24)
+
+
+def test_bomb_in_a_batch_is_refused_unread():
+    """400 megapixels of zeros in 400 kB: decoding them would take 400 MB."""
+    bomb = make_png(20_000, 20_000, raw=bytes(20_001 * 20_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(tf.errors.InvalidArgumentError, match="item 0"):
+        decode_films(tf.constant([bomb]), 24)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 100e6
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (41, 23), (23, 41), (100, 64), (17, 24), (24, 24), (24, 9)])
+def test_matrix_products_fit_films_as_resizing_does(shape):
+    """Larger, smaller, wide and high films: equal but for single gray levels where an average lies at a half."""
+    film = draw_film(*shape)
+    fitted = fit_films(tf.cast(film[None, ..., None], tf.float32), 24).numpy()[0, ..., 0]
+    difference = np.abs(fitted - fit(film, 24))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.06
+    if max(shape) == 24:
+        assert (difference == 0).all()
