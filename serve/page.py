@@ -39,7 +39,7 @@ CSS = """
 .cxr-legend i {height: 12px; border-radius: 6px; display: block;
     background: linear-gradient(90deg, rgb(37,99,235), #fff0 50%, rgb(220,38,38)), #7b8798}
 .cxr-legend small {grid-column: 1 / 4; color: var(--cxr-soft); font-size: 12.5px; line-height: 1.5}
-.cxr-wide {overflow-x: auto}
+.cxr-wide {overflow-x: auto; contain: inline-size}
 .cxr-table {width: 100%; border-collapse: collapse; border: 0 !important; font-size: 14.5px; margin: 0 !important;
     font-variant-numeric: tabular-nums}
 .cxr-table :is(th, td, tr) {border: 0 !important; background: none !important; text-align: right !important}
@@ -48,7 +48,7 @@ CSS = """
 .cxr-table :is(th, td):first-child {text-align: left !important; padding-left: 0; font-weight: 600;
     white-space: normal}
 .cxr-table :is(th, td):last-child {padding-right: 0}
-.cxr-table td:nth-child(2) {width: 24%}
+.cxr-table td:nth-child(2) {width: 20%}
 .cxr-bar {position: relative; display: block; height: 10px; min-width: 48px; border-radius: 5px;
     background: var(--border-color-primary)}
 .cxr-bar b {position: absolute; inset: 0 auto 0 0; border-radius: 5px; background: #94a3b8}

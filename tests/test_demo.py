@@ -229,6 +229,12 @@ def test_a_heatmap_is_red_where_it_speaks_for_the_finding_and_blue_where_against
     assert page.color_map(heatmap / 100, 32)[1] == 1  # faint evidence looks faint
 
 
+def test_a_film_that_was_forgotten_meanwhile_is_no_error():
+    from serve.demo import _show_finding
+
+    assert _show_finding(None, "Hernia") == page.show_empty()
+
+
 def test_what_a_file_says_of_itself_is_text():
     assert "<script>" not in page.show_notes(["<script>alert(1)</script>"], "error")
 
