@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 from PIL import Image
 from serve import page
 
-from helpers import PATHOLOGIES, decode_film, draw_film, load_film
+from helpers import PATHOLOGIES, check_film, decode_film, draw_film, load_film, measure_color
 
 _WELCOME = "What the model says of a film, and what is unusual about the file, appears here."
 _SHOWN_SIDE = 768  # pixels of the film as it is shown
@@ -46,15 +46,17 @@ def build_demo(model):
     Returns:
         A gr.Blocks; its `launch` takes what Gradio's own does, but shares nothing with the internet unless asked to.
     """
-    with gr.Blocks(title="Chest film findings", analytics_enabled=False, delete_cache=(600, 600)) as demo:
+    with gr.Blocks(
+        title="Chest film findings", analytics_enabled=False, fill_width=True, delete_cache=(600, 600)
+    ) as demo:
         known = gr.State(time_to_live=_STATE_SECONDS)
         gr.HTML(page.show_header(model.facts), padding=False)
         with gr.Row():
-            with gr.Column(scale=5, min_width=340):
+            with gr.Column(scale=5, min_width=300):
                 file = gr.File(label="Film: PNG, JPEG or DICOM", height=150, elem_id="film")
                 draw = gr.Button("Draw a film with random findings", size="sm", elem_id="draw")
                 stage = gr.HTML(page.show_empty(), elem_id="stage", padding=False)
-            with gr.Column(scale=6, min_width=380):
+            with gr.Column(scale=6, min_width=300):
                 notes = gr.HTML(page.show_notes([_WELCOME], "fine"), elem_id="notes", padding=False)
                 with gr.Tabs():
                     with gr.Tab("Five most probable"):
@@ -75,6 +77,7 @@ def build_demo(model):
     theme = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=_FONT, font_mono=["monospace"]).set(
         block_label_background_fill="transparent",
         block_title_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
         block_label_text_color="*body_text_color",
         block_title_text_color="*body_text_color",
         slider_color="#0f766e",
@@ -133,10 +136,6 @@ def _answer(model, path, caption):
 
 def _list_warnings(data):
     """Returns the sentences of the input gate on an encoded film."""
-    try:
-        from helpers.input_gate import check_film, measure_color
-    except ModuleNotFoundError:
-        return []
     film = decode_film(data, _CHECKED_SIDE).numpy()
     return [warning.reason for warning in check_film(film, measure_color(data))]
 

@@ -16,7 +16,7 @@ _NOTICE = "For research and teaching only, not for clinical use."
 CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important; --cxr-soft: #526077}
 .dark .gradio-container, .gradio-container.dark {--cxr-soft: #a3b1c6}
-.gradio-container .block:has(.html-container) {padding: 0 !important}
+.gradio-container .html-container {padding: 0 !important}
 #film {border: 1.5px dashed #94a3b8; border-radius: 10px}
 #film label {box-shadow: none; border: 0}
 #draw {border: 1px solid #0f766e; color: #0f766e; background: none; box-shadow: none; font-weight: 600}
@@ -39,14 +39,17 @@ CSS = """
 .cxr-legend i {height: 12px; border-radius: 6px; display: block;
     background: linear-gradient(90deg, rgb(37,99,235), #fff0 50%, rgb(220,38,38)), #7b8798}
 .cxr-legend small {grid-column: 1 / 4; color: var(--cxr-soft); font-size: 12.5px; line-height: 1.5}
+.cxr-wide {overflow-x: auto; contain: inline-size}
 .cxr-table {width: 100%; border-collapse: collapse; border: 0 !important; font-size: 14.5px; margin: 0 !important;
     font-variant-numeric: tabular-nums}
 .cxr-table :is(th, td, tr) {border: 0 !important; background: none !important; text-align: right !important}
-.cxr-table th {font-weight: 500; font-size: 12.5px; color: var(--cxr-soft) !important; padding: 2px 8px 8px}
-.cxr-table td {padding: 9px 8px; border-top: 1px solid var(--border-color-primary) !important; white-space: nowrap}
-.cxr-table :is(th, td):first-child {text-align: left !important; padding-left: 0; font-weight: 600}
+.cxr-table th {font-weight: 500; font-size: 12.5px; color: var(--cxr-soft) !important; padding: 2px 6px 8px}
+.cxr-table td {padding: 9px 6px; border-top: 1px solid var(--border-color-primary) !important; white-space: nowrap}
+.cxr-table :is(th, td):first-child {text-align: left !important; padding-left: 0; font-weight: 600;
+    white-space: normal}
 .cxr-table :is(th, td):last-child {padding-right: 0}
-.cxr-bar {position: relative; display: block; height: 10px; min-width: 80px; border-radius: 5px;
+.cxr-table td:nth-child(2) {width: 20%}
+.cxr-bar {position: relative; display: block; height: 10px; min-width: 48px; border-radius: 5px;
     background: var(--border-color-primary)}
 .cxr-bar b {position: absolute; inset: 0 auto 0 0; border-radius: 5px; background: #94a3b8}
 .cxr-above .cxr-bar b {background: #0f766e}
@@ -177,8 +180,10 @@ def show_table(facts, answer, count):
         )
     heads = "Finding", "", "Probability", "Times the usual", "Threshold", ""
     return (
-        '<table class="cxr-table"><thead><tr>' + "".join(f"<th>{head}</th>" for head in heads) + "</tr></thead>"
-        "<tbody>" + "".join(rows) + "</tbody></table>"
+        '<div class="cxr-wide"><table class="cxr-table"><thead><tr>'
+        + "".join(f"<th>{head}</th>" for head in heads)
+        + "</tr></thead>"
+        "<tbody>" + "".join(rows) + "</tbody></table></div>"
         '<div class="cxr-hint">Times the usual: the probability over the share of training films with the finding. '
         "The mark on each bar is the threshold, chosen on validation films.</div>"
     )

@@ -7,13 +7,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from serve import page
 
 from helpers import draw_film
 
-gr = pytest.importorskip("gradio", reason="needs gradio: pip install -r requirements-serve.txt")
-
-from serve import page
-from serve.demo import build_demo
+pytest.importorskip("gradio", reason="needs gradio: pip install -r requirements-serve.txt")
 
 
 class Counting:
@@ -47,6 +45,8 @@ def uploads(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo(tiny_model, uploads):
     """The page, served, with `model` that counts."""
+    from serve.demo import build_demo
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         model = Counting(tiny_model)
@@ -116,6 +116,7 @@ def test_a_film_is_answered_as_the_model_answers_it(opened, demo, film, uploads)
         assert f"{100 * prob:.1f} %{expected['top5_lift'][number]:.1f} ×" in text
         assert text.endswith("above" if expected["above_threshold"][index] else "below")
         assert f"{100 * demo.model.facts['thresholds'][index]:.1f} %" in text
+    opened.get_by_role("tab", name="All 14 findings").click()
     everything = {name: prob for name, prob, _ in read_table(opened, "all14")}
     assert list(everything) == sorted(everything, key=everything.get, reverse=True)
     probs = [everything[name] for name in demo.model.facts["class_names"]]
@@ -125,7 +126,8 @@ def test_a_film_is_answered_as_the_model_answers_it(opened, demo, film, uploads)
     assert opened.locator("#finding input").input_value() == page.pretty(shown[0][0])
     assert "synthetic" in opened.locator(".cxr-facts").text_content()
     assert "Doe" not in opened.locator("#stage").text_content()
-    assert not [path for path in uploads.rglob("*") if path.is_file()], "an uploaded film is still there"
+    left = [path for path in uploads.rglob("*") if path.is_file() and path.stat().st_size]  # Gradio leaves empty files
+    assert not left, "an uploaded film is still there"
     assert opened.wanted == [] and opened.errors == []
 
 
@@ -192,10 +194,17 @@ def test_a_dicom_is_shown_with_what_was_done_to_it(opened, film, tmp_path):
     upload(opened, tmp_path / "film.dcm")
     assert len(read_table(opened, "top5")) == 5
     assert "MONOCHROME1" in opened.locator("#notes .cxr-note.warn").text_content()
-    assert "Doe" not in opened.content()
+    assert "Jane" not in opened.content()
 
 
-def test_a_film_is_drawn_on_demand_and_cleared(opened):
+def test_an_unusual_film_is_answered_with_a_warning(opened, film, tmp_path):
+    Image.fromarray(255 - np.asarray(Image.open(film))).save(tmp_path / "negative.png")
+    upload(opened, tmp_path / "negative.png")
+    assert len(read_table(opened, "top5")) == 5
+    assert "inverted" in opened.locator("#notes .cxr-note.warn").text_content()
+
+
+def test_a_film_is_drawn_on_demand(opened):
     opened.click("#draw")
     assert len(read_table(opened, "top5")) == 5
     assert "A drawn film with" in opened.locator(".cxr-caption").text_content()
@@ -220,6 +229,12 @@ def test_a_heatmap_is_red_where_it_speaks_for_the_finding_and_blue_where_against
     assert page.color_map(heatmap / 100, 32)[1] == 1  # faint evidence looks faint
 
 
+def test_a_film_that_was_forgotten_meanwhile_is_no_error():
+    from serve.demo import _show_finding
+
+    assert _show_finding(None, "Hernia") == page.show_empty()
+
+
 def test_what_a_file_says_of_itself_is_text():
     assert "<script>" not in page.show_notes(["<script>alert(1)</script>"], "error")
 
@@ -233,6 +248,8 @@ def test_nothing_is_shared_and_nobody_is_told(demo):
 
 def test_on_colab_the_page_is_shown_in_the_cell_and_not_shared(tiny_model, monkeypatch):
     """As far as that goes without Colab: what Gradio gives the cell to run, where it takes the machine for Colab."""
+    from serve.demo import build_demo
+
     display = pytest.importorskip("IPython.display")
     cells = []
     monkeypatch.setattr("gradio.utils.colab_check", lambda: True)
