@@ -110,6 +110,11 @@ def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
     test_list = (folder / "study" / "test_list.txt").read_text().split()
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
     assert all(name in printed for name in PATHOLOGIES) and "not for clinical use" in printed
+    parity = json.loads((folder / "run" / "exports" / "parity.json").read_text())
+    assert list(parity) == ["saved_model", "model.onnx", "model.tflite", "model_int8.tflite"]
+    assert all((folder / "run" / "exports" / name).is_file() for name in list(parity)[1:])
+    n_test = predictions["split"].eq("test").sum()
+    assert all(row["films"] == n_test for row in parity.values())
 
 
 def spoil(path, how):
@@ -199,7 +204,7 @@ def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
     """The run is finished, so training is passed over; other settings are refused by name."""
     folder, _, settings = drawn_run
     before = (folder / "run" / "history.csv").read_bytes()
-    run_chain(folder / "study", folder / "run", folder / "packed", *settings)
+    run_chain(folder / "study", folder / "run", folder / "packed", *settings, "FORMATS=saved_model")
     assert (folder / "run" / "history.csv").read_bytes() == before
     answer = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "SEED=1")
     assert answer.returncode != 0 and "SEED was 0, now 1" in answer.stderr and "START_OVER" in answer.stderr
