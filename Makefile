@@ -22,7 +22,7 @@ evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make 
 	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
 
 test: .venv/dev  ## every test, 30 to 40 minutes on 2 cores
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/dev  ## style of code and notebooks
 	$(VENV)/ruff check .

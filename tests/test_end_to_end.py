@@ -1,30 +1,19 @@
-"""The whole chain of notebooks as `make run` executes it, shortened: on drawn films, and on real ones if at hand."""
+"""The whole chain of notebooks as `make run` executes it, shortened, on drawn films, and what follows on such a run."""
 
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
+from chain import call_chain, check_artifacts, run_chain
 from sklearn.metrics import roc_auc_score
 
 from helpers import PATHOLOGIES, hash_split, list_images
 from helpers.settings import ROOT
-
-SHORT = (
-    *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
-    "FORMATS=saved_model",  # `drawn_run` writes them all
-)
-
-
-def call_chain(study, run_dir, packed_dir, *settings):
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study)]
-    command += ["--run-dir", str(run_dir), "--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def evaluate(study, run_dir, *settings, only="03_evaluate"):
@@ -32,50 +21,6 @@ def evaluate(study, run_dir, *settings, only="03_evaluate"):
     command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--only", only, "--data-dir", str(study)]
     command += ["--run-dir", str(run_dir), "--set", "RESAMPLES=100", "LEAKAGE_DEMO=False", *settings]
     return subprocess.run(command, capture_output=True, text=True)
-
-
-def run_chain(study, run_dir, packed_dir, *settings):
-    """Executes the notebooks as `make run` does; returns what it printed."""
-    answer = call_chain(study, run_dir, packed_dir, *settings)
-    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
-    return answer.stdout
-
-
-def check_artifacts(run_dir):
-    """Holds a run against the contract of models/README.md and recomputes its numbers; returns the predictions."""
-    names = "model.weights.h5 model.keras history.csv run.json thresholds.json saved_model/saved_model.pb model_card.md"
-    assert all((run_dir / name).is_file() for name in [*names.split(), "exports/parity.json", "exports/golden.json"])
-    executed = sorted(path.stem for path in (run_dir / "executed").glob("*.ipynb"))
-    assert executed == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    predictions, aucs = pd.read_csv(run_dir / "predictions.csv"), pd.read_csv(run_dir / "aucs.csv")
-    assert not predictions["image"].duplicated().any()
-    assert predictions.groupby("patient_id")["split"].nunique().max() == 1
-    for split, table in aucs.groupby("split"):
-        part, table = predictions[predictions["split"].eq(split)], table.set_index("pathology")
-        assert list(table.index) == [*PATHOLOGIES, "mean"]
-        exact = {}
-        for name in PATHOLOGIES:
-            labels = part[f"label_{name}"]
-            assert table.loc[name, "n_pos"] == labels.sum()
-            if labels.nunique() == 2:
-                exact[name] = roc_auc_score(labels, part[f"prob_{name}"])
-                assert table.loc[name, "auc"] == pytest.approx(exact[name], abs=1e-6)
-                assert table.loc[name, "auc_low"] <= exact[name] <= table.loc[name, "auc_high"]
-            else:
-                assert np.isnan(table.loc[name, "auc"])
-        if exact:
-            assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
-    figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
-    assert {"01_films", "01_prevalence", "02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
-    assert {"03_reliability", "03_prevalence_shift", "03_subgroups_auc", "03_subgroups_tpr", "03_leakage"} <= figures
-    localization = pd.read_csv(run_dir / "localization.csv")
-    if len(localization):
-        assert localization["pathology"].iloc[-1] == "mean" and {"04_localization", "04_hits_and_misses"} <= figures
-        assert {"n_boxes", "pointing", "pointing_random", "pointing_center", "iou_0.1", "iobb_0.7"} <= {*localization}
-    board = pd.read_csv(run_dir.parent / "leaderboard.csv", dtype={"run": str}).set_index("run")
-    test = predictions[predictions["split"].eq("test")]
-    assert board.loc[run_dir.name, "films"] == len(test)
-    return predictions
 
 
 @pytest.fixture(scope="module")
@@ -115,38 +60,6 @@ def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
     assert all((folder / "run" / "exports" / name).is_file() for name in list(parity)[1:])
     n_test = predictions["split"].eq("test").sum()
     assert all(row["films"] == n_test for row in parity.values())
-
-
-def spoil(path, how):
-    """Puts in the place of a film what downloads leave behind."""
-    if how == "html":
-        path.write_bytes(b"<!DOCTYPE html><html>404</html>")
-    elif how == "truncated":
-        path.write_bytes(path.read_bytes()[:500])
-    elif how == "bomb":  # a PNG whose header declares 20,000 x 20,000 pixels
-        head = bytearray(path.read_bytes())
-        head[16:24] = (20_000).to_bytes(4) * 2
-        head[29:33] = zlib.crc32(head[12:29]).to_bytes(4)
-        path.write_bytes(head)
-    else:
-        path.unlink()
-
-
-@pytest.mark.parametrize("split", ["random_patients", "leaky_images"])
-def test_chain_goes_on_past_bad_films_on_other_splits(tmp_path, split):
-    """A study with a bad film at every tenth place: they are listed, the rest is packed, trained on and measured."""
-    from helpers import write_phantom_study
-
-    write_phantom_study(tmp_path / "a study", n_images=120, size=48, seed=3)
-    bad = sorted((tmp_path / "a study" / "images").iterdir())[::10]
-    for number, path in enumerate(bad):
-        spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
-    printed = run_chain(tmp_path / "a study", tmp_path / "run", tmp_path / "packed", f"SPLIT={split}")
-    record = json.loads((tmp_path / "run" / "study.json").read_text())
-    assert (record["found"], record["missing"], len(record["unreadable"])) == (117, 3, 9)
-    assert "117 of 120 images found, 3 missing, 9 unreadable" in printed
-    card = (tmp_path / "run" / "model_card.md").read_text()
-    assert ("; 0 in two parts" in card) == (split == "random_patients")
 
 
 @pytest.mark.parametrize("setting", ["EPOCH=3", "EPOCHS", "RUN_DIR=elsewhere"])
@@ -329,25 +242,3 @@ def test_gradient_maps_of_some_findings(drawn_run, tmp_path):
     assert table["pathology"].tolist() == ["Cardiomegaly", "Mass", "mean"]
     whole = [(path / "localization.csv").read_bytes() for path in (tmp_path / "run", folder / "run")]
     assert whole[0] == whole[1]  # a part does not replace it
-
-
-@pytest.mark.parametrize(
-    ("kind", "n_found", "recipe"),
-    [("nih_sample/images", 304, "ours"), ("nih_original/images_001/images", 48, "original")],
-)
-def test_chain_on_real_films(shared_data, tmp_path, kind, n_found, recipe):
-    """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
-    study = tmp_path / "nih"
-    study.mkdir()
-    for path in (shared_data / "nih_metadata").iterdir():
-        shutil.copy(path, study)
-    target = study / ("images" if "sample" in kind else "images_001/images")
-    target.parent.mkdir(exist_ok=True)
-    target.symlink_to(shared_data / kind)
-    run_chain(study, tmp_path / "run", tmp_path / "packed", f"RECIPE={recipe}")
-    predictions = check_artifacts(tmp_path / "run")
-    found = {path.name for path in (shared_data / kind).iterdir()}
-    listed = set((study / "test_list.txt").read_text().split())
-    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == found & listed
-    record = json.loads((tmp_path / "run" / "study.json").read_text())
-    assert (record["found"], record["missing"], record["unreadable"]) == (n_found, 112_120 - n_found, [])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from test_end_to_end import SHORT, check_artifacts
+from chain import SHORT, check_artifacts
 
 import helpers
 from helpers import LABELS, PATHOLOGIES, PROBS, as_path, copy_file, local_copy, local_draft, write_text

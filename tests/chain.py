@@ -1,0 +1,67 @@
+"""What the tests of whole chains share: `make run`, shortened, and what a run must hold."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from helpers import PATHOLOGIES
+from helpers.settings import ROOT
+
+SHORT = (
+    *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
+    "FORMATS=saved_model",  # `drawn_run` writes them all
+)
+
+
+def call_chain(study, run_dir, packed_dir, *settings):
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study)]
+    command += ["--run-dir", str(run_dir), "--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def run_chain(study, run_dir, packed_dir, *settings):
+    """Executes the notebooks as `make run` does; returns what it printed."""
+    answer = call_chain(study, run_dir, packed_dir, *settings)
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    return answer.stdout
+
+
+def check_artifacts(run_dir):
+    """Holds a run against the contract of models/README.md and recomputes its numbers; returns the predictions."""
+    names = "model.weights.h5 model.keras history.csv run.json thresholds.json saved_model/saved_model.pb model_card.md"
+    assert all((run_dir / name).is_file() for name in [*names.split(), "exports/parity.json", "exports/golden.json"])
+    executed = sorted(path.stem for path in (run_dir / "executed").glob("*.ipynb"))
+    assert executed == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    predictions, aucs = pd.read_csv(run_dir / "predictions.csv"), pd.read_csv(run_dir / "aucs.csv")
+    assert not predictions["image"].duplicated().any()
+    assert predictions.groupby("patient_id")["split"].nunique().max() == 1
+    for split, table in aucs.groupby("split"):
+        part, table = predictions[predictions["split"].eq(split)], table.set_index("pathology")
+        assert list(table.index) == [*PATHOLOGIES, "mean"]
+        exact = {}
+        for name in PATHOLOGIES:
+            labels = part[f"label_{name}"]
+            assert table.loc[name, "n_pos"] == labels.sum()
+            if labels.nunique() == 2:
+                exact[name] = roc_auc_score(labels, part[f"prob_{name}"])
+                assert table.loc[name, "auc"] == pytest.approx(exact[name], abs=1e-6)
+                assert table.loc[name, "auc_low"] <= exact[name] <= table.loc[name, "auc_high"]
+            else:
+                assert np.isnan(table.loc[name, "auc"])
+        if exact:
+            assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
+    figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
+    assert {"01_films", "01_prevalence", "02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
+    assert {"03_reliability", "03_prevalence_shift", "03_subgroups_auc", "03_subgroups_tpr", "03_leakage"} <= figures
+    localization = pd.read_csv(run_dir / "localization.csv")
+    if len(localization):
+        assert localization["pathology"].iloc[-1] == "mean" and {"04_localization", "04_hits_and_misses"} <= figures
+        assert {"n_boxes", "pointing", "pointing_random", "pointing_center", "iou_0.1", "iobb_0.7"} <= {*localization}
+    board = pd.read_csv(run_dir.parent / "leaderboard.csv", dtype={"run": str}).set_index("run")
+    test = predictions[predictions["split"].eq("test")]
+    assert board.loc[run_dir.name, "films"] == len(test)
+    return predictions
