@@ -3,7 +3,8 @@
 `predict_folder`, which lists, reads, decodes, predicts, checks and writes, beside the model's own throughput: its
 `serving_default` on the same files in memory, which decodes and predicts, 32 at a time. The network alone, on squares
 that are decoded already, is measured too, and so are the parts of the way. Rounds of all three take turns in one
-process; loading the model and the first batch of each are not counted.
+process; loading the model and the first batch of each are not counted. Beside the clock stands the time of the
+processor, which other work on the machine stretches less: where all cores are busy, it is what throughput costs.
 
 Usage: predict.py [--model models/densenet121/saved_model] [--named "quick profile"] [--films 384] [--rounds 5]
 Films are those of ../shared/data/nih_original, or drawn ones, repeated by links to one file each.
@@ -130,6 +131,7 @@ def main():
         }
         predict_folder(model, paths[0], Path(scratch) / "one.csv")
         model.predict(files[:BATCH]), model.predict_pixels(squares)  # the first of a size is slow
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         seconds = {name: [] for name in arms}
         for number in range(arguments.rounds):
             for name in sorted(arms, reverse=number % 2):  # none always follows the same one
@@ -141,20 +143,23 @@ def main():
         difference = np.abs(table.filter(regex="^prob_").to_numpy() - answers.to_numpy()).max()
         parts = measure_parts(model, paths[:BATCH], table[:BATCH])
     wall = {name: np.array(pairs)[:, 0] for name, pairs in seconds.items()}
+    used = {name: np.array(pairs)[:, 1] for name, pairs in seconds.items()}
+    own_used = used["model on files in memory"] / used["predict_folder"]
     own = wall["model on files in memory"] / wall["predict_folder"]
     side = model.facts["side"]
     results = {
         "machine": describe_machine(),
+        "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
         "model": f"{arguments.named or model.facts['study']}, {side} pixels a side",
         "films": kind,
         "method": f"medians of {arguments.rounds} rounds that take turns, batches of {BATCH}; loading is not counted, "
         "listing, hashing the model and all writing are",
         "films_per_second": {name: round(len(paths) / float(np.median(times)), 1) for name, times in wall.items()},
         "processor_ms_per_film": {
-            name: round(1e3 * float(np.median(np.array(pairs)[:, 1])) / len(paths), 2)
-            for name, pairs in seconds.items()
+            name: round(1e3 * float(np.median(times)) / len(paths), 2) for name, times in used.items()
         },
         "share_of_the_models_own": round(float(np.median(own)), 3),
+        "share_by_the_processors_time": round(float(np.median(own_used)), 3),
         "share_in_each_round": [round(float(share), 3) for share in own],
         "parts_processor_ms_per_film": parts,
         "largest_difference": float(difference),

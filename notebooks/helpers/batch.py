@@ -81,7 +81,7 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
             (calibrated) and `threshold_<Pathology>`. Beside it go `<out>_model.json`, what the model and the folder
             are, and `<out>_unreadable.csv`, the files that are no films, with reasons.
         batch_size: films a step.
-        n_workers: int, threads that read; None for twice as many as there are cores.
+        n_workers: int, threads that read; None for one a core. More help where the disk is slow to answer.
         progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with
             `update(n)` and `close()`.
 
@@ -110,7 +110,7 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
         if bar:
             stack.callback(bar.close)
         file = stack.enter_context(out.open("a", encoding="utf-8", newline=""))
-        pool = ThreadPoolExecutor(n_workers or 2 * os.cpu_count())
+        pool = ThreadPoolExecutor(n_workers or os.cpu_count())
         stack.callback(pool.shutdown, cancel_futures=True)  # who interrupts does not wait for what was to be read
         for batch in _read_ahead(pool, todo, batch_size, model.facts["side"]):
             unreadable += [(name, film.reason) for name, film in batch if film.reason]
