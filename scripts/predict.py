@@ -22,21 +22,22 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", help="a folder of films, searched through and through, or one film")
     parser.add_argument("--run-dir", default="", help="run whose saved_model is asked (default: models/densenet121)")
-    parser.add_argument("--out", default="", help="CSV to write (default: predicted/<folder>.csv in the run)")
+    parser.add_argument("--out", default="", help="CSV to write (default: predicted/<name of IMAGES>.csv in the run)")
     return parser.parse_args()
 
 
 def main():
     """Predicts and says what came of it."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of folders need not be text
     arguments = parse_arguments()
     if not arguments.images:
         sys.exit("Say which films: make predict IMAGES=folder")
     run_dir, images = resolve_path(arguments.run_dir or "models/densenet121"), resolve_path(arguments.images)
-    out = resolve_path(arguments.out) if arguments.out else run_dir / "predicted" / f"{images.stem}.csv"
+    out = resolve_path(arguments.out) if arguments.out else run_dir / "predicted" / f"{images.name}.csv"
     try:
         model = ExportedModel(run_dir / "saved_model")
         done = predict_folder(model, images, out, progress=tqdm)
-    except (FileNotFoundError, ModelFileError, ValueError) as error:
+    except (OSError, ModelFileError, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command goes on from here.")

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from helpers import PATHOLOGIES, decode_films, fit_films
 
-SIDE, CELLS = 32, 4
+SIDE, CELLS = 64, 4  # the gate takes no smaller films
 
 
 def write_tiny_model(folder):
