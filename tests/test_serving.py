@@ -169,7 +169,7 @@ def test_the_pixels_signature(server, tiny_model):
 def test_the_metadata_signature(server, tiny_model):
     outputs = server.ask({"signature_name": "metadata", "inputs": {}}).json()["outputs"]
     assert outputs["class_names"] == tiny_model.facts["class_names"]
-    assert outputs["side"] == 32 and outputs["synthetic"] is True
+    assert outputs["side"] == 64 and outputs["synthetic"] is True
     assert outputs["thresholds"][0] == 0.2
     np.testing.assert_array_equal(np.float32(outputs["prevalence"]), np.float32(tiny_model.facts["prevalence"]))
     assert_refused(server.ask({"signature_name": "metadata", "instances": [1]}), 400, "no inputs")
