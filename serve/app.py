@@ -83,7 +83,7 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
 
     async def read_body(request):
         """Returns the body as a bytearray; never more of it than allowed, whatever its header says."""
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "Content-Encoding is not supported: send the JSON as it is")
         declared = request.headers.get("content-length", "0")
         body = bytearray()
@@ -185,6 +185,8 @@ def main():
     arguments = parse_arguments()
     folder = Path(arguments.model).resolve()
     name = arguments.name or (folder.parent.name if folder.name == "saved_model" else folder.name)
+    if not re.fullmatch(r"[\w.-]+", name):
+        sys.exit(f"{name!r} cannot stand in an address. Give the model another name with --name.")
     try:
         model = ExportedModel(folder, arguments.sha256)
     except (OSError, ValueError) as error:

@@ -171,8 +171,8 @@ def show_table(facts, answer, count):
         above = bool(answer["above_threshold"][index])
         name = facts["class_names"][index]
         rows.append(
-            f'<tr class="{"cxr-above" if above else ""}" data-finding="{name}" data-prob="{prob:.6f}">'
-            f"<td>{pretty(name)}</td>"
+            f'<tr class="{"cxr-above" if above else ""}" data-finding="{html.escape(name)}" data-prob="{prob:.6f}">'
+            f"<td>{html.escape(pretty(name))}</td>"
             f'<td><span class="cxr-bar"><b style="width:{100 * prob:.1f}%"></b>'
             f'<i style="left:{100 * min(threshold, 0.995):.1f}%"></i></span></td>'
             f"<td>{_percent(prob)}</td><td>{prob / max(facts['prevalence'][index], 1e-3):.1f} ×</td>"

@@ -108,7 +108,9 @@ def _write_exports(folder, rng):
     ):
         (folder / name).write_bytes(rng.bytes(50))
     write_json(folder / "exports" / "parity.json", {"saved_model": {"films": 64, "max_difference": 2e-7}})
-    write_json(folder / "exports" / "golden.json", {"film": "golden.png", "probabilities": [0.5] * 14})
+    weights_sha256 = read_json(folder / "run.json")["weights_sha256"]
+    golden = {"film": "golden.png", "weights_sha256": weights_sha256, "probabilities": [0.5] * 14}
+    write_json(folder / "exports" / "golden.json", golden)
     for name in ("exports/golden.png", "figures/03_aucs.png", "figures/04_hits_and_misses.png"):
         Image.new("L", (4, 4)).save(folder / name)
     with zipfile.ZipFile(folder / "model.keras", "w") as archive:

@@ -39,16 +39,16 @@ def write_seeded_run(folder):
         keras.config.set_dtype_policy(before)
     draw_weights(model)
     model.save_weights(folder / "model.weights.h5")
-    split = {"name": "official", "sha256": "5" * 64}
+    weights_sha256 = hashlib.sha256((folder / "model.weights.h5").read_bytes()).hexdigest()
     run = {
         "classes": list(PATHOLOGIES),
         "side": SIDE,
         "output_stride": 16,
         "study": "seeded",
         "synthetic": True,
-        "split": split,
+        "split": {"name": "official", "sha256": "5" * 64},
         "prevalence": dict(zip(PATHOLOGIES, np.linspace(0.02, 0.2, 14).round(4).tolist(), strict=True)),
-        "weights_sha256": hashlib.sha256((folder / "model.weights.h5").read_bytes()).hexdigest(),
+        "weights_sha256": weights_sha256,
         "runtime": {"commit": "unknown", "tensorflow": "of this machine", "keras": keras.__version__},
     }
     points = {
@@ -58,8 +58,8 @@ def write_seeded_run(folder):
         }
         for k, name in enumerate(PATHOLOGIES)
     }
-    thresholds = {"split": split["name"], "split_sha256": split["sha256"], "pathologies": points}
     maps = np.linspace(-1, 1, 4 * 4 * 14).reshape(4, 4, 14).tolist()
-    for name, content in {"run": run, "thresholds": thresholds, "reference_maps": {"films": 9, "maps": maps}}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+    others = {"thresholds": {"pathologies": points}, "reference_maps": {"films": 9, "maps": maps}}
+    for name, content in {"run": run, **others}.items():
+        (folder / f"{name}.json").write_text(json.dumps({"weights_sha256": weights_sha256} | content))
     return folder

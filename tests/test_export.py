@@ -17,6 +17,7 @@ from seeded_run import SIDE, write_seeded_run
 from helpers import (
     PATHOLOGIES,
     ExportedModel,
+    ModelFileError,
     compare_export,
     decode_film,
     describe_export,
@@ -185,13 +186,36 @@ def test_export_says_what_is_missing_or_does_not_fit(seeded, tmp_path, monkeypat
     (tmp_path / "run.json").write_bytes((seeded / "run.json").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"thresholds.json is missing\. Run 03_evaluate"):
         export_model(tmp_path)
-    chosen = json.loads((seeded / "thresholds.json").read_text()) | {"split_sha256": "6" * 64}
+    chosen = json.loads((seeded / "thresholds.json").read_text()) | {"weights_sha256": "6" * 64}
     (tmp_path / "thresholds.json").write_text(json.dumps(chosen))
-    with pytest.raises(ValueError, match=r"thresholds were chosen on official \(666666666666\)"):
+    with pytest.raises(ValueError, match=r"thresholds.json was made from other weights .* Run 03_evaluate"):
         describe_export(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install tf2onnx"):
         export_model(seeded, ["onnx"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1, 256])
+def test_pixels_that_are_no_gray_levels_are_refused(served, films, value):
+    spoiled = films.copy()
+    spoiled[3, 5, 7] = value
+    with pytest.raises(ValueError, match="^pixels: expected numbers from 0 to 255"):
+        served.predict_pixels(spoiled)
+
+
+def test_a_film_is_not_taken_for_a_list_of_films(served):
+    for films in (b"one film", ["film.png"]):
+        with pytest.raises(TypeError, match="expected a list of bytes"):
+            served.predict(films)
+
+
+def test_lite_file_with_a_bomb_at_its_end_is_refused(seeded, tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes((seeded / "exports" / "model_int8.tflite").read_bytes())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("more.json", bytes(2**24))
+    with pytest.raises(ModelFileError, match="archive at its end unpacks to"):
+        open_export(path)
 
 
 def test_exported_model_wants_its_signatures(tmp_path):

@@ -90,7 +90,7 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     aucs = measured_aucs(run_dir)
     fields = {
         "banner": _BANNER if run["synthetic"] else "",
-        "synthetic_caveat": _SYNTHETIC_CAVEAT if run["synthetic"] else "",
+        "study_caveats": _SYNTHETIC_CAVEAT if run["synthetic"] else _REAL_CAVEATS,
         "title": title_of(run),
         "n_classes": len(run["classes"]),
         "classes": ", ".join(plain_name(name) for name in run["classes"]),
@@ -135,6 +135,12 @@ _BANNER = (
     "numbers\n> show that the code works and say nothing about people.\n\n"
 )
 _SYNTHETIC_CAVEAT = "- **A synthetic run says nothing about people.** The films were drawn by a program.\n"
+_REAL_CAVEATS = """\
+- **Labels are noisy.** Those of ChestX-ray14 were mined from reports. The model learned their errors and is scored
+  against them; a film without a label may show something else.
+- **One hospital.** Nothing here was tested on films of another one, where a lower score is to be expected. Measure it
+  on films of your own before you believe it, and choose thresholds anew there.
+"""
 
 
 def _header(run, aucs, license_id):
@@ -201,6 +207,7 @@ def _exports(run_dir):
         name: row for name, row in read_json(run_dir / "exports" / "parity.json").items() if isinstance(row, dict)
     }
     table = pd.DataFrame(parity.values(), index=pd.Index(parity, name="export")).reset_index()
+    table = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
     return f"{text}\n\nHow far they are from Keras on the same films, by `exports/parity.json`:\n\n{write_table(table)}"
 
 

@@ -138,7 +138,7 @@ def describe_runtime(runtime=None, devices=None):
         "backend": keras.backend.backend(),
         "devices": _list_devices(connected=devices is not None),
         "processor": f"{cpu}, {os.cpu_count()} cores",
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "commit": find_commit(),
     }
     if report["backend"] == "jax":

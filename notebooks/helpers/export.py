@@ -50,18 +50,14 @@ def describe_export(run_dir):
 
     Raises:
         FileNotFoundError: a file of the run is missing.
-        ValueError: the thresholds were chosen on another split than the model's.
+        ValueError: the thresholds were chosen for other weights.
     """
     run_dir = as_path(run_dir)
     for name, notebook in {"run.json": "02_train_densenet121", "thresholds.json": "03_evaluate"}.items():
         if not (run_dir / name).is_file():
             raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook}.ipynb with this RUN_DIR first.")
     run, chosen = (read_json(run_dir / name) for name in ("run.json", "thresholds.json"))
-    if run["split"]["sha256"] != chosen["split_sha256"]:
-        raise ValueError(
-            f"{run_dir}: the model was trained on split {run['split']['name']} ({run['split']['sha256'][:12]}), the "
-            f"thresholds were chosen on {chosen['split']} ({chosen['split_sha256'][:12]}). Run 03_evaluate.ipynb again."
-        )
+    _check_weights(run_dir / "thresholds.json", chosen, run, "03_evaluate")
     points = [chosen["pathologies"][name] for name in run["classes"]]
     raw_thresholds = [point["threshold"] for point in points]
     slope, intercept = ([point["calibration"][key] for point in points] for key in ("slope", "intercept"))
@@ -85,19 +81,25 @@ def describe_export(run_dir):
     }
 
 
+def _check_weights(path, content, run, notebook):
+    if content.get("weights_sha256") != run["weights_sha256"]:
+        raise ValueError(f"{path} was made from other weights than those of run.json. Run {notebook}.ipynb again.")
+
+
 def export_model(run_dir, formats=tuple(FORMATS)):
     """Exports the model of a run in a fresh Python process on the TensorFlow backend, in float32.
 
     SavedModel signatures, all with a batch of any size:
 
-    - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or color, any size. Gives `probabilities`
-      (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool), and for the five most probable findings
+    - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
+      million in all. Gives `probabilities`
+      (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided on the raw ones), and for the five most probable findings
       `top5_label`, `top5_prob` and `top5_lift` (n, 5), the probability over the finding's share of the training films.
     - `explain`: the same input. Gives `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
       the same less what every film shows (`reference_maps.json` of notebook 4); `films`, the uint8 squares
       (n, side, side, 1) that they lie on.
-    - `pixels`: `pixels` (n, height, width, 1) float32, 0 to 255, gray films of one size. Gives what `serving_default`
-      gives.
+    - `pixels`: `pixels` (n, height, width, 1) float32, 0 to 255, gray films of one size; other values are an error.
+      Gives what `serving_default` gives.
     - `metadata`: no input. Gives `describe_export` as constants.
 
     ONNX and LiteRT take `pixels` and give `probabilities`, `raw_probabilities` and `above_threshold`; they carry
@@ -139,7 +141,7 @@ def _export(run_dir, formats):
     weights, signatures, judge_pixels = _build_signatures(run_dir, facts)
     if "saved_model" in formats:
         _write_saved_model(weights, signatures, run_dir / "saved_model")
-        _write_golden(signatures["serving_default"], run_dir / "exports")
+        _write_golden(signatures["serving_default"], facts["weights_sha256"], run_dir / "exports")
     if "onnx" in formats:
         _write_onnx(judge_pixels, facts, run_dir / "exports" / "model.onnx")
     if "litert" in formats:
@@ -152,7 +154,7 @@ def _build_signatures(run_dir, facts):
     import tensorflow as tf
 
     from .explain import build_activation_model
-    from .images import decode_films, fit_films
+    from .images import decode_films, fit_films, refuse_pixels
     from .model import load_densenet121
 
     side = facts["side"]
@@ -161,8 +163,11 @@ def _build_signatures(run_dir, facts):
         np.asarray(facts[key], "float32")  # no tensors: ONNX would make inputs of them
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")
     )
-    stored = run_dir / "reference_maps.json"
-    reference = np.asarray(read_json(stored)["maps"] if stored.is_file() else 0, "float32")
+    reference = 0.0
+    if (run_dir / "reference_maps.json").is_file():
+        stored = read_json(run_dir / "reference_maps.json")
+        _check_weights(run_dir / "reference_maps.json", stored, read_json(run_dir / "run.json"), "04_explain")
+        reference = np.asarray(stored["maps"], "float32")
 
     def judge(films):
         _, logits = network(films, training=False)
@@ -196,7 +201,8 @@ def _build_signatures(run_dir, facts):
 
     @tf.function(input_signature=[pixels])
     def classify_pixels(pixels):
-        return rank(judge(fit_films(pixels, side)))
+        with tf.control_dependencies([refuse_pixels(pixels)]):
+            return rank(judge(fit_films(tf.identity(pixels), side)))
 
     @tf.function(input_signature=[])
     def metadata():
@@ -224,7 +230,7 @@ def _write_saved_model(weights, signatures, folder):
         os.replace(draft, folder)
 
 
-def _write_golden(classify, folder):
+def _write_golden(classify, weights_sha256, folder):
     """Draws a film whose sides differ, which takes all of the reading path, and notes what the model says of it."""
     import tensorflow as tf
     from PIL import Image
@@ -238,7 +244,8 @@ def _write_golden(classify, folder):
     answer = {name: value.numpy() for name, value in classify(tf.constant([data])).items()}
     answer["top5_label"] = answer["top5_label"].astype(str)
     expected = {name: value[0].tolist() for name, value in answer.items()}
-    write_json(folder / "golden.json", {"film": "golden.png", "sha256": hashlib.sha256(data).hexdigest(), **expected})
+    about = {"film": "golden.png", "sha256": hashlib.sha256(data).hexdigest(), "weights_sha256": weights_sha256}
+    write_json(folder / "golden.json", about | expected)
 
 
 def _write_onnx(judge_pixels, facts, path):

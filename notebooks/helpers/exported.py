@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -48,9 +49,10 @@ class ExportedModel:
             Dict of arrays, see `export.export_model`; `top5_label` holds str.
 
         Raises:
+            TypeError: it is something else than a list of bytes.
             ValueError: some are no films; with their numbers, from 0.
         """
-        return self._ask("serving_default", image_bytes=tf.constant(files, tf.string))
+        return self._ask("serving_default", image_bytes=_encoded(files))
 
     def explain(self, files):
         """Returns a dict with `maps`, `heatmaps` and `films` for encoded films, see `export.export_model`.
@@ -58,20 +60,31 @@ class ExportedModel:
         Raises:
             ValueError: some are no films; with their numbers, from 0.
         """
-        return self._ask("explain", image_bytes=tf.constant(files, tf.string))
+        return self._ask("explain", image_bytes=_encoded(files))
 
     def predict_pixels(self, pixels):
-        """Asks for decoded films: float32 (n, height, width, 1), 0 to 255, of one size. Returns as `predict`."""
+        """Asks for decoded films: float32 (n, height, width, 1), 0 to 255, of one size. Returns as `predict`.
+
+        Raises:
+            ValueError: there are other values than 0 to 255.
+        """
         return self._ask("pixels", pixels=tf.constant(pixels, tf.float32))
 
     def _ask(self, signature, **inputs):
         try:
             answer = self._signatures[signature](**inputs)
         except tf.errors.InvalidArgumentError as error:
-            # What follows the sentence of `decode_films` is TensorFlow's trace of the graph.
-            raise ValueError(error.message.split("[", 1)[-1].split("]", 1)[0]) from None
+            # Of what was asserted in the graph, the sentence; the rest is TensorFlow's trace.
+            found = re.search(r"assertion failed: \[(.*?)\]", error.message)
+            raise ValueError(found[1] if found else error.message) from None
         values = {name: np.asarray(value.numpy()) for name, value in answer.items()}
         return {name: value.astype(str) if value.dtype.kind in "OS" else value for name, value in values.items()}
+
+
+def _encoded(files):
+    if isinstance(files, bytes) or not all(isinstance(data, bytes) for data in files):
+        raise TypeError("expected a list of bytes, one for each film, such as [Path('film.png').read_bytes()]")
+    return tf.constant(files, tf.string)
 
 
 class OpenExport(NamedTuple):
@@ -122,7 +135,10 @@ def _open_onnx(file, n_threads):
     def ask(pixels):
         return dict(zip(names, session.run(None, {"pixels": np.asarray(pixels, "float32")}), strict=True))
 
-    return ask, json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
+    stored = session.get_modelmeta().custom_metadata_map
+    if "model.json" not in stored:
+        raise ValueError(f"{file} does not say what it is: its metadata lack model.json. Export the model anew.")
+    return ask, json.loads(stored["model.json"])
 
 
 def _open_litert(file, n_threads):
@@ -131,8 +147,13 @@ def _open_litert(file, n_threads):
     except ModuleNotFoundError:
         Interpreter = tf.lite.Interpreter
     runner = Interpreter(os.fspath(file), num_threads=n_threads).get_signature_runner()
-    with zipfile.ZipFile(file) as archive:
-        facts = json.loads(archive.read("model.json"))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            facts = json.loads(archive.read("model.json"))
+    except (zipfile.BadZipFile, KeyError):
+        raise ValueError(
+            f"{file} does not say what it is: model.json is not at its end. Export the model anew."
+        ) from None
     return lambda pixels: runner(pixels=np.asarray(pixels, "float32")), facts
 
 

@@ -16,8 +16,15 @@ MAX_BYTES = 2**27  # 134 MB, of a file: twice what a film of MAX_PIXELS takes at
 MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a broken thumbnail
 
 
+_KINDS = {
+    **{b"GIF8": "a GIF", b"BM": "a BMP", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"RIFF": "a WebP"},
+    **{b"%PDF": "a PDF", b"<!": "a web page", b"<html": "a web page", b"PK": "a zip archive"},
+    b"version https://git-lfs": "a pointer of Git LFS, whose content was not fetched",
+}
+
+
 class FilmError(ValueError):
-    """A file that is not a film that can be read; the message says why and never holds pixel data."""
+    """A file that is not a film that can be read; the message says why and quotes nothing of the file."""
 
 
 def inspect_film(source):
@@ -31,12 +38,12 @@ def inspect_film(source):
         format: "L", "RGBA", "P", "I;16", ...).
 
     Raises:
-        FilmError: the file is empty, is no PNG or JPEG, or declares more than `MAX_PIXELS` pixels or a side below
+        FilmError: the file is empty, is no PNG or JPEG, is in CMYK, or declares more than `MAX_PIXELS` pixels or a side below
             `MIN_SIDE`.
         OSError: the file cannot be opened.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        beginning = file.read(12)
+        beginning = file.read(24)
         file.seek(0)
         return _read_header(file, beginning)
 
@@ -50,11 +57,14 @@ def _read_header(file, beginning):
     except UnidentifiedImageError:
         if beginning.startswith((b"\x89PNG", b"\xff\xd8")):
             raise FilmError("broken header: begins like a PNG or JPEG, but is damaged or cut short") from None
-        raise FilmError(f"neither PNG nor JPEG: the file begins with {beginning!r}") from None
+        kind = next((f", but {kind}" for sign, kind in _KINDS.items() if beginning.startswith(sign)), "")
+        raise FilmError(f"neither PNG nor JPEG{kind}") from None  # not what it begins with: that may be a name
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise FilmError(f"declares more than the {MAX_PIXELS:,} pixels allowed") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
         raise FilmError(f"broken header: {error}") from None
+    if header["mode"] == "CMYK":
+        raise FilmError("a JPEG in the four colors of printing, which no film is; save it in gray")
     assert_film_size(header["width"], header["height"])
     return header
 

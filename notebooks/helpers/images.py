@@ -96,6 +96,17 @@ def fit_films(films, side):
     return tf.ensure_shape(tf.floor(resized + 0.5)[..., None], (None, side, side, 1))
 
 
+def refuse_pixels(pixels):
+    """Returns the op that fails unless pixels (n, height, width, 1) are numbers from 0 to 255, sides `MIN_SIDE` or more.
+
+    The network would answer anything else with confidence: what is no number vanishes in a ReLU.
+    """
+    is_gray = tf.reduce_all(tf.math.is_finite(pixels) & (pixels >= 0) & (pixels <= 255))
+    is_film = tf.reduce_all(tf.shape(pixels)[1:3] >= MIN_SIDE)
+    message = f"pixels: expected numbers from 0 to 255 and sides of {MIN_SIDE} pixels or more"
+    return tf.debugging.Assert(is_gray & is_film, [message])
+
+
 def decode_film(data, side):
     """Decodes one encoded film and fits it into a square: `decode_gray`, then `resize_film`. Runs in a graph.
 

@@ -60,7 +60,7 @@ def check_film(film, color=None):
         List of `FilmWarning`; empty for an ordinary frontal film.
 
     Raises:
-        ValueError: if the film has another type or shape, or a side below 64 pixels.
+        ValueError: if the film has another type or shape, or a side below 32 pixels.
     """
     return check_films(np.asarray(film)[None], None if color is None else [color])[0]
 
@@ -74,21 +74,25 @@ def check_films(films, colors=None):
     - inverted, rotated, lateral, not_chest: the linear model gives another kind more evidence than the upright chest.
 
     Args:
-        films: uint8 array (n, side, side) or (n, side, side, 1) with sides from 64 pixels, as `decode_film` gives
-            them. Black or white borders are cut off before anything is measured.
+        films: uint8 array (n, side, side) or (n, side, side, 1) with sides from 32 pixels, as `decode_film` gives
+            them; those below 64, on which the rates were not measured, are enlarged. Black or white borders are cut off before anything is measured.
         colors: n floats of `measure_color`, NaN where it was not measured, or None.
 
     Returns:
         List of n lists of `FilmWarning`; an empty list means that there was nothing to warn of.
 
     Raises:
-        ValueError: if films have another type or shape, a side below 64 pixels, or another number than colors.
+        ValueError: if films have another type or shape, a side below 32 pixels, or another number than colors.
     """
     films = np.asarray(films)
     colors = np.full(len(films), np.nan) if colors is None else np.asarray(colors, "float64")
     if colors.shape != films.shape[:1]:
         raise ValueError(f"colors have shape {colors.shape}; expected one for each of the {len(films)} films")
     _check(films)
+    if films.shape[1] < _MIDDLE:
+        images = (Image.fromarray(film.squeeze()) for film in films)
+        films = np.array([np.asarray(image.resize((_MIDDLE, _MIDDLE), Image.Resampling.BILINEAR)) for image in images])
+        films = films.reshape(-1, _MIDDLE, _MIDDLE)
     weights = _load_model()
     warnings = []
     for start in range(0, len(films), _BATCH):
@@ -151,8 +155,8 @@ def _check(films):
     side = films.shape[1] if films.ndim > 1 else 0
     if films.dtype != np.uint8 or films.shape not in [(len(films), side, side), (len(films), side, side, 1)]:
         raise ValueError(f"films are {films.dtype} of shape {films.shape}; expected uint8 (n, side, side)")
-    if side < _MIDDLE:
-        raise ValueError(f"films have sides of {side} pixels; expected {_MIDDLE} or more")
+    if side < _SMALL:
+        raise ValueError(f"films have sides of {side} pixels; expected {_SMALL} or more")
 
 
 @lru_cache(maxsize=4096)

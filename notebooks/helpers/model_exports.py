@@ -2,12 +2,14 @@
 
 import mmap
 import struct
+import zipfile
 
 from .model_graphs import EXPORT_AGAIN
 from .model_weights import refuse
 from .protobuf_fields import Malformed, find, text, varints
 
 _MAX_PARTS = 2**17  # operations, graphs and tensors
+_MAX_APPENDED = 2**20  # bytes of the files at the end of a TFLite file; ours have 4,000
 
 
 def check_onnx(path):
@@ -66,7 +68,7 @@ def check_tflite(path):
     """Checks a TFLite file: its identifier, and that it names no operation but the built-in ones.
 
     Others are an application's own code, and with all of TensorFlow installed they reach its operations, those on files
-    among them. The rest of the file is checked by the interpreter itself.
+    among them. The rest of the model is checked by the interpreter itself; what is appended must unpack to little.
 
     Raises:
         ModelFileError: it has others, or is no such file.
@@ -84,6 +86,14 @@ def check_tflite(path):
             refuse(path, f"it is damaged ({error})", "Fetch the file again")
     if custom:
         refuse(path, "it uses operations that are not built in", EXPORT_AGAIN)
+    if zipfile.is_zipfile(path):  # files that go with the model are appended to it
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(part.file_size for part in archive.infolist())
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            refuse(path, f"the archive at its end is damaged ({error})", "Fetch the file again")
+        if unpacked > _MAX_APPENDED:
+            refuse(path, f"the archive at its end unpacks to {unpacked:,} bytes", EXPORT_AGAIN)
 
 
 def _follow(data, place):

@@ -37,7 +37,6 @@ ALLOWED = (
     *FIGURES,
     "saved_model/fingerprint.pb",
     "saved_model/variables/variables.data-?????-of-?????",
-    "saved_model/assets/*.txt",
 )
 LICENSES = (  # by their names on the Hub, https://huggingface.co/docs/hub/repositories-licenses
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
@@ -127,6 +126,9 @@ def check_numbers(folder):
     weights = folder / "model.weights.h5"
     if weights.exists() and hash_file(weights) != read_json(folder / "run.json")["weights_sha256"]:
         problems.append("model.weights.h5 is not the file that run.json describes. Run 02_train_densenet121")
+    golden = folder / "exports" / "golden.json"
+    if golden.exists() and read_json(golden).get("weights_sha256") != read_json(folder / "run.json")["weights_sha256"]:
+        problems.append("exports/ and saved_model/ are of other weights. Run 05_export_and_predict")
     return problems
 
 
