@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from helpers import PATHOLOGIES
+from helpers import PATHOLOGIES, read_json
 
 
 def make_run(folder, *, synthetic=True, study="phantom"):

@@ -199,7 +199,7 @@ def test_export_says_what_is_missing_or_does_not_fit(seeded, tmp_path, monkeypat
 def test_pixels_that_are_no_gray_levels_are_refused(served, films, value):
     spoiled = films.copy()
     spoiled[3, 5, 7] = value
-    with pytest.raises(ValueError, match="^pixels: expected numbers from 0 to 255"):
+    with pytest.raises(ValueError, match=r"^pixels: expected numbers from 0 to 255"):
         served.predict_pixels(spoiled)
 
 

@@ -38,8 +38,8 @@ def inspect_film(source):
         format: "L", "RGBA", "P", "I;16", ...).
 
     Raises:
-        FilmError: the file is empty, is no PNG or JPEG, is in CMYK, or declares more than `MAX_PIXELS` pixels or a side below
-            `MIN_SIDE`.
+        FilmError: the file is empty, is no PNG or JPEG, is in CMYK, or declares more than `MAX_PIXELS` pixels or a
+            side below `MIN_SIDE`.
         OSError: the file cannot be opened.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:

@@ -97,7 +97,7 @@ def fit_films(films, side):
 
 
 def refuse_pixels(pixels):
-    """Returns the op that fails unless pixels (n, height, width, 1) are numbers from 0 to 255, sides `MIN_SIDE` or more.
+    """Returns the op that fails unless pixels (n, height, width, 1) are 0 to 255, and sides `MIN_SIDE` or more.
 
     The network would answer anything else with confidence: what is no number vanishes in a ReLU.
     """

@@ -74,8 +74,9 @@ def check_films(films, colors=None):
     - inverted, rotated, lateral, not_chest: the linear model gives another kind more evidence than the upright chest.
 
     Args:
-        films: uint8 array (n, side, side) or (n, side, side, 1) with sides from 32 pixels, as `decode_film` gives
-            them; those below 64, on which the rates were not measured, are enlarged. Black or white borders are cut off before anything is measured.
+        films: uint8 array (n, side, side) or (n, side, side, 1), as `decode_film` gives them, with sides from 32
+            pixels; those below 64, on which the rates were not measured, are enlarged. Black or white borders are cut
+            off before anything is measured.
         colors: n floats of `measure_color`, NaN where it was not measured, or None.
 
     Returns:
