@@ -3,7 +3,6 @@
 import io
 import re
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -162,7 +161,7 @@ def test_films_are_not_changed(films):
         (np.zeros((2, 96, 80), "uint8"), r"\(2, 96, 80\)"),
         (np.zeros((2, 96, 96, 3), "uint8"), r"\(2, 96, 96, 3\)"),
         (np.zeros(9, "uint8"), r"\(9,\)"),
-        (np.zeros((2, 63, 63), "uint8"), "63 pixels; expected 64 or more"),
+        (np.zeros((2, 31, 31), "uint8"), "31 pixels; expected 32 or more"),
     ],
 )
 def test_other_types_and_shapes_are_errors(films, message):
@@ -231,14 +230,6 @@ def test_varied_films_stay_films(films):
     assert codes_of(varied).count(()) >= 0.8 * len(films)
 
 
-def test_it_is_fast_enough_for_every_prediction(films):
-    many = np.tile(np.array([fit(film, 256) for film in films[:32]]), (4, 1, 1))
-    check_films(many)
-    start = time.process_time()
-    check_films(many)
-    assert len(many) / (time.process_time() - start) > 500  # benchmarks/input_gate.py has the real number
-
-
 def test_real_films_pass_and_are_told_when_turned_or_inverted(shared_data):
     paths = sorted((shared_data / "nih_sample" / "images").glob("*.png"))[:60]
     paths += sorted((shared_data / "jsrt" / "images").glob("*.png"))[:60]
@@ -249,3 +240,12 @@ def test_real_films_pass_and_are_told_when_turned_or_inverted(shared_data):
     assert sum("inverted" in codes for codes in codes_of(255 - real)) >= 0.95 * len(real)
     for turns in (1, 2, 3):
         assert sum("rotated" in codes for codes in codes_of(np.rot90(real, turns, (1, 2)))) >= 0.95 * len(real)
+
+
+@pytest.mark.parametrize("side", [40, 48])
+def test_small_films_are_judged_too(side):
+    """Short runs pack films below the gate's own 64 pixels."""
+    films = np.stack([draw_film(seed, size=side)[0] for seed in range(8)])
+    assert not any(check_films(films))
+    turned = check_films(np.rot90(films, axes=(1, 2)))
+    assert sum("rotated" in [warning.code for warning in found] for found in turned) >= 7

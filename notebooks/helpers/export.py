@@ -91,10 +91,10 @@ def export_model(run_dir, formats=tuple(FORMATS)):
 
     SavedModel signatures, all with a batch of any size:
 
-    - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33 million
-      pixels. Gives `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided on the raw
-      ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the probability
-      over the finding's share of the training films.
+    - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
+      million pixels. Gives `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided
+      on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the
+      probability over the finding's share of the training films.
     - `explain`: the same input. Gives `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
       the same less what every film shows (`reference_maps.json` of notebook 4); `films`, the uint8 squares
       (n, side, side, 1) that they lie on.
