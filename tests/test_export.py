@@ -5,6 +5,9 @@ installation: `pytest tests/test_export.py`.
 """
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from helpers import (
     load_densenet121,
     open_export,
 )
+from helpers.settings import ROOT
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ["saved_model", "exports/model.onnx", "exports/model.tflite", "exports/model_int8.tflite"]
@@ -109,6 +113,19 @@ def test_every_file_tells_what_must_be_known(seeded, name):
         is_numbers = isinstance(value, list) and key != "class_names"
         assert facts[key] == (pytest.approx(value, rel=1e-6) if is_numbers else value), key
     assert "not for clinical use" in facts["notice"] and "synthetic" in facts["notice"]
+
+
+def test_weights_of_a_jax_run_are_exported_alike(seeded, tmp_path):
+    """A model that Keras saved on JAX, in mixed bfloat16, gives the golden film's numbers, too."""
+    code = "import sys, pathlib; from seeded_run import write_seeded_run; write_seeded_run(pathlib.Path(sys.argv[1]))"
+    paths = os.pathsep.join(str(ROOT / name) for name in ("notebooks", "tests"))
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    export_model(tmp_path / "run", ["saved_model"])
+    answer = ExportedModel(tmp_path / "run" / "saved_model").predict([(GOLDEN / "film.png").read_bytes()])
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    assert np.allclose(answer["probabilities"][0], expected["probabilities"], atol=1e-4)
 
 
 def test_lite_file_is_a_zip_archive_too(seeded):
