@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -146,7 +147,9 @@ def _open_litert(file, n_threads):
         from ai_edge_litert.interpreter import Interpreter  # where TensorFlow is moving its own
     except ModuleNotFoundError:
         Interpreter = tf.lite.Interpreter
-    runner = Interpreter(os.fspath(file), num_threads=n_threads).get_signature_runner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TensorFlow's own is going
+        runner = Interpreter(os.fspath(file), num_threads=n_threads).get_signature_runner()
     try:
         with zipfile.ZipFile(file) as archive:
             facts = json.loads(archive.read("model.json"))
