@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chain import call_chain, check_artifacts, run_chain
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from helpers import PATHOLOGIES, hash_split, list_images
@@ -107,7 +108,11 @@ print(json.dumps({key: answer[key].numpy().astype(kind).tolist() for key, kind i
     probs = np.array(answer["probabilities"])
     assert probs.shape == (3, 14) and ((probs > 0) & (probs < 1)).all()
     expected = predictions.loc[name, [f"prob_{p}" for p in PATHOLOGIES]].to_numpy(float)
-    assert np.allclose(probs[0], expected, atol=1e-5)
+    assert np.allclose(answer["raw_probabilities"][0], expected, atol=1e-5)
+    points = json.loads((folder / "run" / "thresholds.json").read_text())["pathologies"]
+    platt = [points[name]["calibration"] for name in PATHOLOGIES]
+    slope, intercept = (np.array([point[key] for point in platt]) for key in ("slope", "intercept"))
+    assert np.allclose(logit(probs[0]), slope * logit(expected) + intercept, atol=1e-2)
     order = np.argsort(-probs[0], kind="stable")[:5]
     assert answer["top5_label"][0] == [PATHOLOGIES[i] for i in order]
     assert np.allclose(answer["top5_prob"][0], probs[0][order])
