@@ -92,7 +92,12 @@ def test_a_probe_that_is_interrupted_leaves_nothing_running(tmp_path):
     """As by the stop button of a notebook."""
     note = tmp_path / "pid"
     inner = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(600)"
-    code = f"import sys; sys.path[:0] = {sys.path!r}; from helpers.probes import probe; probe({inner!r})"
+    listen = (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which a job in the background inherits ignored
+    )
+    code = (
+        f"import signal, sys; {listen}; sys.path[:0] = {sys.path!r}; from helpers.probes import probe; probe({inner!r})"
+    )
     outer = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
