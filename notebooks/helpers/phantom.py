@@ -22,7 +22,14 @@ from .files import as_path
 from .labels import BOX_FRAME, PATHOLOGIES
 from .phantom_findings import draw_film
 
-__all__ = ["PHANTOM_VERSION", "PREVALENCE", "draw_film", "plan_phantom_study", "write_phantom_study"]
+__all__ = [
+    "PHANTOM_VERSION",
+    "PREVALENCE",
+    "draw_film",
+    "plan_nodule_study",
+    "plan_phantom_study",
+    "write_phantom_study",
+]
 
 PHANTOM_VERSION = 1  # raise it with every change that alters a pixel or a label
 
@@ -46,6 +53,8 @@ COMPANY = {
 VISITS = {"train_val": 1.9, "test": 3.6}
 TEST_SHARE = 0.22  # of the images; 25,596 of 112,120 in NIH's lists is 0.228
 PERSISTENCE = 0.75  # chance that a finding is still there at the next visit
+
+FIRST_NODULE_PATIENT = 50_000_001  # of `plan_nodule_study`
 
 # The findings that NIH's radiologists boxed, under the names in BBox_List_2017.csv.
 BOXED = {name: name for name in PATHOLOGIES[:8]} | {"Infiltration": "Infiltrate"}
@@ -92,6 +101,33 @@ def plan_phantom_study(n_images=1000, seed=0):
         _spread_findings(present, owner, sickness, np.array([film["split"] == split for film in films]), rng)
     _draw_patients(films, present, owner, sickness, rng)
     return films
+
+
+def plan_nodule_study(n_images=400, seed=0):
+    """Draws the patients of a study of nodules alone, without a pixel: two films of each, 40 % with a nodule.
+
+    View, sex and age are drawn apart from the nodule, so that nothing but the nodule tells the two kinds apart. The
+    patients' numbers begin where no study of `plan_phantom_study` has any: whatever the seeds, they are other people.
+
+    Args:
+        n_images: number of films, at least 1; of an odd one, the last patient has a single film.
+        seed: int, 0 or more.
+
+    Returns:
+        A list of dicts as of `plan_phantom_study`; every film is in the test list, which is where boxes are.
+    """
+    rng = np.random.default_rng([13, seed])
+    films = []
+    for number in range(-(-n_images // 2)):
+        patient = {
+            "patient": FIRST_NODULE_PATIENT + number, "sex": str(rng.choice(["F", "M"])),
+            "age": int(rng.integers(25, 85)), "findings": ("Nodule",) if number % 5 in (1, 3) else (),
+        }  # fmt: skip
+        for visit in range(2):
+            image = f"{patient['patient']:08d}_{visit:03d}.png"
+            view = "AP" if rng.random() < 0.4 else "PA"
+            films.append(patient | {"image": image, "visit": visit, "view": view, "split": "test"})
+    return films[:n_images]
 
 
 def _spread_findings(present, owner, sickness, in_split, rng):
@@ -157,12 +193,22 @@ def _mislabel(films, label_noise, seed):
     return claims
 
 
-def write_phantom_study(study_dir, n_images=1000, size=256, seed=0, label_noise=0.0, n_workers=None, progress=None):
+def write_phantom_study(
+    study_dir,
+    n_images=1000,
+    size=256,
+    seed=0,
+    label_noise=0.0,
+    *,
+    plan=plan_phantom_study,
+    n_workers=None,
+    progress=None,
+):
     """Writes a synthetic study: films, metadata, official lists and boxes, each in NIH's format.
 
     A complete study is left as it is; an interrupted one is written again. The bytes depend on `n_images`, `size`,
-    `seed` and `label_noise` alone, and the pixels not on `label_noise`. With more than one process a script must
-    call this under `if __name__ == "__main__":`; a notebook need not.
+    `seed`, `label_noise` and `plan` alone, and the pixels not on `label_noise`. With more than one process a script
+    must call this under `if __name__ == "__main__":`; a notebook need not.
 
     Args:
         study_dir: path of the study's folder, made if absent.
@@ -171,6 +217,7 @@ def write_phantom_study(study_dir, n_images=1000, size=256, seed=0, label_noise=
         seed: int, 0 or more.
         label_noise: in [0, 1), the probability that the CSV misses a finding that is in the film; as many are
             added at random to other films. Boxes are kept only where the CSV still names the finding.
+        plan: `plan_phantom_study`, or `plan_nodule_study` for nodules alone.
         n_workers: processes; by default one a core, or one in all for a small study.
         progress: wraps the list of patients as they are drawn, for instance `tqdm`.
 
@@ -190,6 +237,8 @@ def write_phantom_study(study_dir, n_images=1000, size=256, seed=0, label_noise=
     settings = {
         "version": PHANTOM_VERSION, "n_images": n_images, "size": size, "seed": seed, "label_noise": float(label_noise)
     }  # fmt: skip
+    if plan is not plan_phantom_study:
+        settings["plan"] = plan.__name__
     if (study_dir / MARK).exists():
         found = json.loads((study_dir / MARK).read_text())
         if found["settings"] != settings:
@@ -200,7 +249,7 @@ def write_phantom_study(study_dir, n_images=1000, size=256, seed=0, label_noise=
         return found["summary"] | {"written": False}
     _claim_folder(study_dir, settings)
 
-    films = plan_phantom_study(n_images, seed)
+    films = plan(n_images, seed)
     claims = _mislabel(films, label_noise, seed)
     by_patient = {}
     for film in films:
