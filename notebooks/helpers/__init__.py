@@ -23,6 +23,8 @@ _ROOMS = {
     "film_files": "FilmError inspect_film load_film looks_inverted",
     "dicom": "decode_dicom",
     "input_gate": "FilmWarning check_film check_films measure_color",
+    "downloads": "DownloadError download_file open_session",
+    "archives": "ArchiveError unpack_archive",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
