@@ -116,9 +116,7 @@ def _check_member(archive, name, is_plain):
     if parts.anchor or ".." in parts.parts or "\0" in name:
         raise ArchiveError(f"{archive}: the name {name!r} leads out of the folder; do not use this archive")
     if not is_plain:
-        raise ArchiveError(
-            f"{archive}: {name!r} is a link or a device; do not use this archive"
-        )
+        raise ArchiveError(f"{archive}: {name!r} is a link or a device; do not use this archive")
 
 
 def _too_much(archive, limit):
