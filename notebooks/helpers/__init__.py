@@ -23,6 +23,11 @@ _ROOMS = {
     "film_files": "FilmError inspect_film load_film looks_inverted",
     "dicom": "decode_dicom",
     "input_gate": "FilmWarning check_film check_films measure_color",
+    "downloads": "DownloadError download_file open_session",
+    "archives": "ArchiveError unpack_archive",
+    "openi_reports": "read_openi_reports",
+    "openi_fetch": "fetch_openi read_search_pages search_openi",
+    "openi": "OPENI_CLASSES OPENI_VIEWS CohortReport find_frontal label_openi load_openi_cohort match_openi_films",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",

@@ -1,0 +1,71 @@
+"""Makes helpers/openi_views.json anew: which film of each study of the Indiana collection (Open-i) is frontal.
+
+Usage: python scripts/derive_openi_views.py NLMCXR_reports.tgz torchxrayvision-1.5.7-py3-none-any.whl
+The wheel comes with `pip download --no-deps torchxrayvision==1.5.7`; two of its tables are read, no code of it is run.
+Prints how far the two tables agree.
+"""
+
+import json
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import pandas as pd
+
+from helpers import read_openi_reports, write_text
+
+ABOUT = (
+    "For each study of the Indiana collection (Open-i), which of its films in the order of its report is frontal: the "
+    "first, but for those listed here. Derived by scripts/derive_openi_views.py from nlmcxr_tsne_pa.csv.gz and "
+    "nlmcxr_dicom_metadata.csv.gz of TorchXRayVision 1.5.7 (Joseph Paul Cohen and others, Apache-2.0), which sort the "
+    "first film of each study by its pixels and list the headers of the DICOM files. See docs/openi.md."
+)
+LATERAL_POSITIONS = ("LL", "RL", "LATERAL", "LARGE LATERAL")
+LATERAL_ORIENTATIONS = ("['A', 'F']", "['P', 'F']")  # rows run from front to back or back to front
+
+
+def read_member(wheel, name):
+    """Reads a table of the wheel, indexed by film as the reports name it."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(f"torchxrayvision/data/{name}") as file:
+        table = pd.read_csv(file, compression="gzip", low_memory=False)
+    return table.set_index("imageid").rename(index=lambda image: f"{image}.png")
+
+
+def derive(reports, wheel):
+    """Returns the reports' frame with `first_is` ("PA" or "L", of the study) and `said_lateral` (bool, of the film)."""
+    headers = read_member(wheel, "nlmcxr_dicom_metadata.csv.gz")
+    lateral = headers["View Position"].isin(LATERAL_POSITIONS)
+    lateral |= headers["Patient Orientation"].isin(LATERAL_ORIENTATIONS)
+    films = reports.assign(said_lateral=reports["image"].isin(headers.index[lateral]))
+    sorted_by_pixels = films["image"].map(read_member(wheel, "nlmcxr_tsne_pa.csv.gz")["tsne-view"])
+    first = sorted_by_pixels[films["position"] == 1].set_axis(films["study"][films["position"] == 1])
+    return films.assign(first_is=films["study"].map(first), n_films=films.groupby("study")["image"].transform("size"))
+
+
+def main(archive, wheel):
+    """Writes the list and prints the agreement."""
+    films = derive(read_openi_reports(archive), wheel)
+    first, second = films[films["position"] == 1], films[films["position"] == 2].set_index("study")
+    turned = first[first["first_is"] == "L"]
+    pairs = turned[turned["n_films"] == 2]["study"]
+    taken = pairs[~second.loc[pairs, "said_lateral"].to_numpy()]
+    numbers = {"second": taken, "none": turned["study"][~turned["study"].isin(taken)]}
+    lists = {key: sorted(int(study.removeprefix("CXR")) for study in studies) for key, studies in numbers.items()}
+    lines = {key: textwrap.fill(", ".join(map(str, value)), 114) for key, value in lists.items()}
+    body = ",\n".join(f'  "{key}": [\n{textwrap.indent(text, "    ")}\n  ]' for key, text in lines.items())
+    write_text(ROOT / "notebooks/helpers/openi_views.json", f'{{\n  "about": {json.dumps(ABOUT)},\n{body}\n}}\n')
+
+    print({key: len(value) for key, value in lists.items()})
+    print("first films by pixels and header:")
+    print(pd.crosstab(first["first_is"], first["said_lateral"]).to_string())
+    print("second films of two, where the first is:")
+    two = second[second["n_films"] == 2]
+    print(pd.crosstab(two["first_is"], two["said_lateral"]).to_string())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
