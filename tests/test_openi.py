@@ -19,7 +19,7 @@ from helpers import (
     fetch_openi,
     find_frontal,
     label_openi,
-    load_openi_cohort,
+    load_openi_films,
     make_split,
     match_openi_films,
     read_openi_reports,
@@ -172,7 +172,7 @@ def test_labels_follow_the_headings_of_the_major_terms():
 
 def test_a_cohort_has_labels_paths_and_a_count_of_what_was_left_out(collection):
     (collection / "images" / "CXR9_IM-1-1.png").write_bytes(draw())
-    frame, report = load_openi_cohort(collection, views="both")
+    frame, report = load_openi_films(collection, views="both")
     assert frame.columns.tolist() == ["image", "path", "patient_id", "label"] and frame["label"].dtype == np.int8
     assert dict(zip(frame["image"], frame["label"], strict=True)) == {
         "CXR62_IM-0133-1001.png": 0,
@@ -193,12 +193,12 @@ def test_a_cohort_has_labels_paths_and_a_count_of_what_was_left_out(collection):
 
 
 def test_frontal_keeps_one_film_of_a_study_at_most(collection):
-    frame, report = load_openi_cohort(collection)
+    frame, report = load_openi_films(collection)
     frontal = ["CXR1_1_IM-0001-4001", "CXR2_IM-0652-1001", "CXR3_IM-1384-1001", "CXR5_IM-2117-1003002"]
     assert frame["image"].tolist() == [f"{name}.png" for name in [*frontal, "CXR6_IM-2192-1001"]]
     assert (report.n_other_view, report.n_normal, report.n_nodule) == (4, 2, 3)
     with pytest.raises(ValueError, match="views is 'lateral'; expected one of frontal, both"):
-        load_openi_cohort(collection, views="lateral")
+        load_openi_films(collection, views="lateral")
 
 
 def test_missing_and_broken_films_are_counted(collection):
@@ -210,7 +210,7 @@ def test_missing_and_broken_films_are_counted(collection):
     (images / "CXR2_IM-0652-1001.png").write_bytes(flipped)
     (images / "CXR1_1_IM-0001-3001.png").write_bytes(whole[: len(whole) // 2])
     (images / "CXR62_IM-0133-1001.png").write_bytes(b"<html>")
-    frame, report = load_openi_cohort(collection, views="both")
+    frame, report = load_openi_films(collection, views="both")
     assert (report.n_missing, report.missing) == (1, ("CXR3_IM-1384-2001.png",))
     assert report.n_unreadable == len(report.unreadable) == 3
     assert report.unreadable[2] == "CXR62_IM-0133-1001.png: neither PNG nor JPEG, but a web page"
@@ -221,14 +221,14 @@ def test_a_folder_without_reports_films_or_one_class_says_what_to_do(collection)
     for name in ("CXR2_IM-0652-1001", "CXR2_IM-0652-2001", "CXR5_IM-2117-1003002", "CXR6_IM-2192-1001"):
         (collection / "images" / f"{name}.png").unlink()
     with pytest.raises(ValueError, match=r"5 films are Normal and 0 Nodule, and both are needed; 4 are missing"):
-        load_openi_cohort(collection, views="both")
+        load_openi_films(collection, views="both")
     for path in (collection / "images").iterdir():
         path.rename(path.with_name("0" + path.name))
     with pytest.raises(FileNotFoundError, match=r"none of the 10 films .* 6 others, for instance 0CXR1_1.*fetch_openi"):
-        load_openi_cohort(collection)
+        load_openi_films(collection)
     (collection / "NLMCXR_reports.tgz").unlink()
     with pytest.raises(FileNotFoundError, match="fetch_openi downloads the collection"):
-        load_openi_cohort(collection)
+        load_openi_films(collection)
 
 
 def test_films_are_matched_at_any_depth_but_only_once(collection):
@@ -264,7 +264,7 @@ def test_the_collection_is_fetched_through_cuts_and_only_once(server, tmp_path):
         "/imgs/collections/NLMCXR_png.tgz"
     ] * 3
     assert reports.read_bytes() == REPORTS and {path.name for path in images.iterdir()} == set(FILMS)
-    frame, report = load_openi_cohort(tmp_path)
+    frame, report = load_openi_films(tmp_path)
     assert len(frame) == 5 and report.n_missing == 0
 
 
@@ -311,7 +311,7 @@ def test_a_search_gives_the_films_and_labels_of_the_collection(search_server, tm
     columns = ["image", "study", "position", "major"]
     expected = read_openi_reports(tmp_path / "reports.tgz")
     pd.testing.assert_frame_equal(frame[columns], expected[columns], check_flags=False)
-    cohort, report = load_openi_cohort(tmp_path)
+    cohort, report = load_openi_films(tmp_path)
     assert len(cohort) == 5 and report.n_reports == 7
     asked = len(search_server.asked)
     search(search_server, tmp_path)

@@ -8,7 +8,7 @@ from importlib import import_module
 _ROOMS = {
     "files": "as_path copy_file hash_file is_remote local_copy local_draft only_os_errors read_csv read_text "
     "remove_folder write_csv write_text",
-    "labels": "ADJUDICATED BOX_FRAME PATHOLOGIES list_images load_adjudicated load_boxes load_metadata "
+    "labels": "ADJUDICATED BOX_FRAME NODULE_CLASSES PATHOLOGIES list_images load_adjudicated load_boxes load_metadata "
     "load_official_lists match_images",
     "splits": "SPLITS assert_no_patient_overlap hash_split make_split",
     "statistics": "auc_table average_precision bootstrap_auc bootstrap_ratio delong delong_test difference_table "
@@ -27,7 +27,7 @@ _ROOMS = {
     "archives": "ArchiveError unpack_archive",
     "openi_reports": "read_openi_reports",
     "openi_fetch": "fetch_openi read_search_pages search_openi",
-    "openi": "OPENI_CLASSES OPENI_VIEWS CohortReport find_frontal label_openi load_openi_cohort match_openi_films",
+    "openi": "OPENI_VIEWS OpeniReport find_frontal label_openi load_openi_films match_openi_films",
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
@@ -37,8 +37,8 @@ _ROOMS = {
     "checkpoints": "StateStore",
     "validation": "ValidationAUC averaged_weights",
     "training": "TrainingState fit_from_state",
-    "cohorts": "CLASSES Cohort cohort_of_files load_folder_cohort load_jsrt_cohort load_nih_cohort make_cohort_dataset "
-    "read_cohort_films",
+    "cohorts": "Cohort cohort_of_files load_folder_cohort load_jsrt_cohort load_nih_cohort load_openi_cohort "
+    "make_cohort_dataset read_cohort_films",
     "features": "Backbone FeatureBank build_backbone load_feature_bank load_trained_backbone write_feature_bank",
     "heads": "XVISION HeadTrainer LogisticHead build_head join_head pool_codes predict_head take_codes",
     "subgroups": "gap_table list_subgroups subgroup_table",

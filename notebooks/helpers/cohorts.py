@@ -18,10 +18,19 @@ from PIL import Image
 from .files import as_path, hash_file, read_csv
 from .film_files import FilmError, inspect_film
 from .images import decode_film, resize_film
-from .labels import BOX_FRAME, PATHOLOGIES, list_images, load_boxes, load_metadata, match_images, name_some
+from .labels import (
+    BOX_FRAME,
+    NODULE_CLASSES,
+    PATHOLOGIES,
+    list_images,
+    load_boxes,
+    load_metadata,
+    match_images,
+    name_some,
+)
+from .openi import load_openi_films
 from .records import SUBSETS, parse_records
 
-CLASSES = ("Normal", "Nodule")
 _BOX_COLUMNS = ["image", "pathology", "x", "y", "width", "height"]
 _JSRT_FRAME = 2048  # pixels a side, of the films that JSRT's positions refer to (Shiraishi et al., AJR 2000)
 _JSRT_PIXEL = 0.175  # mm
@@ -33,7 +42,7 @@ class Cohort:
 
     Attributes:
         name: the source, such as "jsrt".
-        films: DataFrame, one row a film: `image` (name), `patient_id`, `label` (int8, an index of `CLASSES`).
+        films: DataFrame, one row a film: `image` (name), `patient_id`, `label` (int8, index of `NODULE_CLASSES`).
         boxes: DataFrame as `labels.load_boxes` gives it, of nodules in these films alone; may be empty.
         counts: dict of what was found and left out, to be shown.
         sha256: of all that the films are, in their order: equal for the same films wherever they lie.
@@ -185,6 +194,28 @@ def load_jsrt_cohort(folder):
     return cohort_of_files("jsrt", films, paths, boxes[has_nodule])
 
 
+def load_openi_cohort(folder, views="frontal"):
+    """Loads what `fetch_openi` or `search_openi` left in a folder, labeled by the indexers' terms.
+
+    Args:
+        folder: path of the folder.
+        views: "frontal" or "both", see `openi.load_openi_films`.
+
+    Returns:
+        A `Cohort` without boxes; films that are missing or broken are counted and left out.
+
+    Raises:
+        FileNotFoundError: there are no reports or none of their films.
+        ValueError: unknown `views`, or only one class is left.
+    """
+    films, report = load_openi_films(folder, views)
+    counts = {
+        "reports": report.n_reports, "films of other reports": report.n_unlabeled, "other views": report.n_other_view,
+        "missing films": report.n_missing, "broken films": report.n_unreadable,
+    }  # fmt: skip
+    return cohort_of_files("openi", films, dict(zip(films["image"], films["path"], strict=True)), counts=counts)
+
+
 def make_cohort_dataset(cohort, side, batch_size, rows=None):
     """Makes a dataset of a cohort's films, whole and in order; the last batch is as small as it turns out.
 
@@ -264,7 +295,7 @@ def _look_at(path):
 
 def _check_classes(source, films):
     counts = films["label"].value_counts()
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(NODULE_CLASSES):
         if not counts.get(label, 0):
             raise ValueError(f"{source}: none of the {len(films)} films is of class {name}, and two classes are needed")
 
@@ -277,7 +308,7 @@ def _own_boxes(boxes, films):
 
 
 def _count(films, boxes, counts):
-    of_class = {name: int(films["label"].eq(label).sum()) for label, name in enumerate(CLASSES)}
+    of_class = {name: int(films["label"].eq(label).sum()) for label, name in enumerate(NODULE_CLASSES)}
     return {
         "films": len(films),
         "patients": films["patient_id"].nunique(),

@@ -32,6 +32,8 @@ PATHOLOGIES = (
     "Pleural_Thickening",
     "Hernia",
 )
+NODULE_CLASSES = ("Normal", "Nodule")  # of the study of nodules alone; the position is the label
+
 # What radiologists judged anew (Majkowska et al., Radiology 2020), and the pathologies that we hold against it. The
 # mapping is ours: the names under which NIH's text mining files an opacity of the air spaces, collapse included. Their
 # fourth finding, Fracture, has no counterpart.

@@ -16,16 +16,15 @@ from PIL import Image
 
 from .files import as_path, read_text
 from .film_files import FilmError, inspect_film
-from .labels import match_images
+from .labels import NODULE_CLASSES, match_images
 from .openi_fetch import read_search_pages
 from .openi_reports import read_openi_reports
 
 OPENI_VIEWS = ("frontal", "both")
-OPENI_CLASSES = ("Normal", "Nodule")  # the position is the label
 
 
 @dataclasses.dataclass(frozen=True)
-class CohortReport:
+class OpeniReport:
     """Counts what became of the films that the reports name.
 
     Attributes:
@@ -129,7 +128,7 @@ def match_openi_films(reports, folder):
     return found.assign(path=[str(paths[image]) for image in found["image"]]), report
 
 
-def load_openi_cohort(folder, views="frontal"):
+def load_openi_films(folder, views="frontal"):
     """Loads Normal against Nodule: what `fetch_openi` or `search_openi` left in a folder, labeled and checked.
 
     A film that is missing or broken is counted and left out. Films are read to their end and held against their
@@ -142,7 +141,7 @@ def load_openi_cohort(folder, views="frontal"):
 
     Returns:
         Tuple of a DataFrame, sorted by image, with `image` (str), `path` (str), `patient_id` (str, the study: split by
-        it) and `label` (int8, 0 Normal, 1 Nodule), and a `CohortReport`.
+        it) and `label` (int8, 0 Normal, 1 Nodule), and a `OpeniReport`.
 
     Raises:
         FileNotFoundError: there are no reports or none of their films.
@@ -163,7 +162,7 @@ def load_openi_cohort(folder, views="frontal"):
     contradictory = reports["major"].map(
         lambda terms: len(terms) > 1 and "normal" in [term.casefold() for term in terms]
     )
-    cohort = CohortReport(
+    cohort = OpeniReport(
         n_reports=reports.attrs["n_reports"],
         n_listed=len(reports),
         n_unlabeled=int((~labeled).sum()),
@@ -184,7 +183,7 @@ def load_openi_cohort(folder, views="frontal"):
             f"{cohort.n_missing} are missing and {cohort.n_unreadable} broken: download the rest"
         )
     frame = films.rename(columns={"study": "patient_id"})[["image", "path", "patient_id"]]
-    frame["label"] = films["label"].map(OPENI_CLASSES.index).astype("int8")
+    frame["label"] = films["label"].map(NODULE_CLASSES.index).astype("int8")
     frame.attrs = {}
     return frame, cohort
 
