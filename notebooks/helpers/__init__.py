@@ -34,6 +34,7 @@ _ROOMS = {
     "training": "TrainingState fit_from_state",
     "subgroups": "gap_table list_subgroups subgroup_table",
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
+    "saliency": "gradient_map occlusion_map smooth_grad smooth_maps",
     "export": "describe_export export_model",
     "exported": "ExportedModel compare_export open_export",
     "batch": "list_films predict_folder",
