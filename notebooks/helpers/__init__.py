@@ -16,6 +16,7 @@ _ROOMS = {
     "calibration": "apply_platt bootstrap_calibration_error calibration_error choose_thresholds confusion_at fit_platt "
     "rates_table reliability_curve top_k_hits top_k_recall",
     "localization": "boxed_findings center_prior check_boxes localization_table location_prior score_maps",
+    "cross_validation": "Fold compare_scores make_folds score_table",
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film write_phantom_study",
