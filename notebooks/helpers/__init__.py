@@ -16,6 +16,7 @@ _ROOMS = {
     "calibration": "apply_platt bootstrap_calibration_error calibration_error choose_thresholds confusion_at fit_platt "
     "rates_table reliability_curve top_k_hits top_k_recall",
     "localization": "boxed_findings center_prior check_boxes localization_table location_prior score_maps",
+    "cross_validation": "Fold compare_scores make_folds score_table",
     "shortcuts": "METADATA_COLUMNS measure_leakage predict_without_pixels",
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film plan_nodule_study plan_phantom_study write_phantom_study",
@@ -43,6 +44,7 @@ _ROOMS = {
     "heads": "XVISION HeadTrainer LogisticHead build_head join_head pool_codes predict_head take_codes",
     "subgroups": "gap_table list_subgroups subgroup_table",
     "explain": "build_activation_model explain_films grad_cam make_shifts resize_maps",
+    "saliency": "gradient_map occlusion_map smooth_grad smooth_maps",
     "export": "describe_export export_model",
     "exported": "ExportedModel compare_export open_export",
     "batch": "list_films predict_folder",

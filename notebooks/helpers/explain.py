@@ -6,11 +6,14 @@ here the bias is part of every cell). A cell is the logit that a film of nothing
 ones speak for the finding, negative ones against it.
 """
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 from scipy.ndimage import map_coordinates
 
+from .gradients import compile_gradient
 from .pipeline import shift_films
 
 
@@ -57,35 +60,20 @@ def grad_cam(model, images, layer, classes):
     Raises:
         ValueError: there is no such layer.
     """
-    features = model.get_layer(layer).output
-    to_features, to_logits = keras.Model(model.inputs, features), keras.Model(features, model.output)
+    to_features, differentiate = _split_at(model, layer)
     cells = to_features(keras.ops.convert_to_tensor(images), training=False)
-    differentiate = _differentiate_jax if keras.backend.backend() == "jax" else _differentiate_tensorflow
     maps = []
-    for gradient in differentiate(to_logits, cells, classes):
-        weights = keras.ops.mean(gradient, axis=(1, 2), keepdims=True)
+    for number in classes:
+        weights = keras.ops.mean(differentiate(cells, number), axis=(1, 2), keepdims=True)
         maps.append(keras.ops.relu(keras.ops.sum(weights * cells, axis=-1)))
     return keras.ops.convert_to_numpy(keras.ops.stack(maps, axis=-1)).astype("float32")
 
 
-def _differentiate_tensorflow(to_logits, cells, classes):
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(cells)
-        logits = to_logits(cells, training=False)
-        chosen = [logits[:, c] for c in classes]
-    return [tape.gradient(values, cells) for values in chosen]
-
-
-def _differentiate_jax(to_logits, cells, classes):
-    import jax
-
-    variables = [[v.value for v in some] for some in (to_logits.trainable_variables, to_logits.non_trainable_variables)]
-
-    def sum_logit(cells, number):
-        return to_logits.stateless_call(*variables, cells, training=False)[0][:, number].sum()
-
-    gradient = jax.jit(jax.grad(sum_logit))
-    return [gradient(cells, number) for number in classes]
+@functools.lru_cache(maxsize=1)  # films come in many batches, and compiling takes longer than one
+def _split_at(model, layer):
+    """Returns the model up to a layer, and the compiled gradient of what follows by that layer's map."""
+    features = model.get_layer(layer).output
+    return keras.Model(model.inputs, features), compile_gradient(keras.Model(features, model.output))
 
 
 def resize_maps(maps, side, shift=(0, 0)):

@@ -1,0 +1,238 @@
+"""Shows where a classifier looks, pixel by pixel: gradients, gradients of noisy copies, and patches painted over.
+
+None of the three needs a certain architecture. Each takes a functional keras.Model from float32 films (n, side, side,
+1), 0 to 255, to logits (n, columns), with whatever preprocessing inside, and gives one float32 map (n, side, side) for
+one column. `localization.score_maps` scores them against boxes, after `smooth_maps`.
+"""
+
+import functools
+import zlib
+
+import keras
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from .gradients import compile_gradient
+
+
+def gradient_map(model, films, *, column=0, batch_size=8):
+    """Computes how strongly a logit reacts to each pixel: the gradient's size (Simonyan et al., ICLR workshop 2014).
+
+    The sign is dropped: an edge of a finding has both. The map says where a small change would matter most, which is
+    not the same as what the logit is made of; `occlusion_map` asks that.
+
+    Args:
+        model: a functional keras.Model, see above, in inference mode throughout.
+        films: (n, side, side, 1) array of finite numbers, 0 to 255.
+        column: which logit.
+        batch_size: films at once; the last batch is filled up, so that there is one shape to compile. Memory grows with
+            it and not with the number of films.
+
+    Returns:
+        float32 array (n, side, side), logits a gray level, 0 or more.
+
+    Raises:
+        ValueError: the model has other inputs or outputs, or the films another shape or other values.
+    """
+    films = _check(model, films, column)
+    gradient = _compiled_gradient(model)
+    maps = np.empty(films.shape[:3], dtype="float32")
+    numbers = range(len(films))
+    for which, batch in _fill_batches(((number, films[number]) for number in numbers), films.shape[1:], batch_size):
+        values = keras.ops.convert_to_numpy(gradient(batch, column))[: len(which), ..., 0]
+        maps[which] = np.abs(values)
+    return maps
+
+
+def smooth_grad(model, films, *, n_samples=32, noise=0.1, seed=0, column=0, batch_size=8):
+    """Averages the gradient over noisy copies of each film (SmoothGrad, Smilkov et al., 2017).
+
+    The average is the root of the mean square. Squares rank pixels as SmoothGrad-Squared does, which Hooker et al.
+    (NeurIPS 2019) found to name the pixels that a network needs, where the mean of signed gradients did no better than
+    a single one: signs cancel at a finding's edges. The root keeps the unit of `gradient_map`, whose map this is
+    without noise.
+
+    Args:
+        model: a functional keras.Model, see above, in inference mode throughout.
+        films: (n, side, side, 1) array of finite numbers, 0 to 255.
+        n_samples: int, noisy copies of each film.
+        noise: standard deviation of the Gaussian noise, as a share of each film's range of gray levels; Smilkov et al.
+            found 0.1 to 0.2 best. Nothing is clipped, or dark and white areas would get less of it.
+        seed: of the noise, int, 0 or more. It is drawn from the seed and the film's pixels, so that a film's map does
+            not depend on the films beside it.
+        column: which logit.
+        batch_size: copies at once, as in `gradient_map`.
+
+    Returns:
+        float32 array (n, side, side), logits a gray level, 0 or more.
+
+    Raises:
+        ValueError: as `gradient_map`, or `n_samples` or `noise` are out of range.
+    """
+    if n_samples < 1 or not 0 <= noise < np.inf:
+        raise ValueError(
+            f"n_samples is {n_samples} and noise {noise}; expected 1 or more copies, and a share from 0 up"
+        )
+    films = _check(model, films, column)
+    gradient = _compiled_gradient(model)
+
+    def make_copies():
+        for number, film in enumerate(films):
+            rng = np.random.default_rng([seed, zlib.crc32(film.tobytes())])
+            for _ in range(n_samples):
+                yield number, film + noise * np.ptp(film) * rng.standard_normal(film.shape, dtype="float32")
+
+    squares = np.zeros(films.shape[:3], dtype="float64")
+    for which, batch in _fill_batches(make_copies(), films.shape[1:], batch_size):
+        values = keras.ops.convert_to_numpy(gradient(batch, column))[: len(which), ..., 0]
+        np.add.at(squares, which, np.square(values, dtype="float64"))
+    return np.sqrt(squares / n_samples).astype("float32")
+
+
+def occlusion_map(model, films, patch, stride, *, column=0, batch_size=32):
+    """Computes by how much a logit falls when what is around a pixel is painted over (Zeiler and Fergus, ECCV 2014).
+
+    A patch is filled from its surroundings: each of its pixels with the Gaussian average, of standard deviation patch /
+    2, of the film outside the patch. The film's mean gray would do harm: in a dark lung a gray square looks like the
+    very nodule that is sought. A finding larger than the patch stays partly in sight, so let the patch be larger.
+
+    Args:
+        model: a functional keras.Model, see above, in inference mode throughout.
+        films: (n, side, side, 1) array of finite numbers, 0 to 255.
+        patch: int, pixels a side of the square patch, below the film's side.
+        stride: int, pixels from patch to patch, at most `patch`; the last one is moved to the film's edge, so that all
+            pixels are covered. The number of predictions is about (side / stride) ** 2 for each film.
+        column: which logit.
+        batch_size: painted films at once, as in `gradient_map`.
+
+    Returns:
+        float32 array (n, side, side): mean drop of the logit over the patches that cover a pixel; positive where the
+        film speaks for the class, negative where it speaks against it.
+
+    Raises:
+        ValueError: as `gradient_map`, or the patch does not fit into the film, or strides leave gaps.
+    """
+    films = _check(model, films, column)
+    side = films.shape[1]
+    if not 1 <= patch < side:
+        raise ValueError(
+            f"patch is {patch} pixels, the films {side} a side; choose a patch of 1 to {side - 1}, which leaves "
+            "surroundings to fill it from"
+        )
+    if not 1 <= stride <= patch:
+        raise ValueError(f"stride is {stride}, patch {patch} pixels; choose a stride of 1 to {patch}, or gaps remain")
+    starts = np.unique(np.append(np.arange(0, side - patch, stride), side - patch))
+    squares = [(slice(top, top + patch), slice(left, left + patch)) for top in starts for left in starts]
+
+    def make_painted():
+        for number, film in enumerate(films):
+            yield (number, None), film
+            for square, content in zip(squares, _fill_patches(film[..., 0], squares, patch), strict=True):
+                painted = film.copy()
+                painted[square] = content[..., None]
+                yield (number, square), painted
+
+    drops = np.zeros(films.shape[:3], dtype="float64")
+    whole = np.empty(len(films))
+    for which, batch in _fill_batches(make_painted(), films.shape[1:], batch_size):
+        logits = np.asarray(model.predict_on_batch(batch), dtype="float64")[:, column]
+        for (number, square), logit in zip(which, logits[: len(which)], strict=True):
+            if square is None:
+                whole[number] = logit
+            else:
+                drops[number][square] += whole[number] - logit
+    covers = ((starts[:, None] <= np.arange(side)) & (np.arange(side) < starts[:, None] + patch)).sum(axis=0)
+    return (drops / np.outer(covers, covers)).astype("float32")
+
+
+def smooth_maps(maps, sigma):
+    """Smooths maps with a Gaussian, the same way whatever drew them.
+
+    Gradients flicker from pixel to pixel, and a map's single largest pixel points at little. Maps that are compared are
+    to be smoothed alike.
+
+    Args:
+        maps: float array (n, side, side).
+        sigma: standard deviation as a share of the side; 0 leaves the maps as they are.
+
+    Returns:
+        float32 array (n, side, side); beyond its edges a map is mirrored, which keeps its sum.
+
+    Raises:
+        ValueError: `maps` has another shape, or `sigma` is out of range.
+    """
+    maps = np.asarray(maps, dtype="float32")
+    if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
+        raise ValueError(f"maps have shape {maps.shape}; expected (n, side, side)")
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"sigma is {sigma}; expected a share of the film's side, such as 0.02")
+    width = sigma * maps.shape[1]
+    return gaussian_filter(maps, (0, width, width))
+
+
+# The gradients of one model after the other are asked for, by two methods and for several lots of films.
+_compiled_gradient = functools.lru_cache(maxsize=1)(compile_gradient)
+
+
+def _check(model, films, column):
+    """Returns the films as float32, or raises ValueError for what model or films are not."""
+    inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
+    shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
+    name = getattr(model, "name", type(model).__name__)
+    if len(inputs) != 1 or len(outputs) != 1 or [len(shape) for shape in shapes] != [4, 2] or shapes[0][3] != 1:
+        raise ValueError(
+            f"{name} leads from {shapes[: len(inputs)]} to {shapes[len(inputs) :]}; expected a functional model from "
+            "gray films (None, side, side, 1) to logits (None, columns): put preprocessing and head into it"
+        )
+    head = model
+    while hasattr(head, "layers"):  # a head may be a model of its own
+        head = head.layers[-1]
+    activation = getattr(getattr(head, "activation", None), "__name__", "linear")
+    if activation in ("sigmoid", "softmax"):
+        raise ValueError(f"{name} ends in {activation}, which flattens where it is sure; give the model of the logits")
+    if not 0 <= column < shapes[1][1]:
+        raise ValueError(f"column is {column}; {name} has {shapes[1][1]}, numbered from 0")
+    films = np.asarray(films, dtype="float32")
+    if films.ndim != 4 or films.shape[1] != films.shape[2] or films.shape[3] != 1:
+        raise ValueError(f"films have shape {films.shape}; expected (n, side, side, 1)")
+    sides = shapes[0][1:3]
+    if any(side not in (None, films.shape[1]) for side in sides):
+        raise ValueError(f"films are {films.shape[1]} pixels a side, {name} takes {sides}; resize them with fit_films")
+    bad = ~((films >= 0) & (films <= 255))  # NaN compares false
+    if bad.any():
+        number = np.argwhere(bad)[0][0]
+        value = films[number][bad[number]][0]
+        raise ValueError(f"film {number} holds {value:g}; expected gray levels of 0 to 255, neither scaled nor missing")
+    return films
+
+
+def _fill_batches(items, shape, batch_size):
+    """Gathers (key, film) pairs to batches of one shape.
+
+    Yields:
+        Tuple of the list of keys and the float32 array (batch_size, *shape), whose rows beyond the keys are to be
+        passed over.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    keys, batch = [], np.zeros((batch_size, *shape), dtype="float32")
+    for key, film in items:
+        batch[len(keys)] = film
+        keys.append(key)
+        if len(keys) == batch_size:
+            yield keys, batch.copy()  # a backend may still read what it was given
+            keys = []
+    if keys:
+        yield keys, batch
+
+
+def _fill_patches(film, squares, patch):
+    """Yields each square's content as its surroundings suggest it: a Gaussian average of what lies outside."""
+    at = np.arange(len(film))
+    weights = np.exp(-2.0 * ((at[:, None] - at) / patch) ** 2)  # standard deviation patch / 2
+    film = film.astype("float64")
+    inside = weights[:patch, :patch]
+    n_inside = np.outer(inside.sum(axis=0), inside.sum(axis=0))
+    blurred, n_all = weights @ film @ weights, np.outer(weights.sum(axis=0), weights.sum(axis=0))
+    for square in squares:
+        yield (blurred[square] - inside @ film[square] @ inside) / (n_all[square] - n_inside)
