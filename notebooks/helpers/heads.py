@@ -1,10 +1,12 @@
 """Small classifiers on the features of films: the 512x512 network of the Xvision study, and logistic regression."""
 
+from types import MappingProxyType
+
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from sklearn.decomposition import PCA
+from sklearn.decomposition import KernelPCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -15,7 +17,7 @@ from .statistics import roc_auc
 # Of scikit-learn's C, which is the inverse of the penalty: from hardly anything learned to hardly any penalty.
 PENALTIES = tuple(10.0**power for power in range(-6, 2))
 # What the Xvision study trained: two layers, plain SGD.
-XVISION = {"units": (512, 512), "learning_rate": 0.01, "batch_size": 20, "epochs": 20}
+XVISION = MappingProxyType({"units": (512, 512), "learning_rate": 0.01, "batch_size": 20, "epochs": 20})
 _STEPS = 16  # steps in one call of the device: a step of a small network takes less time than calling it
 
 
@@ -143,8 +145,9 @@ class _Watch(keras.callbacks.Callback):
 class LogisticHead:
     """L2-regularized logistic regression on standardized codes, its penalty chosen on validation films.
 
-    Codes have far more numbers than there are films. A rotation into the space that the films span (a complete PCA)
-    leaves the regularized solution as it is, since the penalty does not see rotations, and makes fitting fast.
+    Codes mostly have far more numbers than there are films. A rotation into the space that the films span (a complete
+    linear PCA) leaves the regularized solution as it is, since the penalty does not see rotations, and makes fitting
+    fast; by way of the films' scalar products it is fast itself.
 
     Attributes:
         penalty: the one of `PENALTIES` that the last training chose.
@@ -158,10 +161,12 @@ class LogisticHead:
             labels: (films,) 0 and 1.
             train: row numbers of the films to fit to.
             val: row numbers of the films that choose among `PENALTIES`.
-            seed: int, of the rotation, where scikit-learn approximates it.
+            seed: int; nothing here is random, but whoever trains need not know.
         """
-        self._rotate = make_pipeline(StandardScaler(), PCA(random_state=seed))
-        fit_to = self._rotate.fit_transform(take_codes(codes, train).reshape(len(train), -1))
+        fit_to = take_codes(codes, train).reshape(len(train), -1)
+        is_wide = fit_to.shape[1] > len(train)
+        self._rotate = make_pipeline(StandardScaler(), KernelPCA(eigen_solver="dense") if is_wide else "passthrough")
+        fit_to = self._rotate.fit_transform(fit_to)
         judge_by = self._rotate.transform(take_codes(codes, val).reshape(len(val), -1))
         fits = [LogisticRegression(C=penalty, max_iter=500).fit(fit_to, labels[train]) for penalty in PENALTIES]
         losses = [log_loss(labels[val], fit.predict_proba(judge_by)[:, 1], labels=[0, 1]) for fit in fits]

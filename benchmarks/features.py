@@ -1,0 +1,137 @@
+"""What does it save to keep features, and what does keeping them cost?
+
+Writing a bank of features from files of films, beside plain `keras.Model.predict` of the same network over the same
+films as tensors that are ready in memory: rounds of both take turns in one process. Then an epoch of the 512x512 head
+on kept features, beside an epoch of end-to-end fine-tuning of the same network and head on the same films: of the
+latter some steps are timed and scaled up. And bytes on disk, and seconds to read a bank again.
+
+Usage: features.py [--films 96] [--side 224] [--rounds 3] [--steps 2]
+Films are drawn; weights are random, which changes nothing of the work.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+from helpers import (
+    XVISION,
+    HeadTrainer,
+    build_backbone,
+    describe_runtime,
+    join_head,
+    load_folder_cohort,
+    plan_nodule_study,
+    read_cohort_films,
+    write_feature_bank,
+    write_phantom_study,
+)
+
+BATCH = 32
+
+
+def clock(task):
+    """Runs a task; returns what it returns, and its seconds."""
+    started = time.perf_counter()
+    result = task()
+    return result, time.perf_counter() - started
+
+
+def time_head(codes, labels, epochs):
+    """Returns the seconds of an epoch of the head, validation included, without tracing."""
+    rows = np.arange(len(labels))
+    seconds = {}
+    for n_epochs in (1, 1 + epochs):  # the first call traces
+        trainer = HeadTrainer(codes.shape[1:], **(XVISION | {"epochs": n_epochs}))
+        trainer.train(codes, labels, rows, rows[:4])
+        seconds[n_epochs] = clock(lambda trainer=trainer: trainer.train(codes, labels, rows, rows[:4]))[1]
+    return (seconds[1 + epochs] - seconds[1]) / epochs
+
+
+def time_fine_tuning(backbone, codes, films, labels, steps):
+    """Returns the seconds of an epoch of fine-tuning, from the median of some steps."""
+    trainer = HeadTrainer(codes.shape[1:], **XVISION)
+    backbone.model.trainable = True
+    model = join_head(backbone, trainer.head)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(XVISION["learning_rate"]), loss, jit_compile=False)
+    batch = films[: XVISION["batch_size"]], labels[: XVISION["batch_size"], None].astype("float32")
+    model.train_on_batch(*batch)  # traces
+    step = np.median([clock(lambda: model.train_on_batch(*batch))[1] for _ in range(steps)])
+    return float(step) * len(films) / XVISION["batch_size"]
+
+
+def main():
+    """Measures, prints a table and writes benchmarks/results/features.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--films", type=int, default=96)
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--target", default=str(ROOT / "benchmarks/results/features.json"))
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    with tempfile.TemporaryDirectory() as scratch:
+        study = Path(scratch) / "study"
+        write_phantom_study(study, arguments.films, arguments.side, plan=plan_nodule_study, n_workers=1)
+        cohort = load_folder_cohort(study)
+        labels = cohort.films["label"].to_numpy()
+        keras.utils.set_random_seed(0)
+        backbone = build_backbone("VGG16", side=arguments.side)
+        films = read_cohort_films(cohort, arguments.side, np.arange(len(cohort)))
+        backbone.model.predict(films[:BATCH], batch_size=BATCH, verbose=0)
+        backbone.model.predict_on_batch(films[:BATCH])  # the first of each is slow
+        shares, seconds = [], {"bank": [], "predict": []}
+        for number in range(arguments.rounds):
+            tasks = {
+                "bank": lambda number=number: write_feature_bank(
+                    cohort, backbone, Path(scratch) / f"banks-{number}", dtype="float32", batch_size=BATCH
+                ),
+                "predict": lambda: backbone.model.predict(films, batch_size=BATCH, verbose=0),
+            }
+            done = {name: clock(tasks[name]) for name in sorted(tasks, reverse=number % 2)}
+            for name, (_, taken) in done.items():
+                seconds[name].append(taken)
+            assert np.allclose(done["bank"][0].codes, done["predict"][0], rtol=1e-4, atol=1e-5)
+            shares.append(seconds["predict"][-1] / seconds["bank"][-1])
+        bank, again = clock(lambda: write_feature_bank(cohort, backbone, Path(scratch) / "banks-0", dtype="float32"))
+        half = write_feature_bank(cohort, backbone, Path(scratch) / "banks-half", dtype="float16")
+        banks = {"float32": bank, "float16": half}
+        sizes = {name: (found.folder / "codes.npy").stat().st_size for name, found in banks.items()}
+        sizes["films"] = sum(Path(path).stat().st_size for path in cohort.paths)
+        head = time_head(np.array(bank.codes), labels, 10)
+        tuning = time_fine_tuning(backbone, bank.codes, films, labels, arguments.steps)
+    machine = describe_runtime()
+    results = {
+        "machine": ", ".join([machine["processor"], *(f"{name} {machine[name]}" for name in ("tensorflow", "keras"))]),
+        "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
+        "work": f"VGG16 to block5_pool, {arguments.films} drawn films of {arguments.side} pixels, batches of {BATCH}",
+        "method": f"medians of {arguments.rounds} rounds that take turns; reading, decoding, writing and hashing count for "
+        "the bank",
+        "films_per_second": {
+            name: round(arguments.films / float(np.median(taken)), 2) for name, taken in seconds.items()
+        },
+        "share_of_plain_predict": round(float(np.median(shares)), 3),
+        "share_in_each_round": [round(share, 3) for share in shares],
+        "seconds_to_read_again": round(again, 3),
+        "bytes_per_film": {name: round(size / arguments.films) for name, size in sizes.items()},
+        "seconds_of_an_epoch": {"head on kept features": round(head, 3), "fine-tuning end to end": round(tuning, 1)},
+        "fine_tuning_over_head": round(tuning / head, 1),
+    }
+    print(json.dumps(results, indent=1))
+    Path(arguments.target).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
