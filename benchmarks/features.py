@@ -117,7 +117,7 @@ def main():
         "machine": ", ".join([machine["processor"], *(f"{name} {machine[name]}" for name in ("tensorflow", "keras"))]),
         "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
         "work": f"VGG16 to block5_pool, {arguments.films} drawn films of {arguments.side} pixels, batches of {BATCH}",
-        "method": f"medians of {arguments.rounds} rounds that take turns; reading, decoding, writing and hashing count for "
+        "method": f"medians of {arguments.rounds} rounds that take turns; reading, writing and hashing count for "
         "the bank",
         "films_per_second": {
             name: round(arguments.films / float(np.median(taken)), 2) for name, taken in seconds.items()

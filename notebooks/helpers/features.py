@@ -84,7 +84,7 @@ def build_backbone(name="VGG16", weights="none", *, side=224, layer=None):
     if weights not in ("imagenet", "none"):
         path = as_path(weights)
         if not path.is_file():
-            raise FileNotFoundError(f'WEIGHTS is "{weights}", but there is no such file; or use "none" or "imagenet"')
+            raise FileNotFoundError(f'weights are "{weights}", but there is no such file')
         check_model_file(path)  # keras.applications opens it itself
     try:
         network = build(include_top=False, weights=None if weights == "none" else str(weights), input_tensor=scaled)
@@ -92,8 +92,8 @@ def build_backbone(name="VGG16", weights="none", *, side=224, layer=None):
         if weights != "imagenet":
             raise
         raise FileNotFoundError(
-            f"The ImageNet weights of {name} cannot be downloaded ({error}). Fetch its file whose name ends in "
-            '"notop.h5" elsewhere and set WEIGHTS to its path, or to "none" for random features.'
+            f"The ImageNet weights of {name} cannot be downloaded ({error}). Fetch Keras's file of them that ends in "
+            '"notop.h5" elsewhere and give its path as weights, or "none" for random features.'
         ) from error
     if layer is not None and layer not in [known.name for known in network.layers]:
         raise ValueError(f"{name} has no layer {layer!r}; its last ones are {[k.name for k in network.layers[-5:]]}")

@@ -5,7 +5,6 @@ from types import MappingProxyType
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from sklearn.decomposition import KernelPCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -86,12 +85,9 @@ class HeadTrainer:
         """
         keras.utils.set_random_seed(seed)
         self.head.set_weights(build_head(self.head.input_shape[1:], self._units).get_weights())
-        batch_size = min(self._batch_size, len(train))
-        train_ds = tf.data.Dataset.from_tensor_slices((take_codes(codes, train), np.float32(labels[train])[:, None]))
-        # The remainder is another one in each epoch; a batch of one film would have no variance to normalize by.
-        train_ds = train_ds.shuffle(len(train), seed=seed).batch(batch_size, drop_remainder=True).prefetch(2)
+        batches = _Batches(codes, labels, train, min(self._batch_size, len(train)), seed)
         watch = _Watch(take_codes(codes, val), np.asarray(labels)[val], folder)
-        fitted = self.head.fit(train_ds, epochs=self._epochs, shuffle=False, verbose=0, callbacks=[watch])
+        fitted = self.head.fit(batches, epochs=self._epochs, shuffle=False, verbose=0, callbacks=[watch])
         self.head.set_weights(watch.best_weights)
         history = pd.DataFrame(watch.rows)
         history.insert(1, "loss", fitted.history["loss"])
@@ -117,6 +113,29 @@ class HeadTrainer:
         logits = [self.head(take_codes(codes, part), training=True) for part in parts]
         self.head.set_weights(trained)  # the running moments have moved
         return _sigmoid(np.concatenate([keras.ops.convert_to_numpy(part)[:, 0] for part in logits]))
+
+
+class _Batches(keras.utils.PyDataset):
+    """Batches read from a bank as they are needed, in an order that seed and epoch alone determine.
+
+    What remains of an epoch is left out, other films each time: a batch of one would have no variance to normalize by.
+    """
+
+    def __init__(self, codes, labels, rows, batch_size, seed):
+        super().__init__()
+        self._codes, self._labels, self._rows, self._batch_size = codes, labels, np.asarray(rows), batch_size
+        self._rng = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return len(self._rows) // self._batch_size
+
+    def __getitem__(self, number):
+        rows = self._order[number * self._batch_size : (number + 1) * self._batch_size]
+        return take_codes(self._codes, rows), np.float32(self._labels[rows])[:, None]
+
+    def on_epoch_end(self):
+        self._order = self._rng.permutation(self._rows)
 
 
 class _Watch(keras.callbacks.Callback):
