@@ -14,6 +14,7 @@ from helpers.settings import ROOT
 SHORT = (
     *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
     "FORMATS=saved_model",  # `drawn_run` writes them all
+    "TOLERANCE=1e-4",  # after one step the statistics of batch norm do not fit yet, and rounding grows in every layer
 )
 
 
