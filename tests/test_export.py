@@ -172,7 +172,8 @@ def test_film_of_any_kind_is_read_as_for_training(served, tmp_path):
     squares = np.stack([decode_film(data, SIDE).numpy() for data in files])
     answer = served.predict(files)["probabilities"]
     assert np.allclose(answer, served.predict_pixels(squares)["probabilities"], atol=1e-6)
-    assert served.predict([])["probabilities"].shape == (0, 14)
+    with pytest.raises(ValueError, match="at least one film"):
+        served.predict([])
 
 
 def test_bad_bytes_are_named_and_harm_nothing(served):

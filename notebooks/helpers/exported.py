@@ -51,7 +51,7 @@ class ExportedModel:
 
         Raises:
             TypeError: it is something else than a list of bytes.
-            ValueError: some are no films; with their numbers, from 0.
+            ValueError: some are no films; with their numbers, from 0. Or there are none at all.
         """
         return self._ask("serving_default", image_bytes=_encoded(files))
 
@@ -85,6 +85,8 @@ class ExportedModel:
 def _encoded(files):
     if isinstance(files, bytes) or not all(isinstance(data, bytes) for data in files):
         raise TypeError("expected a list of bytes, one for each film, such as [Path('film.png').read_bytes()]")
+    if len(files) == 0:  # oneDNN, which TensorFlow takes on some processors, gives no films a wrong shape
+        raise ValueError("expected at least one film")
     return tf.constant(files, tf.string)
 
 
