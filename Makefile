@@ -27,7 +27,7 @@ predict: .venv/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: 
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
 
 test: .venv/dev  ## every test, 30 to 45 minutes on 2 busy cores
-	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev  ## style of code and notebooks
 	$(VENV)/ruff check .
