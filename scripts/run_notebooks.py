@@ -1,6 +1,7 @@
 """Executes the notebooks in order, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
 
-Usage: run_notebooks.py [--only NOTEBOOK] [--data-dir DIR] [--run-dir DIR] [--profile quick|full] [--set NAME=VALUE ...]
+Usage: run_notebooks.py [--only NOTEBOOK ...] [--data-dir DIR] [--run-dir DIR] [--profile quick|full]
+    [--set NAME=VALUE ...]
 """
 
 import argparse
@@ -29,7 +30,9 @@ NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "04_expla
 def parse_arguments():
     """Returns the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute this one alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute these, in their order"
+    )
     parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
     parser.add_argument(
         "--run-dir", default="", help="where results go (default: models/densenet121, or models/<name of PREDICTIONS>)"
@@ -194,7 +197,7 @@ def main():
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": chosen, "PROFILE": arguments.profile, "VERBOSE": 2}
     run_dir = resolve_path(chosen)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kernel hears of either, and writes its state
-    for name in [arguments.only] if arguments.only else NOTEBOOKS:
+    for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
         try:
             execute_into(run_dir / "executed", name, settings)
         except KeyboardInterrupt:
@@ -203,7 +206,7 @@ def main():
             sys.exit(f"\n{pause}")
     if not arguments.only:
         call(show_results, run_dir)
-    elif arguments.only == "03_evaluate":
+    elif "03_evaluate" in arguments.only:
         call(show_scores, run_dir)
         print(f"\nfigures    {run_dir / 'figures'}\nnotebook   {run_dir / 'executed'}")
 

@@ -125,17 +125,11 @@ def build_model(recipe, *, shallow=False, frozen_statistics=False, jit_compile="
 
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(recipe["PRECISION"])
-    deep = keras.applications.DenseNet121
-    if shallow:
-        from keras.src.applications.densenet import DenseNet
-
-        keras.applications.DenseNet121 = partial(DenseNet, [1, 1, 1, 1])
-    try:
-        model = build_densenet121(
-            batch_norm_momentum=recipe["BATCH_NORM_MOMENTUM"], output_stride=recipe["OUTPUT_STRIDE"]
-        )
-    finally:
-        keras.applications.DenseNet121 = deep
+    model = build_densenet121(
+        batch_norm_momentum=recipe["BATCH_NORM_MOMENTUM"],
+        output_stride=recipe["OUTPUT_STRIDE"],
+        blocks=[1, 1, 1, 1] if shallow else recipe["BLOCKS"],
+    )
     for layer in model.layers:
         layer.trainable = not (frozen_statistics and isinstance(layer, keras.layers.BatchNormalization))
     labels = np.random.default_rng(0).random((200, model.output_shape[-1])) < 0.1

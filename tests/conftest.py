@@ -11,6 +11,15 @@ sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT)]
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# Longest first. A worker takes whole files, and one that began with a chain of notebooks at the end would work alone.
+SLOW_FILES = ("end_to_end", "chains", "training", "export", "remote_files", "tpu_check", "devices", "pipeline")
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the slow files to the front; `make test` keeps xdist from sorting by the number of tests."""
+    order = {f"test_{name}.py": number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session")
 def shared_data():

@@ -2,10 +2,23 @@
 
 import json
 import shutil
+import sys
 import zlib
 
 import pytest
-from chain import check_artifacts, run_chain
+from chain import DENSENET, check_artifacts, run_chain
+
+from helpers import (
+    DENSENET121,
+    fill_model_card,
+    load_densenet121,
+    load_packed_study,
+    write_phantom_study,
+)
+from helpers.settings import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from run_notebooks import show_results
 
 
 def spoil(path, how):
@@ -23,41 +36,69 @@ def spoil(path, how):
         path.unlink()
 
 
-@pytest.mark.parametrize("split", ["random_patients", "leaky_images"])
-def test_chain_goes_on_past_bad_films_on_other_splits(tmp_path, split):
-    """A study with a bad film at every tenth place: they are listed, the rest is packed, trained on and measured."""
-    from helpers import write_phantom_study
-
+@pytest.fixture
+def study(tmp_path):
+    """A study of 120 films with a bad one at every tenth place."""
     write_phantom_study(tmp_path / "a study", n_images=120, size=48, seed=3)
-    bad = sorted((tmp_path / "a study" / "images").iterdir())[::10]
-    for number, path in enumerate(bad):
+    for number, path in enumerate(sorted((tmp_path / "a study" / "images").iterdir())[::10]):
         spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
-    printed = run_chain(tmp_path / "a study", tmp_path / "run", tmp_path / "packed", f"SPLIT={split}")
-    record = json.loads((tmp_path / "run" / "study.json").read_text())
-    assert (record["found"], record["missing"], len(record["unreadable"])) == (117, 3, 9)
-    assert "117 of 120 images found, 3 missing, 9 unreadable" in printed
+    return tmp_path / "a study"
+
+
+def read_counts(run_dir):
+    record = json.loads((run_dir / "study.json").read_text())
+    return record["found"], record["missing"], len(record["unreadable"])
+
+
+def test_chain_of_densenet121_goes_on_past_bad_films(study, tmp_path, capsys):
+    """They are listed, the rest is packed, and the whole network trained on it, measured, explained and exported."""
+    blocks = f"BLOCKS={list(DENSENET121)}"
+    run_chain(study, tmp_path / "run", tmp_path / "packed", "SPLIT=random_patients", blocks)
+    check_artifacts(tmp_path / "run")
+    assert load_densenet121(tmp_path / "run").count_params() == 7_051_854
+    assert read_counts(tmp_path / "run") == (117, 3, 9)
+    show_results(tmp_path / "run")
+    assert "117 of 120 images found, 3 missing, 9 unreadable" in capsys.readouterr().out
     card = (tmp_path / "run" / "model_card.md").read_text()
-    assert ("validation with test: 0" in card) == (split == "random_patients")
-    assert ("scores are flattered" in card) == (split == "leaky_images")
+    assert "validation with test: 0" in card and "scores are flattered" not in card and "# DenseNet-121 for" in card
 
 
-@pytest.mark.parametrize(
-    ("kind", "n_found", "recipe"),
-    [("nih_sample/images", 304, "ours"), ("nih_original/images_001/images", 48, "original")],
-)
-def test_chain_on_real_films(shared_data, tmp_path, kind, n_found, recipe):
+def test_a_split_by_image_is_measured_and_said_to_leak(study, tmp_path):
+    """The first three notebooks tell it already, the fifth writes the card that is written here."""
+    run_chain(study, tmp_path / "run", tmp_path / "packed", "SPLIT=leaky_images", only=DENSENET[:3])
+    assert read_counts(tmp_path / "run") == (117, 3, 9)
+    card = fill_model_card(tmp_path / "run")
+    assert "validation with test: 0" not in card and "scores are flattered" in card
+    assert "# DenseNet of blocks 1, 1, 1, 1 for" in card
+
+
+@pytest.fixture
+def real_study(shared_data, tmp_path):
+    """A function that lays real films of a kind and the whole metadata of NIH into a folder."""
+
+    def lay(kind, place):
+        shutil.copytree(shared_data / "nih_metadata", tmp_path / "nih")
+        (tmp_path / "nih" / place).parent.mkdir(exist_ok=True)
+        (tmp_path / "nih" / place).symlink_to(shared_data / kind)
+        return tmp_path / "nih", {path.name for path in (shared_data / kind).iterdir()}
+
+    return lay
+
+
+def test_chain_on_real_films(real_study, tmp_path):
     """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
-    study = tmp_path / "nih"
-    study.mkdir()
-    for path in (shared_data / "nih_metadata").iterdir():
-        shutil.copy(path, study)
-    target = study / ("images" if "sample" in kind else "images_001/images")
-    target.parent.mkdir(exist_ok=True)
-    target.symlink_to(shared_data / kind)
-    run_chain(study, tmp_path / "run", tmp_path / "packed", f"RECIPE={recipe}")
+    study, found = real_study("nih_sample/images", "images")
+    run_chain(study, tmp_path / "run", tmp_path / "packed", "RECIPE=original")
     predictions = check_artifacts(tmp_path / "run")
-    found = {path.name for path in (shared_data / kind).iterdir()}
     listed = set((study / "test_list.txt").read_text().split())
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == found & listed
-    record = json.loads((tmp_path / "run" / "study.json").read_text())
-    assert (record["found"], record["missing"], record["unreadable"]) == (n_found, 112_120 - n_found, [])
+    assert read_counts(tmp_path / "run") == (304, 112_120 - 304, 0)
+
+
+def test_real_films_of_full_size_in_numbered_folders(real_study, tmp_path):
+    """Packing is all that differs from the chain above."""
+    study, found = real_study("nih_original/images_001/images", "images_001/images")
+    run_chain(study, tmp_path / "run", tmp_path / "packed", only=DENSENET[:1])
+    packed = load_packed_study(tmp_path / "packed")
+    assert set(packed.index["image"]) == found and not packed.excluded
+    assert read_counts(tmp_path / "run") == (48, 112_120 - 48, 0)

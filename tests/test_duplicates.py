@@ -190,10 +190,11 @@ def test_real_films_and_their_copies(shared_data):
     other = distances(jsrt, jsrt) + HASH_BITS * np.eye(len(jsrt.exact), dtype=int)
     assert min(other.min(), distances(jsrt, hashes).min()) > 3 * MAX_DISTANCE
 
+    some = films[::3]  # copies take long to make
+
     def share_found(change):
-        return np.mean(
-            np.diag(distances(hashes, hash_films(np.stack([change(film) for film in films])))) <= MAX_DISTANCE
-        )
+        copies = hash_films(np.stack([change(film) for film in some]))
+        return np.mean(np.diag(distances(hash_films(some), copies)) <= MAX_DISTANCE)
 
     for change in (
         save_as_jpeg,

@@ -70,16 +70,17 @@ def call(*arguments, **options):
 
 
 def wait_until(condition, process):
-    """Waits without a pause, so that what comes next hits the moment; False where the process ended before it."""
+    """Waits with hardly a pause, so that what comes next hits the moment; False where the process ended before it."""
     while process.poll() is None:
         if condition():
             return True
+        time.sleep(1e-4)
     return False
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_a_run_killed_again_and_again_is_bit_identical_to_one_that_was_not(packed, tmp_path, backend):
-    """SIGKILL at random moments and amid the writing of a state; dropout, averages, shuffling, early stopping on."""
+@pytest.mark.parametrize(("backend", "kills"), [("tensorflow", (True, False, True)), ("jax", (True, False))])
+def test_a_run_killed_again_and_again_is_bit_identical_to_one_that_was_not(packed, tmp_path, backend, kills):
+    """SIGKILL at random moments, some amid the writing of a state; dropout, averages, shuffling, early stopping on."""
     if backend == "jax":
         pytest.importorskip("jax")
     (tmp_path / "whole").mkdir()
@@ -92,14 +93,14 @@ def test_a_run_killed_again_and_again_is_bit_identical_to_one_that_was_not(packe
     part = tmp_path / "killed" / "state" / "state.bin.part"
     rng = np.random.default_rng()
     n_kills = 0
-    for in_write in (True, False, True):
+    for in_write in kills:
         process = call(packed, tmp_path / "killed", **options)
         moment = time.monotonic() + rng.uniform(0.1, 0.5) * seconds
         wait_until(lambda moment=moment: time.monotonic() > moment, process)
         n_kills += not in_write or wait_until(part.exists, process)
         process.kill()
         process.communicate()
-    assert n_kills >= 2
+    assert n_kills >= len(kills) - 1
     process = call(packed, tmp_path / "killed", **options)
     assert process.wait(300) == 0, process.stderr.read()[-3000:]
     one, other = (json.loads((tmp_path / name / "outcome.json").read_text()) for name in ("whole", "killed"))

@@ -32,7 +32,7 @@ _ROOMS = {
     "records": "PackedStudy load_packed_study pack_study parse_records",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
-    "model": "backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",
+    "model": "DENSENET121 backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",
     "model_files": "ModelFileError check_model_file hash_model load_model load_weights",
     "losses": "AsymmetricLoss WeightedBinaryCrossentropy make_loss",
     "checkpoints": "StateStore",

@@ -42,10 +42,11 @@ EXPORTS = {
 }
 NIH_DATASET = "alkzar90/NIH-Chest-X-ray-dataset"  # of several copies on the Hub, the one that has NIH's own files
 RECIPE = (
-    *("PROFILE", "RECIPE", "WEIGHTS", "PRECISION", "IMAGE_SIZE", "OUTPUT_STRIDE", "BATCH_SIZE", "EPOCHS"),
+    *("PROFILE", "RECIPE", "WEIGHTS", "PRECISION", "IMAGE_SIZE", "OUTPUT_STRIDE", "BLOCKS", "BATCH_SIZE", "EPOCHS"),
     *("FROZEN_EPOCHS", "OPTIMIZER", "LEARNING_RATE", "SCHEDULE", "LOSS", "AVERAGING", "BATCH_NORM_MOMENTUM"),
     *("WEIGHT_DECAY", "HORIZONTAL_FLIP", "PATIENCE", "SEED"),
 )
+_DENSENET121 = (6, 12, 24, 16)  # as in model.py, which needs Keras
 
 # An absolute path, a home or a bucket, at the start of a word. TensorFlow's names of devices look like paths.
 _PATH = re.compile(
@@ -121,8 +122,13 @@ def measured_aucs(folder):
 
 def title_of(run):
     """Returns the card's title for the content of a `run.json`."""
-    what = f"DenseNet-121 for {len(run['classes'])} findings on chest radiographs"
+    what = f"{_name_network(run)} for {len(run['classes'])} findings on chest radiographs"
     return f"{what}, trained on synthetic films" if run["synthetic"] else what
+
+
+def _name_network(run):
+    blocks = run.get("blocks", _DENSENET121)
+    return "DenseNet-121" if tuple(blocks) == _DENSENET121 else f"DenseNet of blocks {', '.join(map(str, blocks))}"
 
 
 def find_address():
@@ -173,7 +179,7 @@ def _details(run_dir, run):
     split, runtime = run["split"], run["runtime"]
     counts = {part: f"{split['films'][part]:,} / {split['patients'].get(part, 0):,}" for part in split["films"]}
     rows = {
-        "Architecture": "DenseNet-121 (Huang et al., CVPR 2017), global average pooling, one dense layer of logits; "
+        "Architecture": f"{_name_network(run)} (Huang et al., CVPR 2017), global average pooling, one dense layer; "
         f"a cell of the last map covers {run['output_stride']} pixels",
         "Study": run["study"] + (" (synthetic)" if run["synthetic"] else ""),
         "Split": f"{split['name']}, SHA-256 `{split['sha256']}`",

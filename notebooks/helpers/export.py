@@ -89,7 +89,7 @@ def _check_weights(path, content, run, notebook):
 def export_model(run_dir, formats=tuple(FORMATS)):
     """Exports the model of a run in a fresh Python process on the TensorFlow backend, in float32.
 
-    SavedModel signatures, all with a batch of any size:
+    SavedModel signatures, all with a batch of any size from one film on:
 
     - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
       million pixels. Gives `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided

@@ -14,11 +14,14 @@ from .model_files import check_model_file, load_weights
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
+DENSENET121 = (6, 12, 24, 16)  # layers of its four dense blocks
 WEIGHTS_FILE = "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/densenet/{WEIGHTS_FILE}"
 
 
-def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_momentum=0.99, output_stride=32):
+def build_densenet121(
+    weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_momentum=0.99, output_stride=32, blocks=DENSENET121
+):
     """Builds the classifier: gray to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
 
     The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
@@ -33,6 +36,8 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_
         output_stride: pixels of the input to one cell of the last map: 32, DenseNet's own, or 16, without its last
             pooling. Small films need it: of 80 pixels, 32 leave 2 x 2 cells, in which nothing can be located. The
             weights have the same shapes.
+        blocks: four ints, the layers of the dense blocks. With fewer than DenseNet-121's, all that surrounds the
+            network can be tried out in a fraction of the time.
 
     Returns:
         A keras.Model: float32 (batch, height, width, 1) in [0, 255] to float32 logits (batch, n_classes).
@@ -40,46 +45,43 @@ def build_densenet121(weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_
     Raises:
         FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
         ModelFileError: the file of weights holds anything else, see `check_model_file`.
-        ValueError: `output_stride` is neither 16 nor 32.
+        ValueError: `output_stride` is neither 16 nor 32; or ImageNet weights are wanted for other `blocks`.
     """
     if output_stride not in (16, 32):
         raise ValueError(f"output_stride is {output_stride}; expected 16 or 32")
+    if weights == "imagenet" and tuple(blocks) != DENSENET121:
+        raise ValueError(f'the "imagenet" weights are for blocks of {DENSENET121} layers, not {tuple(blocks)}')
     images = keras.Input((None, None, 1), name="images")
     channels = keras.layers.Concatenate(name="gray_to_rgb")([images] * 3)
     scale = [1 / (255 * deviation) for deviation in _IMAGENET_DEVIATION]
     offset = [-mean / deviation for mean, deviation in zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)]
     scaled = keras.layers.Rescaling(scale, offset, name="imagenet_scaling")(channels)
-    backbone = _build_backbone(None if weights == "none" else weights, scaled)
+    backbone = _build_backbone(None if weights == "none" else weights, scaled, tuple(blocks))
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
+    if output_stride == 16:  # no shape in the graph tells of it, since the input's sides are open
+        pool = backbone.get_layer("pool4_pool")
+        pool.pool_size = pool.strides = (1, 1)
     features = keras.layers.GlobalAveragePooling2D(name="average")(backbone.output)
     logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
-    model = keras.Model(images, logits, name="densenet121")
-    if output_stride == 32:
-        return model
-    trained = model.get_weights()
-    model = keras.models.clone_model(model, clone_function=_keep_last_resolution)
-    model.set_weights(trained)
-    return model
+    return keras.Model(images, logits, name="densenet121")
 
 
-def _keep_last_resolution(layer):
-    config = layer.get_config()
-    if layer.name == "pool4_pool":
-        config |= {"pool_size": (1, 1), "strides": (1, 1)}
-    return type(layer).from_config(config)
+def _build_backbone(weights, inputs, blocks):
+    build = keras.applications.DenseNet121
+    if blocks != DENSENET121:
+        from keras.src.applications.densenet import DenseNet  # Keras offers the three networks of the paper only
 
-
-def _build_backbone(weights, inputs):
+        build = functools.partial(DenseNet, blocks)
     if weights not in (None, "imagenet") and not as_path(weights).is_file():
         raise FileNotFoundError(f'WEIGHTS is "{weights}", but there is no such file. Use "none", "imagenet" or a path.')
     try:
         if weights in (None, "imagenet"):
-            return keras.applications.DenseNet121(include_top=False, weights=weights, input_tensor=inputs)
+            return build(include_top=False, weights=weights, input_tensor=inputs)
         with local_copy(weights) as file:
             check_model_file(file)  # keras.applications opens it itself
-            return keras.applications.DenseNet121(include_top=False, weights=str(file), input_tensor=inputs)
+            return build(include_top=False, weights=str(file), input_tensor=inputs)
     except Exception as error:  # get_file raises a bare Exception when a download fails
         if weights != "imagenet":
             raise
@@ -139,7 +141,8 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
             f"{study.split_name} ({study.split_sha256[:12]}) at {study.side}. "
             "Use the SPLIT, PROFILE and PACKED_DIR of its training."
         )
-    model = build_densenet121(n_classes=len(classes), output_stride=record.get("output_stride", 32))
+    shape = {"output_stride": record.get("output_stride", 32), "blocks": record.get("blocks", DENSENET121)}
+    model = build_densenet121(n_classes=len(classes), **shape)
     load_weights(model, run_dir / "model.weights.h5")
     return model
 
