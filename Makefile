@@ -7,6 +7,8 @@ PROFILE ?= quick
 SET ?=
 SIZE ?= small
 IMAGES ?=
+SOURCE ?= phantom
+SOURCE_DIR ?=
 OUT ?=
 PORT ?= 8501
 
@@ -15,13 +17,16 @@ export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: run evaluate predict test lint bench serve demo tpu-check publish-check address clean
+.PHONY: run evaluate xvision predict test lint bench serve demo tpu-check publish-check address clean
 
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
 evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
 	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
+
+xvision: .venv/run  ## notebook 6 alone: make xvision [SOURCE=jsrt SOURCE_DIR=folder] [RUN_DIR=...] [PROFILE=full] [SET="BACKBONES=VGG16"]
+	$(VENV)/python scripts/run_notebooks.py --only 06_xvision_vgg16_nodules --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "SOURCE=$(SOURCE)" "SOURCE_DIR=$(SOURCE_DIR)" $(SET)
 
 predict: .venv/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
@@ -52,8 +57,8 @@ publish-check: .venv/run  ## gathers RUN_DIR/hub for the Hugging Face Hub and sa
 address: .venv/run  ## after forking: make address REPOSITORY=https://github.com/you/fork
 	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"
 
-clean:  ## the synthetic study, packed shards and the run's results; .venv stays
-	rm -rf data/phantom data/packed/phantom-* models/densenet121
+clean:  ## the synthetic studies, packed shards, features and the run's results; .venv stays
+	rm -rf data/phantom data/phantom-nodules-* data/packed/phantom-* data/features/phantom-* models/densenet121
 
 .venv/run: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in [(3, 11), (3, 12), (3, 13)] or sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make run PYTHON=python3.12")'

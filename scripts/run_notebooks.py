@@ -24,7 +24,10 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 
 from helpers import copy_file, is_remote, read_csv, resolve_path
 
-NOTEBOOKS = ["01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"]
+NOTEBOOKS = [
+    *("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"),
+    "06_xvision_vgg16_nodules",
+]
 
 
 def parse_arguments():
@@ -159,8 +162,20 @@ def show_scores(run_dir):
         print(f"{row.pathology:20}{row.auc:7.3f}   {interval:15}{count:>9}".replace("    nan", "      -"))
 
 
+def show_nodules(folder):
+    """Prints what the study of nodules found, for the features that it chose."""
+    study = json.loads((folder / "study.json").read_text())
+    scores = {row["figure"]: row for row in study["scores"]}
+    accuracy, majority, backbone = scores["accuracy"], scores["majority"], study["backbone"]
+    print(
+        f"\nNodules ({study['source']}, {study['counts']['films']:,} films), on {backbone['backbone']} features "
+        f"({backbone['weights']}): accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
+        f"always the commoner kind {majority['value']:.3f}"
+    )
+
+
 def show_results(run_dir):
-    """Prints the table of AUCs, where the heatmaps point, the top 5 of one film and where everything lies."""
+    """Prints the table of AUCs, where the heatmaps point, the top 5 of one film, nodules, and where everything lies."""
     run = json.loads((run_dir / "run.json").read_text())
     example = json.loads((run_dir / "exports" / "example.json").read_text())
     study = json.loads((run_dir / "study.json").read_text())
@@ -180,6 +195,8 @@ def show_results(run_dir):
     print(f"\nTop 5 of {example['film']} (labels: {', '.join(example['labels']) or 'none'})")
     for name, prob in example["top5"].items():
         print(f"  {name:20}{prob:.3f}")
+    for folder in sorted(path.parent for path in run_dir.glob("xvision-*/study.json")):
+        show_nodules(folder)
     places = {"figures": "figures", "notebooks": "executed", "model": "saved_model", "card": "model_card.md"}
     print("\n" + "\n".join(f"{what:11}{run_dir / name}" for what, name in places.items()))
     if run["synthetic"]:
@@ -209,6 +226,10 @@ def main():
     elif "03_evaluate" in arguments.only:
         call(show_scores, run_dir)
         print(f"\nfigures    {run_dir / 'figures'}\nnotebook   {run_dir / 'executed'}")
+    elif "06_xvision_vgg16_nodules" in arguments.only:
+        folder = run_dir / f"xvision-{settings.get('SOURCE', 'phantom')}"
+        call(show_nodules, folder)
+        print(f"\nfigures    {folder / 'figures'}\nnotebook   {run_dir / 'executed'}")
 
 
 if __name__ == "__main__":

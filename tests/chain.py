@@ -1,12 +1,13 @@
 """What the tests of whole chains share: `make run`, shortened, and what a run must hold."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 
 from helpers import PATHOLOGIES
 from helpers.settings import ROOT
@@ -15,16 +16,19 @@ SHORT = (
     *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
     "BLOCKS=[1,1,1,1]",  # one chain in test_chains.py has the whole DenseNet-121
     "FORMATS=saved_model",  # `drawn_run` writes them all
+    *("FEATURE_SIDE=32", "NODULE_FILMS=60", "FOLDS=2", "HEAD_EPOCHS=2", "MAPS=3", "NOISY_COPIES=2"),
     "TOLERANCE=1e-4",  # after one step the statistics of batch norm do not fit yet, and rounding grows in every layer
 )
 DENSENET = ("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict")
+XVISION = "06_xvision_vgg16_nodules"
 
 
 def call_chain(study, run_dir, packed_dir, *settings, only=DENSENET):
     """Executes the notebooks named in `only`, or with an empty one all, as `make run` does; returns the process."""
     command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study)]
     command += ["--run-dir", str(run_dir), *(["--only", *only] if only else [])]
-    command += ["--set", f"PACKED_DIR={packed_dir}", *SHORT, *settings]
+    folders = [f"PACKED_DIR={packed_dir}", f"FEATURES_DIR={packed_dir}-features", f"SOURCE_DIR={packed_dir}-nodules"]
+    command += ["--set", *folders, *SHORT, *settings]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -33,6 +37,27 @@ def run_chain(study, run_dir, packed_dir, *settings, only=DENSENET):
     answer = call_chain(study, run_dir, packed_dir, *settings, only=only)
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     return answer.stdout
+
+
+def check_nodules(folder):
+    """Holds a study of nodules against its own predictions; returns its record."""
+    study = json.loads((folder / "study.json").read_text())
+    films = pd.read_csv(folder / "predictions.csv")
+    assert len(films) == study["counts"]["films"] and films["label"].sum() == study["counts"]["Nodule"]
+    probs = films.filter(regex=r"^prob_\d+$")
+    figures = {row["figure"]: row for row in study["scores"]}
+    accuracy = np.mean([accuracy_score(films["label"], probs[name] >= 0.5) for name in probs])
+    auc = np.mean([roc_auc_score(films["label"], probs[name]) for name in probs])
+    for name, value in (("accuracy", accuracy), ("auc", auc)):
+        assert figures[name]["value"] == pytest.approx(value, abs=1e-6)
+        assert figures[name]["low"] <= value <= figures[name]["high"]
+    scores = pd.read_csv(folder / "scores.csv")
+    assert scores["classifier"].nunique() == 3 and {"precision_nodule", "recall_normal"} <= set(scores["figure"])
+    pictures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert pictures >= {f"06_{name}" for name in ("films", "scores", "training_error", "confusion_roc", "predictions")}
+    assert pictures >= {"06_saliency", "06_new_film"} and (folder / "figures" / "06_flaws.csv").is_file()
+    assert (folder / "model.weights.h5").is_file() and list((folder / "epochs").glob("epoch-*.weights.h5"))
+    return study
 
 
 def check_artifacts(run_dir, only=DENSENET):

@@ -6,7 +6,7 @@ import sys
 import zlib
 
 import pytest
-from chain import DENSENET, check_artifacts, run_chain
+from chain import DENSENET, XVISION, call_chain, check_artifacts, check_nodules, run_chain
 
 from helpers import (
     DENSENET121,
@@ -88,8 +88,12 @@ def real_study(shared_data, tmp_path):
 def test_chain_on_real_films(real_study, tmp_path):
     """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
     study, found = real_study("nih_sample/images", "images")
-    run_chain(study, tmp_path / "run", tmp_path / "packed", "RECIPE=original")
-    predictions = check_artifacts(tmp_path / "run")
+    only = (*DENSENET, XVISION)
+    nodules = ("SOURCE=nih", "BACKBONES=VGG16")  # few of the films are of test patients
+    run_chain(study, tmp_path / "run", tmp_path / "packed", "RECIPE=original", *nodules, only=only)
+    predictions = check_artifacts(tmp_path / "run", only=only)
+    counts = check_nodules(tmp_path / "run" / "xvision-nih")["counts"]
+    assert (counts["Nodule"], counts["Normal"], counts["boxes"]) == (20, 116, 0)
     listed = set((study / "test_list.txt").read_text().split())
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == found & listed
     assert read_counts(tmp_path / "run") == (304, 112_120 - 304, 0)
@@ -102,3 +106,16 @@ def test_real_films_of_full_size_in_numbered_folders(real_study, tmp_path):
     packed = load_packed_study(tmp_path / "packed")
     assert set(packed.index["image"]) == found and not packed.excluded
     assert read_counts(tmp_path / "run") == (48, 112_120 - 48, 0)
+
+
+def test_nodules_of_jsrt(shared_data, tmp_path):
+    """Real films with positions of their nodules, and a run without the network that BACKBONES asks for by default."""
+    folder = str(shared_data / "jsrt")
+    settings = ("SOURCE=jsrt", f"SOURCE_DIR={folder}")
+    answer = call_chain(tmp_path / "none", tmp_path / "run", tmp_path / "packed", *settings, only=(XVISION,))
+    assert answer.returncode != 0 and "holds no run of notebook 2: run that first, or set BACKBONES" in answer.stderr
+    settings += ("BACKBONES=VGG16", f"FILM={shared_data / 'dicom' / 'RG1_J2KI.dcm'}")
+    printed = run_chain(tmp_path / "none", tmp_path / "run", tmp_path / "packed", *settings, only=(XVISION,))
+    study = check_nodules(tmp_path / "run" / "xvision-jsrt")
+    assert (study["counts"]["Nodule"], study["counts"]["Normal"], study["counts"]["boxes"]) == (154, 93, 154)
+    assert study["saliency"][0]["n_images"] == 3 and "Nodules (jsrt, 247 films), on VGG16 features (none)" in printed

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from chain import DENSENET, call_chain, check_artifacts, run_chain
+from chain import call_chain, check_artifacts, check_nodules, run_chain
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
@@ -61,6 +61,17 @@ def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
     assert all((folder / "run" / "exports" / name).is_file() for name in list(parity)[1:])
     n_test = predictions["split"].eq("test").sum()
     assert all(row["films"] == n_test for row in parity.values())
+
+
+def test_study_of_nodules_uses_the_network_of_the_run(drawn_run):
+    folder, printed, _ = drawn_run
+    study = check_nodules(folder / "run" / "xvision-phantom")
+    assert study["counts"]["films"] == 60 and "Nodules (phantom, 60 films), on" in printed
+    scores = pd.read_csv(folder / "run" / "xvision-phantom" / "scores.csv")
+    assert set(scores["features"]) == {"VGG16, random weights", "DenseNet121, trained on study"}
+    if study["saliency"]:
+        assert [row["method"] for row in study["saliency"]] == ["gradient", "SmoothGrad", "occlusion"]
+    assert len(list((folder / "packed-features").glob("*/bank.json"))) == 2
 
 
 @pytest.mark.parametrize("setting", ["EPOCH=3", "EPOCHS", "RUN_DIR=elsewhere"])
