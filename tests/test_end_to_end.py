@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from chain import call_chain, check_artifacts, check_nodules, run_chain
+from chain import DENSENET, call_chain, check_artifacts, check_nodules, run_chain
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
