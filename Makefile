@@ -26,7 +26,7 @@ evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make 
 predict: .venv/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
 
-test: .venv/dev  ## every test, 30 to 45 minutes on 2 busy cores
+test: .venv/dev  ## every test, 16 minutes on 2 busy cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev  ## style of code and notebooks
