@@ -39,6 +39,7 @@ from helpers import (
 )
 
 BATCH = 32
+VGG16_GFLOP = 30.7  # two operations for each of the 15.35 billion products in VGG16's convolutions at 224 pixels
 
 
 def clock(task):
@@ -46,6 +47,13 @@ def clock(task):
     started = time.perf_counter()
     result = task()
     return result, time.perf_counter() - started
+
+
+def measure_peak(size=4096, times=5):
+    """Returns the billions of operations a second that a product of two large matrices reaches."""
+    matrix = keras.random.normal((size, size))
+    seconds = [clock(lambda: keras.ops.convert_to_numpy(matrix @ matrix))[1] for _ in range(1 + times)][1:]
+    return 2e-9 * size**3 / float(np.median(seconds))
 
 
 def time_head(codes, labels, epochs):
@@ -110,6 +118,7 @@ def main():
         banks = {"float32": bank, "float16": half}
         sizes = {name: (found.folder / "codes.npy").stat().st_size for name, found in banks.items()}
         sizes["films"] = sum(Path(path).stat().st_size for path in cohort.paths)
+        peak = measure_peak()
         head = time_head(np.array(bank.codes), labels, 10)
         tuning = time_fine_tuning(backbone, bank.codes, films, labels, arguments.steps)
     machine = describe_runtime()
@@ -123,6 +132,10 @@ def main():
             name: round(arguments.films / float(np.median(taken)), 2) for name, taken in seconds.items()
         },
         "share_of_plain_predict": round(float(np.median(shares)), 3),
+        "gigaflops_of_a_matrix_product": round(peak),
+        "bank_as_share_of_that": round(
+            VGG16_GFLOP * (arguments.side / 224) ** 2 * arguments.films / float(np.median(seconds["bank"])) / peak, 2
+        ),
         "share_in_each_round": [round(share, 3) for share in shares],
         "seconds_to_read_again": round(again, 3),
         "bytes_per_film": {name: round(size / arguments.films) for name, size in sizes.items()},
