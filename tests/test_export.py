@@ -234,6 +234,11 @@ def test_lite_file_with_a_bomb_at_its_end_is_refused(seeded, tmp_path):
         archive.writestr("more.json", bytes(2**24))
     with pytest.raises(ModelFileError, match="archive at its end unpacks to"):
         open_export(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(100):
+            archive.writestr(f"empty{number}", b"")
+    with pytest.raises(ModelFileError, match="directory of the archive at its end has more than"):
+        open_export(path)
 
 
 def test_exported_model_wants_its_signatures(tmp_path):

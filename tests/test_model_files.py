@@ -625,7 +625,22 @@ def test_bombs_are_refused_in_little_memory_and_without_keras(good, tmp_path):
     body = b"\x12" + varint(len(main)) + main + b":\2\n\0"
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph" / "saved_model.pb").write_bytes(b"\x12" + varint(len(body)) + body)
+    functions = field(1, field(1, field(1, b"f")) + field(3, b"\n\1a\x12\4NoOp") * 2**16) * 16
+    (tmp_path / "functions").mkdir()
+    (tmp_path / "functions" / "saved_model.pb").write_bytes(field(2, field(2, field(2, functions)) + b":\2\n\0"))
+    inputs = field(2, field(1, b"\n\1a\x12\4NoOp" + b"\x1a\1b" * 2**16) * 32)
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "saved_model.pb").write_bytes(field(2, inputs + b":\2\n\0"))
+    branches = field(11, field(1, b'"\1a') * 2**16) * 32
+    (tmp_path / "branches.onnx").write_bytes(field(7, field(1, field(5, branches))))
+    with h5py.File(tmp_path / "attributes.weights.h5", "w") as file:
+        for k in range(400):
+            file.create_group(str(k)).attrs.update({str(n): np.int8(n) for n in range(60)})
     for path, reason in (
+        (tmp_path / "functions", "65,536 operations"),
+        (tmp_path / "inputs", "131,072 inputs"),
+        (tmp_path / "branches.onnx", "131,072 operations"),
+        (tmp_path / "attributes.weights.h5", "20,000 attributes"),
         (write_members(tmp_path / "zip.keras", zeros, compression=zipfile.ZIP_DEFLATED), "compressed"),
         (write_members(tmp_path / "json.keras", members | crowd), None),
         (tmp_path / "shape.weights.h5", "chunks"),
@@ -636,6 +651,11 @@ def test_bombs_are_refused_in_little_memory_and_without_keras(good, tmp_path):
         assert reason is None or reason in said, (path, said)
         assert grown < 100, (path, grown)
         assert not heavy
+
+
+def field(number, data):
+    """Returns a field of a protobuf message that has a length."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
 
 
 def varint(number):

@@ -1,5 +1,6 @@
 """What may be in an ONNX and a TFLite file, read without any of their packages."""
 
+import itertools
 import mmap
 import struct
 import zipfile
@@ -10,6 +11,7 @@ from .protobuf_fields import Malformed, find, text, varints
 
 _MAX_PARTS = 2**17  # operations, graphs and tensors
 _MAX_APPENDED = 2**20  # bytes of the files at the end of a TFLite file; ours have 4,000
+_MAX_DIRECTORY = 2**12  # bytes of the list of them; ours has 112
 
 
 def check_onnx(path):
@@ -28,29 +30,46 @@ def check_onnx(path):
 
 
 def _check_onnx(path, model):
-    graphs, nodes, tensors = list(find(model, 7)), list(find(model, 25, 7)), []
-    defaults = list(find(model, 25, 11))  # the attributes of functions
-    domains = {text(name) for field in ((8, 1), (25, 9, 1), (25, 10)) for name in find(model, *field)}
-    if not graphs or list(find(model, 20)):
+    graphs, nodes, tensors, n_parts = [], [], [], 0
+
+    def add(parts, *found):
+        nonlocal n_parts
+        for part in itertools.chain(*found):  # counted one by one: a small file may hold millions
+            n_parts += 1
+            if n_parts > _MAX_PARTS:
+                refuse(path, f"it has more than {_MAX_PARTS:,} operations and tensors", EXPORT_AGAIN)
+            parts.append(part)
+
+    def add_attribute(attribute):
+        add(tensors, find(attribute, 5), find(attribute, 10))
+        add(tensors, *(find(attribute, field, part) for field in (22, 23) for part in (1, 2)))
+        add(graphs, find(attribute, 6), find(attribute, 11))
+
+    _check_domains(path, find(model, 8, 1), find(model, 25, 9, 1), find(model, 25, 10))
+    add(graphs, find(model, 7))
+    if not graphs or any(True for _ in find(model, 20)):
         refuse(path, "it is no ONNX file of a trained model", EXPORT_AGAIN)
+    add(nodes, find(model, 25, 7))  # of functions, whose attributes have defaults
+    for attribute in find(model, 25, 11):
+        add_attribute(attribute)
     while graphs or nodes:
-        while graphs:
+        if graphs:
             graph = graphs.pop()
-            nodes += find(graph, 1)
-            tensors += [*find(graph, 5), *find(graph, 15, 1), *find(graph, 15, 2)]
-        if len(nodes) + len(tensors) > _MAX_PARTS:
-            refuse(path, f"it has more than {_MAX_PARTS:,} operations and tensors", EXPORT_AGAIN)
-        node = nodes.pop() if nodes else memoryview(b"")
-        domains |= {text(name) for name in find(node, 7)}
-        for attribute in [*find(node, 5), *defaults]:
-            tensors += [*find(attribute, 5), *find(attribute, 10)]
-            tensors += [tensor for field in (22, 23) for part in (1, 2) for tensor in find(attribute, field, part)]
-            graphs += [*find(attribute, 6), *find(attribute, 11)]
-        defaults = []
-    if other := domains - {"", "ai.onnx", "ai.onnx.ml"}:
-        refuse(path, f"it uses the operations of {', '.join(sorted(other))[:200]}", EXPORT_AGAIN)
+            add(nodes, find(graph, 1))
+            add(tensors, find(graph, 5), find(graph, 15, 1), find(graph, 15, 2))
+            continue
+        node = nodes.pop()
+        _check_domains(path, find(node, 7))
+        for attribute in find(node, 5):
+            add_attribute(attribute)
     for tensor in tensors:
         _check_onnx_tensor(path, tensor)
+
+
+def _check_domains(path, *names):
+    for name in itertools.chain(*names):
+        if text(name) not in ("", "ai.onnx", "ai.onnx.ml"):
+            refuse(path, f"it uses the operations of {text(name)[:200]}", EXPORT_AGAIN)
 
 
 def _check_onnx_tensor(path, tensor):
@@ -84,9 +103,15 @@ def check_tflite(path):
             custom = any(_table_field(data, _follow(data, codes + 4 + 4 * index), 1) for index in range(n_codes))
         except struct.error as error:
             refuse(path, f"it is damaged ({error})", "Fetch the file again")
+        tail = data[-42:]
     if custom:
         refuse(path, "it uses operations that are not built in", EXPORT_AGAIN)
     if zipfile.is_zipfile(path):  # files that go with the model are appended to it
+        end = struct.unpack("<4s4H2LH", tail[-22:])
+        if end[0] != b"PK\5\6" or end[5] > _MAX_DIRECTORY or tail[:4] == b"PK\6\7":  # zip64
+            refuse(
+                path, f"the directory of the archive at its end has more than {_MAX_DIRECTORY:,} bytes", EXPORT_AGAIN
+            )
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(part.file_size for part in archive.infolist())

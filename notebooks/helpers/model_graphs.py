@@ -18,7 +18,8 @@ from .protobuf_fields import Malformed, fields, find, text
 
 MAX_GRAPH_BYTES = 2**24  # the exported DenseNet-121 has 4.6 MB, most of it the saving and restoring of its variables
 EXPORT_AGAIN = "Have it exported again by 05_export_and_predict.ipynb, or do not use it"
-_MAX_NODES = 2**16  # the export has 15,000
+_MAX_NODES = 2**16  # the export has 15,000, with 29,000 inputs
+_MAX_INPUTS = 2**17
 _FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})")
 _WRITING, _READING = {"SaveV2", "MergeV2Checkpoints", "ShardedFilename"}, {"RestoreV2"}
 
@@ -98,10 +99,7 @@ def _check_meta_graphs(path, metas):
         refuse(path, "it is not one graph of TensorFlow 2", EXPORT_AGAIN)
     if list(find(metas[0], 6)) or list(find(metas[0], 7, 1, 5)):
         refuse(path, "it brings assets: files that are read when it is loaded", EXPORT_AGAIN)
-    main = _list_nodes(find(metas[0], 2, 1))
-    functions = [(_list_names(function), _list_nodes(find(function, 3))) for function in find(metas[0], 2, 2, 1)]
-    if len(main) + sum(len(nodes) for _, nodes in functions) > _MAX_NODES:
-        refuse(path, f"its graph has more than {_MAX_NODES:,} operations", EXPORT_AGAIN)
+    main, functions = _list_graphs(path, metas[0])
     saver = [text(next(find(metas[0], 3, field), b"")).split(":")[0] for field in (2, 3)]
     callers = {}  # of the functions that touch files: the one node that may call each
     for names, nodes in [([], main), *functions]:
@@ -117,8 +115,8 @@ def _check_meta_graphs(path, metas):
             )
         if writing or reading:
             callers[names[0]] = saver[0] if writing else saver[1]
-    exposed = {text(name) for name in find(metas[0], 7, 2, 1)}
-    shown = {text(name) for name in find(metas[0], 5, 2, 2, 2, 1)}  # outputs of the signatures
+    exposed = _list_names(find(metas[0], 7, 2, 1))
+    shown = _list_names(find(metas[0], 5, 2, 2, 2, 1))  # outputs of the signatures
     used = {name.lstrip("^").split(":")[0] for name in shown.union(*(inputs for _, _, inputs, _ in main))}
     if callers and (used & set(saver) or exposed & callers.keys()):
         refuse(path, "what saves or restores its variables can be called as if it were the model", EXPORT_AGAIN)
@@ -129,19 +127,37 @@ def _check_meta_graphs(path, metas):
                 refuse(path, f"{node[:100]} calls what saves or restores the variables", EXPORT_AGAIN)
 
 
-def _list_names(function):
-    return [text(name) for name in find(function, 1, 1)]
+def _list_graphs(path, meta):
+    """Returns the nodes of the graph, and a list of (names, nodes), one for each function; counts while it reads."""
+    n_nodes = n_inputs = 0
+
+    def list_nodes(nodes):
+        nonlocal n_nodes, n_inputs
+        listed = []
+        for node in nodes:
+            ops, names, inputs = [], [], []
+            for number, value in fields(node):
+                if 0 < number < 4:
+                    (names, ops, inputs)[number - 1].append(text(value))
+            if len(ops) != 1 or len(names) != 1:
+                raise Malformed("an operation without a name, or with two")
+            listed.append((sys.intern(ops[0]), names[0], inputs, node))
+            n_nodes, n_inputs = n_nodes + 1, n_inputs + len(inputs)
+            if n_nodes > _MAX_NODES or n_inputs > _MAX_INPUTS:
+                limits = f"{_MAX_NODES:,} operations or {_MAX_INPUTS:,} inputs of them"
+                refuse(path, f"its graph has more than {limits}", EXPORT_AGAIN)
+        return listed
+
+    main = list_nodes(find(meta, 2, 1))
+    functions = find(meta, 2, 2, 1)
+    return main, [(sorted(_list_names(find(function, 1, 1))), list_nodes(find(function, 3))) for function in functions]
 
 
-def _list_nodes(nodes):
-    """Returns operation, name, inputs and bytes of each NodeDef."""
-    listed = []
-    for node in nodes:
-        ops, names, inputs = [], [], []
-        for number, value in fields(node):
-            if 0 < number < 4:
-                (names, ops, inputs)[number - 1].append(text(value))
-        if len(ops) != 1 or len(names) != 1:
-            raise Malformed("an operation without a name, or with two")
-        listed.append((sys.intern(ops[0]), names[0], inputs, node))
-    return listed
+def _list_names(values):
+    """Returns the different texts of fields."""
+    names = set()
+    for value in values:
+        names.add(text(value))
+        if len(names) > _MAX_INPUTS:
+            raise Malformed(f"more than {_MAX_INPUTS:,} names")
+    return names

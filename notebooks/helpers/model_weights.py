@@ -8,6 +8,7 @@ import contextlib
 import io
 
 _MAX_OBJECTS, _MAX_DEPTH, _MAX_ATTRIBUTES, _MAX_ATTRIBUTE_BYTES = 20_000, 32, 64, 2**20
+_MAX_ALL_ATTRIBUTES = 20_000  # DenseNet-121 has 430
 _SAVE_AGAIN = "Have it saved again by `model.save` or `model.save_weights` of Keras 3, or do not use it"
 
 
@@ -87,7 +88,7 @@ def check_stored_weights(path, file, size):
 
 
 def _walk_hdf5(path, h5py, root, size):
-    n_numbers, n_bytes, seen = 0, 0, set()
+    n_numbers, n_bytes, n_attributes, seen = 0, 0, 0, set()
     pending = [(h5py.h5g.open(root, b"/"), "/", 0)]
     while pending:
         item, name, depth = pending.pop()
@@ -95,7 +96,9 @@ def _walk_hdf5(path, h5py, root, size):
         if address in seen or len(seen) >= _MAX_OBJECTS or depth > _MAX_DEPTH:
             refuse(path, f"{name} in its weights is linked twice, or is one of too many, or nested too deep")
         seen.add(address)
-        _check_attributes(path, h5py, item, name)
+        n_attributes += _check_attributes(path, h5py, item, name)
+        if n_attributes > _MAX_ALL_ATTRIBUTES:
+            refuse(path, f"its weights have more than {_MAX_ALL_ATTRIBUTES:,} attributes")
         if isinstance(item, h5py.h5d.DatasetID):
             n_bytes += _check_dataset(path, h5py, item, name, size)
             n_numbers += item.get_space().get_simple_extent_npoints()
@@ -115,6 +118,7 @@ def _walk_hdf5(path, h5py, root, size):
 
 
 def _check_attributes(path, h5py, item, name):
+    """Returns how many there are."""
     n_attributes = h5py.h5a.get_num_attrs(item)
     if n_attributes > _MAX_ATTRIBUTES:
         refuse(path, f"{name} in its weights has {n_attributes:,} attributes")
@@ -131,6 +135,7 @@ def _check_attributes(path, h5py, item, name):
         plain = kind.get_class() in (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT)
         if not plain or n_bytes > _MAX_ATTRIBUTE_BYTES:
             refuse(path, f"an attribute of {name} in its weights is neither text nor number, or is too large")
+    return n_attributes
 
 
 def _check_dataset(path, h5py, dataset, name, size):
