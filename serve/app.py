@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ except ModuleNotFoundError as error:
 from serve.rest import Limits, RequestError, answer_predict
 
 VERSION = "1"
+_DISCARDED = 8  # a body up to so many times too large is received, and kept nowhere, so that its sender gets a 413
 _PATH = re.compile(
     r"/v1/models(?:/(?P<name>[^/:]+))?(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
     r"(?::(?P<verb>predict|classify|regress)|/(?P<metadata>metadata))?",
@@ -82,22 +84,29 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
         return parts
 
     async def read_body(request):
-        """Returns the body as a bytearray; never more of it than allowed, whatever its header says."""
+        """Returns the body as a bytearray; keeps no more of it than allowed, whatever its header says."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "Content-Encoding is not supported: send the JSON as it is")
         declared = request.headers.get("content-length", "0")
-        body = bytearray()
+        size = int(declared[:20]) if declared.isdecimal() else math.inf
+        body, received = bytearray(), 0
         too_large = RequestError(413, f"The body is larger than the {limits.max_bytes:,} bytes allowed")
-        if not declared.isdecimal() or int(declared[:20]) > limits.max_bytes:
+        if size > limits.max_bytes * (1 if "expect" in request.headers else _DISCARDED):
             raise too_large
         try:
             async with asyncio.timeout(body_seconds):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > limits.max_bytes:
+                async for part in request.stream():  # to its end: who is hung up on while sending reads no answer
+                    received += len(part)
+                    if received > limits.max_bytes * _DISCARDED:
                         raise too_large
+                    if max(size, received) > limits.max_bytes:
+                        body.clear()
+                    else:
+                        body += part
         except TimeoutError:
             raise RequestError(408, f"The body did not arrive within {body_seconds} seconds") from None
+        if received > limits.max_bytes:
+            raise too_large
         return body
 
     async def predict(request):

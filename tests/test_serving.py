@@ -13,6 +13,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -287,6 +289,9 @@ def test_a_large_body_is_refused_with_its_length_without_and_with_a_false_one(se
     assert_refused(server.ask(b" " * (MAX_BYTES + 1)), 413, "larger than")
     chunks = (bytes(2**16) for _ in range(MAX_BYTES // 2**16 + 1))
     assert_refused(server.client.post(server.base + ":predict", content=chunks), 413, "larger than")
+    with pytest.raises(HTTPError) as refused:  # a client that reads no answer before it has sent all
+        urlopen(server.base + ":predict", b" " * (7 * MAX_BYTES))
+    assert refused.value.code == 413 and b"larger than" in refused.value.read()
     head = b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
     for length in (b"99999999999999999999999", b"-1", b"1e3", b"7, 8"):
         answer = server.send_raw(head + b"Content-Length: " + length + b"\r\n\r\n{}")
