@@ -101,14 +101,14 @@ def _write_measurements(folder, rng):
 
 def _write_exports(folder, rng):
     exports = ("exports/model.onnx", "exports/model.tflite", "exports/model_int8.tflite", "saved_model/saved_model.pb")
+    weights_sha256 = read_json(folder / "run.json")["weights_sha256"]
     for name in (
         *exports,
         "saved_model/variables/variables.index",
         "saved_model/variables/variables.data-00000-of-00001",
     ):
-        (folder / name).write_bytes(rng.bytes(50))
+        (folder / name).write_bytes(rng.bytes(50) + weights_sha256.encode() * (name in exports))
     write_json(folder / "exports" / "parity.json", {"saved_model": {"films": 64, "max_difference": 2e-7}})
-    weights_sha256 = read_json(folder / "run.json")["weights_sha256"]
     golden = {"film": "golden.png", "weights_sha256": weights_sha256, "probabilities": [0.5] * 14}
     write_json(folder / "exports" / "golden.json", golden)
     for name in ("exports/golden.png", "figures/03_aucs.png", "figures/04_hits_and_misses.png"):

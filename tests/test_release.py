@@ -155,6 +155,8 @@ BREAKS = {
     "number in index": (edit("README.md", "value: 0.", "value: 0.0"), "model-index has"),
     "other results": (edit("aucs.csv", "Mass,test,1004,4,9.0,0.", "Mass,test,1004,4,9.0,0.1"), "AUC of Mass"),
     "other weights": (add("model.weights.h5", b"other"), "not the file that run.json describes"),
+    "exports of other weights": (add("exports/model.onnx", b"other"), "model.onnx is of other weights than run.json"),
+    "model of other weights": (add("saved_model/saved_model.pb", b"other"), "saved_model.pb is of other weights"),
     "altered": (add("exports/model.onnx", b"other"), "exports/model.onnx was altered"),
     "not in sums": (add("saved_model/fingerprint.pb"), "not in SHA256SUMS"),
     "pickle": (add("model.pkl"), "model.pkl does not belong"),

@@ -46,6 +46,7 @@ SECTIONS = (
     *("Model details", "Intended use", "How to use", "Training data", "Evaluation data", "Metrics"),
     *("Metrics by subgroup", "Localization", "Caveats and recommendations", "License and citation"),
 )
+EXPORTS = ("model.onnx", "model.tflite", "model_int8.tflite", "golden.json")
 LARGEST = 5 * 10**9  # bytes
 _HOME = re.compile(rb"(/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[\w.-]+|gs://[\w.-]+")
 _FILM = re.compile(r"\b\d{8}_\d{3}\.png\b")  # as NIH names them
@@ -126,9 +127,10 @@ def check_numbers(folder):
     weights = folder / "model.weights.h5"
     if weights.exists() and hash_file(weights) != read_json(folder / "run.json")["weights_sha256"]:
         problems.append("model.weights.h5 is not the file that run.json describes. Run 02_train_densenet121")
-    golden = folder / "exports" / "golden.json"
-    if golden.exists() and read_json(golden).get("weights_sha256") != read_json(folder / "run.json")["weights_sha256"]:
-        problems.append("exports/ and saved_model/ are of other weights. Run 05_export_and_predict")
+    for name in ("saved_model/saved_model.pb", *(f"exports/{name}" for name in EXPORTS)):  # each carries the hash
+        told = read_json(folder / "run.json")["weights_sha256"].encode()
+        if (folder / name).exists() and told not in (folder / name).read_bytes():
+            problems.append(f"{name} is of other weights than run.json. Run 05_export_and_predict")
     return problems
 
 
