@@ -4,7 +4,8 @@
 `serving_default` on the same files in memory, which decodes and predicts, 32 at a time. The network alone, on squares
 that are decoded already, is measured too, and so are the parts of the way. Rounds of all three take turns in one
 process; loading the model and the first batch of each are not counted. Beside the clock stands the time of the
-processor, which other work on the machine stretches less: where all cores are busy, it is what throughput costs.
+processor, which other work on the machine stretches less: where all cores are busy, it is what throughput costs. Last,
+ONNX and LiteRT files beside the SavedModel are asked about the films themselves.
 
 Usage: predict.py [--model models/densenet121/saved_model] [--named "quick profile"] [--films 384] [--rounds 5]
 Films are those of ../shared/data/nih_original, or drawn ones, repeated by links to one file each.
@@ -30,7 +31,16 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image
 
-from helpers import ExportedModel, check_films, decode_film, draw_film, load_film, measure_color, predict_folder
+from helpers import (
+    ExportedModel,
+    check_films,
+    decode_film,
+    draw_film,
+    load_film,
+    measure_color,
+    open_export,
+    predict_folder,
+)
 
 BATCH, SIDE, N_FILES = 32, 1024, 48
 
@@ -97,6 +107,18 @@ def measure_parts(model, paths, rows):
     }
 
 
+def compare_exports(folder, files, expected):
+    """Returns how far ONNX and LiteRT files beside a SavedModel are from it on films of full size, which all shrink."""
+    found = {}
+    for path in sorted((folder.parent / "exports").glob("model*.*")):
+        model = open_export(path)
+        probs = np.concatenate([model.ask_file(data)["probabilities"] for data in files])
+        top5, expected_top5 = (np.argsort(-values, axis=1, kind="stable")[:, :5] for values in (probs, expected))
+        difference, same = np.abs(probs - expected).max(), (top5 == expected_top5).all(axis=1).mean()
+        found[path.name] = {"films": len(files), "max_difference": float(difference), "same_top5": float(same)}
+    return found
+
+
 def main():
     """Measures, prints a table and writes benchmarks/results/predict.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,6 +164,7 @@ def main():
         table = pd.read_csv(out)
         difference = np.abs(table.filter(regex="^prob_").to_numpy() - answers.to_numpy()).max()
         parts = measure_parts(model, paths[:BATCH], table[:BATCH])
+        exports = compare_exports(Path(arguments.model), files[:N_FILES], answers.to_numpy()[:N_FILES])
     wall = {name: np.array(pairs)[:, 0] for name, pairs in seconds.items()}
     used = {name: np.array(pairs)[:, 1] for name, pairs in seconds.items()}
     own_used = used["model on files in memory"] / used["predict_folder"]
@@ -163,6 +186,7 @@ def main():
         "share_in_each_round": [round(float(share), 3) for share in own],
         "parts_processor_ms_per_film": parts,
         "largest_difference": float(difference),
+        "exports_beside_the_saved_model_on_full_size": exports,
     }
     print(json.dumps(results, indent=1))
     Path(arguments.target).write_text(json.dumps(results, indent=1) + "\n")
