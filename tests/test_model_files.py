@@ -589,29 +589,29 @@ def test_no_damage_raises_anything_but_model_file_errors(name, model, good, tmp_
     assert n_refused >= 15
 
 
-def peak_growth(path):
-    """Returns what checking a file adds to the largest memory of a fresh process, in MiB, and what it says."""
+def measure_check(path):
+    """Checks a file in a fresh process: MiB added to its largest memory, seconds of the processor, what was said."""
     code = """
-import resource, sys
+import resource, sys, time
 sys.path.insert(0, sys.argv[1])
 import h5py
 from helpers import check_model_file
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
     said = str(check_model_file(sys.argv[2]))
 except ValueError as error:
     said = str(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, time.process_time() - began)
 print("tensorflow" in sys.modules or "keras" in sys.modules)
 print(said)
 """
     command = [sys.executable, "-c", code, str(HELPERS), str(path)]
-    grown, heavy, said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n", 2)
-    return float(grown), heavy == "True", said
+    spent, heavy, said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n", 2)
+    return *map(float, spent.split()), heavy == "True", said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems measure memory in other units")
-def test_bombs_are_refused_in_little_memory_and_without_keras(good, tmp_path):
+def test_attacks_are_refused_in_a_second_in_little_memory_and_without_keras(good, tmp_path):
     zeros = {"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": bytes(2 * 10**8)}
     with h5py.File(tmp_path / "shape.weights.h5", "w") as file:
         file.create_dataset("bomb", (10**6, 10**6), "f4", chunks=(1000, 1000), compression="gzip")
@@ -636,7 +636,19 @@ def test_bombs_are_refused_in_little_memory_and_without_keras(good, tmp_path):
     with h5py.File(tmp_path / "attributes.weights.h5", "w") as file:
         for k in range(400):
             file.create_group(str(k)).attrs.update({str(n): np.int8(n) for n in range(60)})
+    with h5py.File(tmp_path / "lambda.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps(describe("Lambda"))
+    with h5py.File(tmp_path / "declared.weights.h5", "w") as file:
+        file.create_dataset("bomb", (10**6, 10**6), "f4")
+    named = [attack for attack in CONFIGS if "CVE" in attack]
+    attacks = [
+        with_layer(good, tmp_path / f"attack{k}.keras", CONFIGS[attack](tmp_path / "marker"))
+        for k, attack in enumerate(named)
+    ]
     for path, reason in (
+        *((path, "config.json") for path in attacks),
+        (tmp_path / "lambda.h5", "whole model"),
+        (tmp_path / "declared.weights.h5", "declares 4,000,000,000,000"),
         (tmp_path / "functions", "65,536 operations"),
         (tmp_path / "inputs", "131,072 inputs"),
         (tmp_path / "branches.onnx", "131,072 operations"),
@@ -647,9 +659,9 @@ def test_bombs_are_refused_in_little_memory_and_without_keras(good, tmp_path):
         (tmp_path / "crowd.weights.h5", "20,000"),
         (tmp_path / "graph", "65,536 operations"),
     ):
-        grown, heavy, said = peak_growth(path)
+        grown, seconds, heavy, said = measure_check(path)
         assert reason is None or reason in said, (path, said)
-        assert grown < 100, (path, grown)
+        assert grown < 100 and seconds < 1, (path, grown, seconds)
         assert not heavy
 
 
