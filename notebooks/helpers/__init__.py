@@ -54,7 +54,7 @@ _ROOMS = {
     "release": "check_release gather_release inspect_release",
     "settings": "choose_settings read_json resolve_path resolve_paths save_figure write_json",
     "runtime": "Runtime prepare_runtime",
-    "devices": "Devices connect_devices describe_runtime find_commit",
+    "devices": "Devices connect_devices describe_machine describe_runtime find_commit",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
