@@ -231,7 +231,7 @@ def make_cohort_dataset(cohort, side, batch_size, rows=None):
     rows = np.arange(len(cohort)) if rows is None else np.asarray(rows)
     in_order = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     if cohort.paths is not None:
-        data = tf.data.Dataset.from_tensor_slices([cohort.paths[row] for row in rows])
+        data = tf.data.Dataset.from_tensor_slices(tf.constant([cohort.paths[row] for row in rows], tf.string))
         data = data.map(
             lambda path: decode_film(tf.io.read_file(path), side),
             num_parallel_calls=tf.data.AUTOTUNE,
