@@ -79,10 +79,13 @@ def cohort_of_files(name, films, paths, boxes=None, counts=None):
     Raises:
         FileNotFoundError: films have no file.
         FilmError: files are no films that can be read; with their names.
-        ValueError: there are films of one class only.
+        ValueError: a film is labeled twice, or there are films of one class only.
     """
     films = films[["image", "patient_id", "label"]].sort_values("image", ignore_index=True)
     films = films.astype({"label": "int8"})
+    twice = films["image"][films["image"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{name}: {twice.iloc[0]} is labeled more than once; keep one row of each film")
     missing = [image for image in films["image"] if image not in paths or not as_path(paths[image]).is_file()]
     if missing:
         raise FileNotFoundError(f"{name}: {name_some(missing)} labeled but not there; fetch what is missing")
@@ -169,7 +172,8 @@ def load_jsrt_cohort(folder):
     Raises:
         FileNotFoundError: the file of labels, or films that it names, are missing.
         FilmError: films cannot be read.
-        ValueError: the file of labels lacks a column, or has a position outside the film; or one class only.
+        ValueError: the file of labels lacks a column, or has a position outside the film, a nodule without position or
+            size, or anything that is no number; or one class only.
     """
     source = as_path(folder) / "jsrt_metadata.csv"
     if not source.is_file():
@@ -178,6 +182,14 @@ def load_jsrt_cohort(folder):
     lacking = {"study_id", "size", "x", "y"} - set(table.columns)
     if lacking:
         raise ValueError(f"{source} has no column {', '.join(sorted(lacking))}; it has {', '.join(table.columns)}")
+    numbers = table[["size", "x", "y"]].apply(pd.to_numeric, errors="coerce")
+    unclear = (numbers.isna() & table[["size", "x", "y"]].notna()).any(axis=1)  # no number
+    unclear |= numbers.isna().any(axis=1) & numbers.notna().any(axis=1)  # some of the three
+    if unclear.any():
+        row = table[unclear].iloc[0]
+        told = ", ".join(f"{name} {row[name]}" for name in ("size", "x", "y"))
+        raise ValueError(f"{source}: {row['study_id']} has {told}; expected three numbers, or none without a nodule")
+    table = table.assign(**numbers)
     has_nodule = table["x"].notna()
     radius = table["size"] / _JSRT_PIXEL / 2
     outside = has_nodule & ~(table[["x", "y"]].ge(0) & table[["x", "y"]].lt(_JSRT_FRAME)).all(axis=1)
