@@ -13,6 +13,7 @@ import pytest
 
 from helpers import (
     FilmError,
+    ModelFileError,
     build_backbone,
     load_feature_bank,
     load_folder_cohort,
@@ -250,4 +251,19 @@ def test_network_of_notebook_2_gives_its_last_map(tmp_path):
 
 def test_missing_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+        load_trained_backbone(tmp_path)
+
+
+def test_damaged_run_is_refused(tmp_path):
+    from seeded_run import write_seeded_run
+
+    write_seeded_run(tmp_path)
+    text, weights = (tmp_path / "run.json").read_text(), tmp_path / "model.weights.h5"
+    flipped = bytearray(weights.read_bytes())
+    flipped[len(flipped) // 2] ^= 8
+    weights.write_bytes(flipped)
+    with pytest.raises(ModelFileError, match=r"was altered: its SHA-256 is not that of run\.json"):
+        load_trained_backbone(tmp_path)
+    (tmp_path / "run.json").write_text(text[:40])
+    with pytest.raises(ValueError, match=r"run\.json is damaged .* Run 02_train"):
         load_trained_backbone(tmp_path)

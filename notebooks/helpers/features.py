@@ -22,7 +22,7 @@ from .downloads import assert_space
 from .files import as_path, hash_file, is_remote, write_text
 from .film_files import FilmError
 from .model import load_densenet121
-from .model_files import check_model_file
+from .model_files import ModelFileError, check_model_file
 
 FORMAT = 1  # of a bank; a reader refuses any other
 _SAVE_SECONDS = 20  # between two records of how far a bank is
@@ -117,17 +117,30 @@ def load_trained_backbone(run_dir):
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
-        ModelFileError: its weights are damaged or hold anything else.
+        ModelFileError: its weights are damaged, hold anything else or are not those that `run.json` tells of.
+        ValueError: `run.json` is damaged.
     """
-    record = (
-        json.loads((as_path(run_dir) / "run.json").read_text()) if (as_path(run_dir) / "run.json").is_file() else {}
-    )
+    run_dir = as_path(run_dir)
+    try:
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        side, study = record["side"], record["study"]
+    except FileNotFoundError:
+        record = {}  # load_densenet121 says what is missing
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run_dir / 'run.json'} is damaged ({type(error).__name__}: {error}). Run 02_train_densenet121.ipynb "
+            "again."
+        ) from None
     trained = load_densenet121(run_dir)
-    side = record["side"]
+    if record.get("weights_sha256", "") not in ("", hash_file(run_dir / "model.weights.h5")):
+        raise ModelFileError(
+            f"{run_dir / 'model.weights.h5'} was altered: its SHA-256 is not that of run.json. Run "
+            "02_train_densenet121.ipynb again, or fetch the file again."
+        )
     images = keras.Input((side, side, 1), name="images")
     model = keras.Model(images, keras.Model(trained.inputs, trained.get_layer("relu").output)(images), name="trained")
     scaling = trained.get_layer("imagenet_scaling")
-    facts = {"backbone": "DenseNet121", "layer": "relu", "side": side, "weights": f"trained on {record['study']}"}
+    facts = {"backbone": "DenseNet121", "layer": "relu", "side": side, "weights": f"trained on {study}"}
     return _as_backbone(model, facts | {"scale": list(scaling.scale), "offset": list(scaling.offset)})
 
 
