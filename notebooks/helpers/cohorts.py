@@ -6,17 +6,15 @@ way to read the films, in the table's order. "Normal" means what each source mea
 """
 
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from PIL import Image
 
 from .files import as_path, hash_file, read_csv
-from .film_files import FilmError, inspect_film
+from .film_files import FilmError, assert_film_decodes, inspect_film
 from .images import decode_film, resize_film
 from .labels import (
     BOX_FRAME,
@@ -283,9 +281,8 @@ def find_broken_film(cohort):
     """Returns a sentence that names the first film of a cohort of files that cannot be decoded; "" if all can."""
     for path in cohort.paths or ():
         try:
-            with Image.open(io.BytesIO(as_path(path).read_bytes())) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:
+            assert_film_decodes(as_path(path).read_bytes())
+        except (FilmError, OSError) as error:
             return f"{path} cannot be decoded ({error}). Fetch it again, or remove it from the labels."
     return ""
 
