@@ -99,6 +99,7 @@ def test_packed_study_gives_the_films_of_both_kinds(packed, phantom_dir):
     n_wanted = packed.index["Nodule"].sum() + packed.index[findings.columns].sum(axis=1).eq(0).sum()
     assert len(cohort) == n_wanted
     assert set(cohort.boxes["pathology"]) <= {"Nodule"} and set(cohort.boxes["image"]) <= set(cohort.films["image"])
+    assert cohort.films.index.tolist() == list(range(len(cohort)))  # read_cohort_films goes by the row's number
 
 
 def test_packed_films_are_those_of_the_rows(packed):

@@ -40,7 +40,8 @@ class Cohort:
 
     Attributes:
         name: the source, such as "jsrt".
-        films: DataFrame, one row a film: `image` (name), `patient_id`, `label` (int8, index of `NODULE_CLASSES`).
+        films: DataFrame, one row a film, numbered from 0: `image` (name), `patient_id`, `label` (int8, index of
+            `NODULE_CLASSES`).
         boxes: DataFrame as `labels.load_boxes` gives it, of nodules in these films alone; may be empty.
         counts: dict of what was found and left out, to be shown.
         sha256: of all that the films are, in their order: equal for the same films wherever they lie.
@@ -120,7 +121,7 @@ def load_nih_cohort(study, boxes=None, subsets=SUBSETS):
     """
     rows = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
     chosen = _select_nodules(rows)[rows["subset"].isin(subsets)]
-    films = rows.loc[chosen.index, ["image", "patient_id"]].assign(label=chosen.to_numpy())
+    films = rows.loc[chosen.index, ["image", "patient_id"]].assign(label=chosen).reset_index(drop=True)
     _check_classes(study.folder, films)
     digest = hashlib.sha256(
         "".join(shard["sha256"] for subset in SUBSETS for shard in study.shards[subset]).encode()
