@@ -24,12 +24,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from helpers import (
     XVISION,
     HeadTrainer,
     build_backbone,
-    describe_runtime,
+    describe_machine,
     join_head,
     load_folder_cohort,
     plan_nodule_study,
@@ -121,9 +122,8 @@ def main():
         peak = measure_peak()
         head = time_head(np.array(bank.codes), labels, 10)
         tuning = time_fine_tuning(backbone, bank.codes, films, labels, arguments.steps)
-    machine = describe_runtime()
     results = {
-        "machine": ", ".join([machine["processor"], *(f"{name} {machine[name]}" for name in ("tensorflow", "keras"))]),
+        "machine": describe_machine(tf, keras),
         "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
         "work": f"VGG16 to block5_pool, {arguments.films} drawn films of {arguments.side} pixels, batches of {BATCH}",
         "method": f"medians of {arguments.rounds} rounds that take turns; reading, writing and hashing count for "

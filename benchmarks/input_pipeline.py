@@ -14,8 +14,6 @@ import gc
 import itertools
 import json
 import os
-import platform
-import re
 import sys
 import tempfile
 import time
@@ -35,6 +33,7 @@ from PIL import Image
 from helpers import (
     PATHOLOGIES,
     Augmentation,
+    describe_machine,
     draw_film,
     make_eval_dataset,
     make_train_dataset,
@@ -164,14 +163,6 @@ def memory_of_epochs(study, n_epochs):
     return [round(mib) for mib in resident]
 
 
-def describe_machine():
-    """Returns processor, cores and versions."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.+)", info)
-    processor = model[1] if model else platform.processor()
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, TensorFlow {tf.__version__}"
-
-
 def main():
     """Measures, prints a table and writes benchmarks/results/input_pipeline.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -212,7 +203,7 @@ def main():
 
     decode, parse, packed, train, whole, resized = (list(tasks)[i] for i in (0, 4, 1, 5, 6, 7))
     results = {
-        "machine": describe_machine(),
+        "machine": describe_machine(tf),
         "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE}, crops of {IMAGE_SIZE}, batches of {BATCH_SIZE}",
         "films_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
         "ratios": {

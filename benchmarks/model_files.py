@@ -10,8 +10,6 @@ Usage: model_files.py [--rounds 3]
 import argparse
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -143,12 +141,10 @@ def main():
         import keras
         import tensorflow as tf
 
-        info = Path("/proc/cpuinfo").read_text()
-        processor = re.search(r"model name\s*:\s*(.+)", info)
-        versions = ", ".join(f"{library.__name__} {library.__version__}" for library in (keras, tf, h5py, np))
+        from helpers import describe_machine
+
         results = {
-            "machine": f"{processor[1] if processor else platform.processor()}, {os.cpu_count()} cores, "
-            f"Python {platform.python_version()}, {versions}",
+            "machine": describe_machine(keras, tf, h5py, np),
             "method": f"medians of {rounds} fresh processes, wall clock without imports; largest growth of memory",
             "files": {},
         }

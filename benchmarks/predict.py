@@ -14,8 +14,6 @@ Films are those of ../shared/data/nih_original, or drawn ones, repeated by links
 import argparse
 import json
 import os
-import platform
-import re
 import sys
 import tempfile
 import time
@@ -35,6 +33,7 @@ from helpers import (
     ExportedModel,
     check_films,
     decode_film,
+    describe_machine,
     draw_film,
     load_film,
     measure_color,
@@ -70,14 +69,6 @@ def clock(task):
     start, used = time.perf_counter(), time.process_time()
     task()
     return time.perf_counter() - start, time.process_time() - used
-
-
-def describe_machine():
-    """Returns processor, cores and versions."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.+)", info)
-    processor = model[1] if model else platform.processor()
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, TensorFlow {tf.__version__}"
 
 
 def measure_parts(model, paths, rows):
@@ -171,7 +162,7 @@ def main():
     own = wall["model on files in memory"] / wall["predict_folder"]
     side = model.facts["side"]
     results = {
-        "machine": describe_machine(),
+        "machine": describe_machine(tf),
         "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
         "model": f"{arguments.named or model.facts['study']}, {side} pixels a side",
         "films": kind,

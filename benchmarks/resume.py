@@ -12,8 +12,6 @@ Usage: resume.py [--rounds 5] [--kills 20]
 import argparse
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +29,8 @@ import keras
 import numpy as np
 import resumable_run
 import tensorflow as tf
+
+from helpers import describe_machine
 
 BATCH, SIZE = 16, 224
 INTERVAL = 500  # SAVE_STEPS of the full profile
@@ -215,10 +215,7 @@ def main():
     if arguments.peer:
         train_with_peer(*arguments.peer)
         return
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    cpu = found[1] if found else platform.processor()
-    versions = f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    report = {"machine": f"{cpu}, {os.cpu_count()} cores, no GPU, {versions}"}
+    report = {"machine": f"{describe_machine(tf, keras)}, no GPU"}
     folder = Path(tempfile.mkdtemp())
     try:
         report["densenet121"] = measure_costs(arguments.rounds, folder / "costs")

@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import re
 import sys
 import time
@@ -33,7 +32,7 @@ import sklearn
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from helpers import PATHOLOGIES, bootstrap_auc, delong, delong_test, load_metadata, shuffled_auc
+from helpers import PATHOLOGIES, bootstrap_auc, delong, delong_test, describe_machine, load_metadata, shuffled_auc
 
 N_RESAMPLES, SEED = 1000, 0
 N_FILMS, N_PATIENTS = 25596, 2797  # the official test set
@@ -104,15 +103,6 @@ def measure_apart(task, decimals, chosen=(), rounds=1):
     return figures[0], float(np.median(seconds)), max(growths)
 
 
-def describe_machine():
-    """Returns processor, cores and versions."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.+)", info)
-    processor = model[1] if model else platform.processor()
-    versions = ", ".join(f"{library.__name__} {library.__version__}" for library in (np, scipy, sklearn))
-    return f"{processor}, one of {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
-
-
 def main():
     """Measures, prints a table and writes benchmarks/results/statistics.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,7 +112,7 @@ def main():
     labels, patients, kind = load_labels()
     chosen = np.linspace(0, N_RESAMPLES - 1, arguments.compared).astype(int)
     results = {
-        "machine": describe_machine(),
+        "machine": describe_machine(np, scipy, sklearn),
         "films": f"{kind}: {len(labels)} films of {len(np.unique(patients))} patients, {labels.shape[1]} findings",
         "method": f"{N_RESAMPLES} resamples of patients; scikit-learn computed {len(chosen)} of them, its processor "
         f"seconds are scaled up; ours are medians of {arguments.rounds} runs",

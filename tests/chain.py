@@ -1,9 +1,11 @@
 """What the tests of whole chains share: `make run`, shortened, and what a run must hold."""
 
+import hashlib
 import json
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,8 +58,23 @@ def check_nodules(folder):
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert pictures >= {f"06_{name}" for name in ("films", "scores", "training_error", "confusion_roc", "predictions")}
     assert pictures >= {"06_saliency", "06_new_film"} and (folder / "figures" / "06_flaws.csv").is_file()
-    assert (folder / "model.weights.h5").is_file() and list((folder / "epochs").glob("epoch-*.weights.h5"))
+    kept = hash_weights(folder / "model.weights.h5")
+    chosen = hash_weights(folder / "epochs" / f"epoch-{study['best_epoch']:02d}.weights.h5")
+    assert len(chosen) >= 12 and chosen <= kept, "what is kept is not the head of the chosen epoch"
     return study
+
+
+def hash_weights(path):
+    """Returns the hashes of the layers' arrays in a file of weights, whatever the layers are called."""
+    found = set()
+
+    def look(name, item):
+        if "layers" in name and "optimizer" not in name and isinstance(item, h5py.Dataset):
+            found.add(hashlib.sha256(item[()].tobytes()).hexdigest())
+
+    with h5py.File(path) as file:
+        file.visititems(look)
+    return found
 
 
 def check_artifacts(run_dir, only=DENSENET):

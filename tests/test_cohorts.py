@@ -99,6 +99,7 @@ def test_packed_study_gives_the_films_of_both_kinds(packed, phantom_dir):
     n_wanted = packed.index["Nodule"].sum() + packed.index[findings.columns].sum(axis=1).eq(0).sum()
     assert len(cohort) == n_wanted
     assert set(cohort.boxes["pathology"]) <= {"Nodule"} and set(cohort.boxes["image"]) <= set(cohort.films["image"])
+    assert cohort.films.index.tolist() == list(range(len(cohort)))  # read_cohort_films goes by the row's number
 
 
 def test_packed_films_are_those_of_the_rows(packed):
@@ -139,11 +140,31 @@ def test_jsrt_without_labels_or_with_other_columns_is_refused(jsrt_dir):
     table.rename(columns={"x": "left"}).to_csv(jsrt_dir / "jsrt_metadata.csv", index=False)
     with pytest.raises(ValueError, match="has no column x; it has study_id, size, left, y"):
         load_jsrt_cohort(jsrt_dir)
-    table.assign(x=3000).to_csv(jsrt_dir / "jsrt_metadata.csv", index=False)
+    table.assign(x=table["x"].where(table["x"].isna(), 3000)).to_csv(jsrt_dir / "jsrt_metadata.csv", index=False)
     with pytest.raises(ValueError, match=r"JPCLN001\.png has a nodule at 3000, 512"):
         load_jsrt_cohort(jsrt_dir)
     (jsrt_dir / "jsrt_metadata.csv").unlink()
     with pytest.raises(FileNotFoundError, match="SOURCE_DIR"):
+        load_jsrt_cohort(jsrt_dir)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [("x", None, "size 20.0, x nan, y 512.0"), ("size", None, "size nan, x 1024"), ("y", "low", "y low")],
+)
+def test_jsrt_nodules_that_are_half_described_are_refused(jsrt_dir, column, value, told):
+    """Without its x a nodule would be a normal film, without its size a box of no extent."""
+    table = pd.read_csv(jsrt_dir / "jsrt_metadata.csv").astype(object)
+    table.loc[0, column] = value
+    table.to_csv(jsrt_dir / "jsrt_metadata.csv", index=False)
+    with pytest.raises(ValueError, match=rf"JPCLN001\.png has .*{told}.*; expected three numbers, or none"):
+        load_jsrt_cohort(jsrt_dir)
+
+
+def test_film_that_is_labeled_twice_is_refused(jsrt_dir):
+    table = pd.read_csv(jsrt_dir / "jsrt_metadata.csv")
+    pd.concat([table, table.iloc[:1]]).to_csv(jsrt_dir / "jsrt_metadata.csv", index=False)
+    with pytest.raises(ValueError, match=r"JPCLN001\.png is labeled more than once"):
         load_jsrt_cohort(jsrt_dir)
 
 

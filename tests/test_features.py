@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from helpers import (
     FilmError,
+    ModelFileError,
     build_backbone,
     load_feature_bank,
     load_folder_cohort,
@@ -141,6 +143,43 @@ def test_interrupted_and_killed_extraction_goes_on_where_it_was(cohort, backbone
     assert np.allclose(bank.codes, np.load(bank_dir / "codes.npy"), rtol=2e-3, atol=1e-4)
 
 
+def test_extraction_interrupted_after_the_last_film_is_finished_without_computing(cohort, backbone, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_feature_bank(cohort, backbone, tmp_path, batch_size=4, progress=Bar(stop_at=20))
+    bar = Bar()
+    assert len(write_feature_bank(cohort, backbone, tmp_path, batch_size=4, progress=bar).codes) == 20
+    assert bar.began == bar.done == 20
+
+
+def test_only_one_process_writes_a_bank(cohort, backbone, tmp_path):
+    class Second(Bar):
+        def update(self, n):
+            with pytest.raises(RuntimeError, match=r"Another process computes the features in .* Let it end"):
+                write_feature_bank(cohort, backbone, tmp_path)
+            super().update(n)
+
+    bar = Second()
+    bank = write_feature_bank(cohort, backbone, tmp_path, batch_size=10, progress=bar)
+    assert bar.done == 20 and np.isfinite(bank.codes).all()
+    assert sorted(path.name for path in bank.folder.iterdir()) == ["bank.json", "codes.npy"]
+
+
+def test_bank_is_not_begun_in_a_bucket_or_on_a_full_disk(cohort, backbone, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="lies in a bucket, and features are mapped from a disk"):
+        write_feature_bank(cohort, backbone, "gs://bucket/features")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(OSError, match="327,680 bytes are needed and 10 are free"):
+        write_feature_bank(cohort, backbone, tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, "coh', "{}", "[]"])
+def test_damaged_record_of_a_bank_is_refused(bank_dir, text):
+    (bank_dir / "bank.json").write_text(text)
+    with pytest.raises(ValueError, match=r"bank\.json is damaged .* Delete .* to have them computed anew"):
+        load_feature_bank(bank_dir)
+
+
 def test_bank_cut_short_or_altered_is_refused(bank_dir):
     codes = (bank_dir / "codes.npy").read_bytes()
     (bank_dir / "codes.npy").write_bytes(codes[:-100])
@@ -212,4 +251,19 @@ def test_network_of_notebook_2_gives_its_last_map(tmp_path):
 
 def test_missing_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+        load_trained_backbone(tmp_path)
+
+
+def test_damaged_run_is_refused(tmp_path):
+    from seeded_run import write_seeded_run
+
+    write_seeded_run(tmp_path)
+    text, weights = (tmp_path / "run.json").read_text(), tmp_path / "model.weights.h5"
+    flipped = bytearray(weights.read_bytes())
+    flipped[len(flipped) // 2] ^= 8
+    weights.write_bytes(flipped)
+    with pytest.raises(ModelFileError, match=r"was altered: its SHA-256 is not that of run\.json"):
+        load_trained_backbone(tmp_path)
+    (tmp_path / "run.json").write_text(text[:40])
+    with pytest.raises(ValueError, match=r"run\.json is damaged .* Run 02_train"):
         load_trained_backbone(tmp_path)

@@ -80,6 +80,13 @@ def test_answers_do_not_depend_on_neighbors_but_with_batch_moments_they_do(data,
     assert np.allclose(trainer.predict(codes, test), whole, atol=1e-6)  # and leave no trace in the weights
 
 
+def test_batch_moments_are_those_of_both_classes_whatever_the_order(data, trained):
+    """Batches of one class would lose what tells it from the other, which no test set of the original did."""
+    codes, labels, (_, _, test) = data
+    by_class = test[np.argsort(labels[test], kind="stable")]
+    assert roc_auc(labels[by_class], trained[0].predict(codes, by_class, batch_moments=True))[0] > 0.9
+
+
 def test_a_remainder_of_one_film_is_never_a_batch(data):
     codes, labels, (train, val, _) = data
     trainer = HeadTrainer(codes.shape[1:], units=(8,), epochs=2)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from helpers import film_files
-from helpers.film_files import FilmError, inspect_film
+from helpers.film_files import FilmError, assert_film_decodes, inspect_film
 from helpers.images import decode_film, decode_films, decode_gray, fit_films, resize_film
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -207,6 +207,15 @@ def test_real_films_decode_to_what_pillow_says(shared_data):
 )
 def test_inspect_film_names_the_pixel_format(kind, mode):
     assert inspect_film(LOSSLESS[kind]) == {"format": "PNG", "width": 40, "height": 40, "mode": mode}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_films_whose_pixels_are_cut_short_are_refused(kind):
+    data = encode(draw_film(200, 200), kind)
+    assert_film_decodes(data)
+    inspect_film(data[: len(data) // 2])  # the header is whole
+    with pytest.raises(FilmError, match="damaged or cut short"):
+        assert_film_decodes(data[: len(data) // 2])
 
 
 def test_inspect_film_tells_width_from_height_and_png_from_jpeg():

@@ -268,6 +268,16 @@ def test_the_collection_is_fetched_through_cuts_and_only_once(server, tmp_path):
     assert len(frame) == 5 and report.n_missing == 0
 
 
+def test_the_collection_and_a_search_do_not_share_a_folder(search_server, tmp_path):
+    """Else the collection's films would not be fetched, for `images` is there, and its reports label the search's."""
+    search(search_server, tmp_path / "search-first", max_films=3)
+    with pytest.raises(ValueError, match=r"has films of a search, .* choose another folder for the whole collection"):
+        fetch_openi(tmp_path / "search-first", search_server.url, reports_sha256=None, **FAST)
+    fetch_openi(tmp_path / "whole-first", search_server.url, reports_sha256=None, **FAST)
+    with pytest.raises(ValueError, match="has the whole collection; choose another folder for what the search"):
+        search(search_server, tmp_path / "whole-first")
+
+
 def test_other_reports_than_the_known_are_refused(server, tmp_path):
     with pytest.raises(DownloadError, match=f"is not the expected one, {REPORTS_SHA256}"):
         fetch_openi(tmp_path, server.url, **FAST)

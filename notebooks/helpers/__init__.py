@@ -21,7 +21,7 @@ _ROOMS = {
     "duplicates": "FilmHashes find_duplicates hash_films",
     "phantom": "PHANTOM_VERSION draw_film plan_nodule_study plan_phantom_study write_phantom_study",
     "images": "decode_film decode_films decode_gray fit_films resize_film",
-    "film_files": "FilmError inspect_film load_film looks_inverted",
+    "film_files": "FilmError assert_film_decodes inspect_film load_film looks_inverted",
     "dicom": "decode_dicom",
     "input_gate": "FilmWarning check_film check_films measure_color",
     "downloads": "DownloadError download_file open_session",
@@ -54,7 +54,7 @@ _ROOMS = {
     "release": "check_release gather_release inspect_release",
     "settings": "choose_settings read_json resolve_path resolve_paths save_figure write_json",
     "runtime": "Runtime prepare_runtime",
-    "devices": "Devices connect_devices describe_runtime find_commit",
+    "devices": "Devices connect_devices describe_machine describe_runtime find_commit",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

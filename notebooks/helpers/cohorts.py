@@ -6,17 +6,15 @@ way to read the films, in the table's order. "Normal" means what each source mea
 """
 
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from PIL import Image
 
 from .files import as_path, hash_file, read_csv
-from .film_files import FilmError, inspect_film
+from .film_files import FilmError, assert_film_decodes, inspect_film
 from .images import decode_film, resize_film
 from .labels import (
     BOX_FRAME,
@@ -42,7 +40,8 @@ class Cohort:
 
     Attributes:
         name: the source, such as "jsrt".
-        films: DataFrame, one row a film: `image` (name), `patient_id`, `label` (int8, index of `NODULE_CLASSES`).
+        films: DataFrame, one row a film, numbered from 0: `image` (name), `patient_id`, `label` (int8, index of
+            `NODULE_CLASSES`).
         boxes: DataFrame as `labels.load_boxes` gives it, of nodules in these films alone; may be empty.
         counts: dict of what was found and left out, to be shown.
         sha256: of all that the films are, in their order: equal for the same films wherever they lie.
@@ -79,10 +78,13 @@ def cohort_of_files(name, films, paths, boxes=None, counts=None):
     Raises:
         FileNotFoundError: films have no file.
         FilmError: files are no films that can be read; with their names.
-        ValueError: there are films of one class only.
+        ValueError: a film is labeled twice, or there are films of one class only.
     """
     films = films[["image", "patient_id", "label"]].sort_values("image", ignore_index=True)
     films = films.astype({"label": "int8"})
+    twice = films["image"][films["image"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{name}: {twice.iloc[0]} is labeled more than once; keep one row of each film")
     missing = [image for image in films["image"] if image not in paths or not as_path(paths[image]).is_file()]
     if missing:
         raise FileNotFoundError(f"{name}: {name_some(missing)} labeled but not there; fetch what is missing")
@@ -119,7 +121,7 @@ def load_nih_cohort(study, boxes=None, subsets=SUBSETS):
     """
     rows = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
     chosen = _select_nodules(rows)[rows["subset"].isin(subsets)]
-    films = rows.loc[chosen.index, ["image", "patient_id"]].assign(label=chosen.to_numpy())
+    films = rows.loc[chosen.index, ["image", "patient_id"]].assign(label=chosen).reset_index(drop=True)
     _check_classes(study.folder, films)
     digest = hashlib.sha256(
         "".join(shard["sha256"] for subset in SUBSETS for shard in study.shards[subset]).encode()
@@ -169,7 +171,8 @@ def load_jsrt_cohort(folder):
     Raises:
         FileNotFoundError: the file of labels, or films that it names, are missing.
         FilmError: films cannot be read.
-        ValueError: the file of labels lacks a column, or has a position outside the film; or one class only.
+        ValueError: the file of labels lacks a column, or has a position outside the film, a nodule without position or
+            size, or anything that is no number; or one class only.
     """
     source = as_path(folder) / "jsrt_metadata.csv"
     if not source.is_file():
@@ -178,6 +181,14 @@ def load_jsrt_cohort(folder):
     lacking = {"study_id", "size", "x", "y"} - set(table.columns)
     if lacking:
         raise ValueError(f"{source} has no column {', '.join(sorted(lacking))}; it has {', '.join(table.columns)}")
+    numbers = table[["size", "x", "y"]].apply(pd.to_numeric, errors="coerce")
+    unclear = (numbers.isna() & table[["size", "x", "y"]].notna()).any(axis=1)  # no number
+    unclear |= numbers.isna().any(axis=1) & numbers.notna().any(axis=1)  # some of the three
+    if unclear.any():
+        row = table[unclear].iloc[0]
+        told = ", ".join(f"{name} {row[name]}" for name in ("size", "x", "y"))
+        raise ValueError(f"{source}: {row['study_id']} has {told}; expected three numbers, or none without a nodule")
+    table = table.assign(**numbers)
     has_nodule = table["x"].notna()
     radius = table["size"] / _JSRT_PIXEL / 2
     outside = has_nodule & ~(table[["x", "y"]].ge(0) & table[["x", "y"]].lt(_JSRT_FRAME)).all(axis=1)
@@ -231,7 +242,7 @@ def make_cohort_dataset(cohort, side, batch_size, rows=None):
     rows = np.arange(len(cohort)) if rows is None else np.asarray(rows)
     in_order = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     if cohort.paths is not None:
-        data = tf.data.Dataset.from_tensor_slices([cohort.paths[row] for row in rows])
+        data = tf.data.Dataset.from_tensor_slices(tf.constant([cohort.paths[row] for row in rows], tf.string))
         data = data.map(
             lambda path: decode_film(tf.io.read_file(path), side),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -271,9 +282,8 @@ def find_broken_film(cohort):
     """Returns a sentence that names the first film of a cohort of files that cannot be decoded; "" if all can."""
     for path in cohort.paths or ():
         try:
-            with Image.open(io.BytesIO(as_path(path).read_bytes())) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:
+            assert_film_decodes(as_path(path).read_bytes())
+        except (FilmError, OSError) as error:
             return f"{path} cannot be decoded ({error}). Fetch it again, or remove it from the labels."
     return ""
 

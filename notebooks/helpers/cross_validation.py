@@ -49,7 +49,7 @@ def make_folds(labels, groups, n_folds=5, n_repeats=1, val_share=0.2, seed=0, by
 
     Raises:
         ValueError: if an argument is malformed, a class has fewer patients (or rows, if not `by_patient`) than there
-            are folds, or a part would lack a class; the message names class and part.
+            are folds or parts, or a part would lack a class; the message names class and part.
     """
     y = _check_labels(labels)
     patients, n_patients = number_patients(groups, len(y))
@@ -63,8 +63,8 @@ def make_folds(labels, groups, n_folds=5, n_repeats=1, val_share=0.2, seed=0, by
         count = len(np.unique(units[y == value]))
         if not count:
             raise ValueError(f"no row is {name}; folds are for two classes, so add such rows")
-        if count < n_folds:
-            remedy = f"choose n_folds of {count} or fewer, or add {noun}" if count > 1 else f"add {noun}"
+        if count < max(n_folds, 3):  # one of them each for train, val and test
+            remedy = f"choose n_folds of {count} or fewer, or add {noun}" if count > 2 else f"add {noun}"
             raise ValueError(f"{count} {noun} are {name}, too few for {n_folds} folds; {remedy}")
     unit_is_1 = np.bincount(units, weights=y, minlength=n_units) > 0
     folds = []

@@ -127,17 +127,13 @@ def describe_runtime(runtime=None, devices=None):
     import keras
     import tensorflow as tf
 
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        cpu = found[1] if found else cpu
     report = {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
         "devices": _list_devices(connected=devices is not None),
-        "processor": f"{cpu}, {os.cpu_count()} cores",
+        "processor": _find_processor(),
         "platform": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "commit": find_commit(),
     }
@@ -150,6 +146,25 @@ def describe_runtime(runtime=None, devices=None):
     if devices:
         report |= {"strategy": devices.name, "n_replicas": devices.n_replicas, "n_hosts": devices.n_hosts}
     return report
+
+
+def describe_machine(*libraries):
+    """Names the machine that a benchmark ran on.
+
+    Args:
+        *libraries: imported modules whose versions matter.
+
+    Returns:
+        Text such as "AMD EPYC, 2 cores, Python 3.11.7, tensorflow 2.21.0".
+    """
+    versions = [f"{library.__name__} {library.__version__}" for library in libraries]
+    return ", ".join([_find_processor(), f"Python {platform.python_version()}", *versions])
+
+
+def _find_processor():
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def _list_devices(connected):

@@ -4,6 +4,8 @@ A bank is a folder with `codes.npy` and, written last, `bank.json`, which says w
 network with which weights and preprocessing. Codes that were computed halfway are gone on with.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from .cohorts import find_broken_film, make_cohort_dataset
-from .files import as_path, hash_file, write_text
+from .downloads import assert_space
+from .files import as_path, hash_file, is_remote, write_text
 from .film_files import FilmError
 from .model import load_densenet121
-from .model_files import check_model_file
+from .model_files import ModelFileError, check_model_file
 
 FORMAT = 1  # of a bank; a reader refuses any other
 _SAVE_SECONDS = 20  # between two records of how far a bank is
@@ -114,17 +117,30 @@ def load_trained_backbone(run_dir):
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
-        ModelFileError: its weights are damaged or hold anything else.
+        ModelFileError: its weights are damaged, hold anything else or are not those that `run.json` tells of.
+        ValueError: `run.json` is damaged.
     """
-    record = (
-        json.loads((as_path(run_dir) / "run.json").read_text()) if (as_path(run_dir) / "run.json").is_file() else {}
-    )
+    run_dir = as_path(run_dir)
+    try:
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        side, study = record["side"], record["study"]
+    except FileNotFoundError:
+        record = {}  # load_densenet121 says what is missing
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run_dir / 'run.json'} is damaged ({type(error).__name__}: {error}). Run 02_train_densenet121.ipynb "
+            "again."
+        ) from None
     trained = load_densenet121(run_dir)
-    side = record["side"]
+    if record.get("weights_sha256", "") not in ("", hash_file(run_dir / "model.weights.h5")):
+        raise ModelFileError(
+            f"{run_dir / 'model.weights.h5'} was altered: its SHA-256 is not that of run.json. Run "
+            "02_train_densenet121.ipynb again, or fetch the file again."
+        )
     images = keras.Input((side, side, 1), name="images")
     model = keras.Model(images, keras.Model(trained.inputs, trained.get_layer("relu").output)(images), name="trained")
     scaling = trained.get_layer("imagenet_scaling")
-    facts = {"backbone": "DenseNet121", "layer": "relu", "side": side, "weights": f"trained on {record['study']}"}
+    facts = {"backbone": "DenseNet121", "layer": "relu", "side": side, "weights": f"trained on {study}"}
     return _as_backbone(model, facts | {"scale": list(scaling.scale), "offset": list(scaling.offset)})
 
 
@@ -144,11 +160,15 @@ def write_feature_bank(cohort, backbone, folder, *, dtype="float16", batch_size=
 
     Raises:
         FilmError: a film cannot be decoded; with its name.
-        ValueError: a finished bank is damaged; or a code is too large for float16, or no number.
-        OSError: the codes cannot be written.
+        ValueError: a finished bank is damaged; a code is too large for float16, or no number; or `folder` is in a
+            bucket, from which nothing can be mapped.
+        RuntimeError: another process computes the same bank.
+        OSError: the codes cannot be written; before anything is computed where the disk has too little space.
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype is {dtype!r}; expected float16 or float32")
+    if is_remote(folder):
+        raise ValueError(f"{folder} lies in a bucket, and features are mapped from a disk; choose a local FEATURES_DIR")
     facts = {"format": FORMAT, "cohort": cohort.name, "films_sha256": cohort.sha256, **backbone.facts, "dtype": dtype}
     facts["shape"] = [len(cohort), *backbone.model.output_shape[1:]]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -156,10 +176,13 @@ def write_feature_bank(cohort, backbone, folder, *, dtype="float16", batch_size=
     if (folder / "bank.json").is_file():
         return load_feature_bank(folder, facts)
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = _compute_codes(cohort, backbone, folder, facts, batch_size, progress)
-    content = facts | {"seconds": round(seconds, 2), "codes_sha256": hash_file(folder / "codes.npy")}
-    write_text(folder / "bank.json", json.dumps(content, indent=1) + "\n")
-    (folder / "progress.json").unlink(missing_ok=True)
+    with _lock(folder):
+        if not (folder / "bank.json").is_file():  # else another process has just finished it
+            draft, seconds = _compute_codes(cohort, backbone, folder, facts, batch_size, progress)
+            content = facts | {"seconds": round(seconds, 2), "codes_sha256": hash_file(draft)}
+            os.replace(draft, folder / "codes.npy")
+            write_text(folder / "bank.json", json.dumps(content, indent=1) + "\n")
+            (folder / "progress.json").unlink(missing_ok=True)
     return load_feature_bank(folder, facts)
 
 
@@ -182,7 +205,11 @@ def load_feature_bank(folder, facts=None, *, verify=True):
     remedy = f"Delete {folder} to have them computed anew."
     if not (folder / "bank.json").is_file() or not (folder / "codes.npy").is_file():
         raise FileNotFoundError(f"{folder} holds no finished feature bank: bank.json or codes.npy is missing. {remedy}")
-    held = json.loads((folder / "bank.json").read_text())
+    try:
+        held = json.loads((folder / "bank.json").read_text())
+        told = [held["dtype"], held["shape"], held["codes_sha256"], held["seconds"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'bank.json'} is damaged ({type(error).__name__}: {error}). {remedy}") from None
     differing = [
         f"{name} is {held.get(name)}, not {value}" for name, value in (facts or {}).items() if held.get(name) != value
     ]
@@ -194,7 +221,7 @@ def load_feature_bank(folder, facts=None, *, verify=True):
         codes = np.load(folder / "codes.npy", mmap_mode="r")
     except ValueError as error:
         raise ValueError(f"{folder / 'codes.npy'} is cut short or damaged ({error}). {remedy}") from None
-    if [str(codes.dtype), list(codes.shape)] != [held["dtype"], held["shape"]]:
+    if [str(codes.dtype), list(codes.shape)] != told[:2]:
         found = f"{codes.dtype} {list(codes.shape)}"
         raise ValueError(
             f"{folder / 'codes.npy'} holds {found}, bank.json says {held['dtype']} {held['shape']}. {remedy}"
@@ -222,10 +249,29 @@ def _as_backbone(model, facts):
     return Backbone(model, facts | {"weights_sha256": digest.hexdigest()})
 
 
+@contextlib.contextmanager
+def _lock(folder):
+    """Keeps other processes from writing the same bank. The kernel lets go of the lock when a process ends."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"Another process computes the features in {folder}. Let it end, and this one only reads them; or stop "
+                "it (in Jupyter, shut its kernel down)."
+            ) from None
+        except OSError:  # a mounted drive may know no locks
+            pass
+        yield
+        (folder / "lock").unlink()  # whoever waits for it finds the bank finished
+
+
 def _compute_codes(cohort, backbone, folder, facts, batch_size, progress):
-    """Writes `codes.npy`, going on after what an earlier call has left; returns the seconds that all calls took."""
+    """Computes what an earlier call has not; returns the path of the codes and the seconds that all calls took."""
     draft, n_films = folder / "codes.part.npy", len(cohort)
     done, seconds = _find_progress(folder, draft, facts)
+    if not done:  # a full disk would kill the process when it writes to the mapped file
+        assert_space(folder, int(np.prod(facts["shape"])) * np.dtype(facts["dtype"]).itemsize)
     mode = {"mode": "r+"} if done else {"mode": "w+", "dtype": facts["dtype"], "shape": tuple(facts["shape"])}
     codes = np.lib.format.open_memmap(draft, **mode)
     bar = progress(total=n_films, unit="film", initial=done) if progress else None
@@ -260,8 +306,7 @@ def _compute_codes(cohort, backbone, folder, facts, batch_size, progress):
         save()  # an interrupted call loses nothing
         if bar:
             bar.close()
-    os.replace(draft, folder / "codes.npy")
-    return seconds + time.monotonic() - started
+    return draft, seconds + time.monotonic() - started
 
 
 def _find_progress(folder, draft, facts):

@@ -77,6 +77,16 @@ def assert_film_size(width, height):
         raise FilmError(f"{width} x {height} pixels: a side is below {MIN_SIDE}")
 
 
+def assert_film_decodes(data):
+    """Decodes the bytes of a PNG or JPEG to their end; FilmError if they are damaged or cut short."""
+    inspect_film(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
+        raise FilmError(f"damaged or cut short: {error}") from None
+
+
 def read_film_bytes(source):
     """Reads a file that is to be a film, but no more of it than `MAX_BYTES`.
 

@@ -37,8 +37,14 @@ def fetch_openi(folder, base_url=OPENI_URL, reports_sha256=REPORTS_SHA256, progr
     Raises:
         DownloadError: see `download_file`.
         ArchiveError: see `unpack_archive`.
+        ValueError: the folder has the films of a search, which are smaller and not all.
     """
     folder = as_path(folder)
+    if (folder / "search").exists():
+        raise ValueError(
+            f"{folder} has films of a search, {folder / 'search'}; choose another folder for the whole collection, or "
+            "give the query of the search"
+        )
     source = f"{base_url}/imgs/collections/"
     options["progress"] = progress
     reports = folder / "NLMCXR_reports.tgz"
@@ -73,9 +79,14 @@ def search_openi(query, folder, base_url=OPENI_URL, max_films=None, page_size=30
 
     Raises:
         DownloadError: a page cannot be had; see `download_file`.
-        ValueError: the folder has the pages of another query, or a page is not what the search gives.
+        ValueError: the folder has the pages of another query or the whole collection, or a page is not what the search
+            gives.
     """
     folder = as_path(folder)
+    if any(folder.glob("NLMCXR_*.tgz*")) or (folder / "ecgen-radiology").exists():
+        raise ValueError(
+            f"{folder} has the whole collection; choose another folder for what the search {query!r} finds"
+        )
     pages = folder / "search"
     asked = {"query": query, "page_size": page_size}
     if (pages / "query.json").exists():
