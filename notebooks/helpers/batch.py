@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from .dicom import load_film
 from .files import read_text, write_text
-from .film_files import FilmError, load_film
+from .film_files import FilmError
 from .images import decode_film
 from .input_gate import check_films, measure_color
 from .model_files import hash_model

@@ -4,10 +4,14 @@ Section numbers are those of the DICOM standard, https://dicom.nema.org/medical/
 value of a file only if the standard lists it, for a name may be typed into any field.
 """
 
+import io
+import os
+
 import numpy as np
+from PIL import Image
 
 from .dicom_files import call_quietly, decode_pixels, header_number, header_text, read_header
-from .film_files import FilmError, assert_film_size, looks_inverted, read_film_bytes
+from .film_files import FilmError, assert_film_size, inspect_film, looks_inverted, read_film_bytes
 
 RADIOGRAPHY = ("CR", "DX", "DR", "RG")  # Modality, PS3.3 C.7.3.1.1.1; DR is not in it, but is written
 UNCLEAR = ("OT", "SC", "")  # other, secondary capture: no reason to refuse a film, but none to believe in one either
@@ -20,6 +24,33 @@ BODY_PARTS = (  # of the terms of PS3.16 annex L those that are radiographed
 LATERALS = ("LL", "RL", "LLO", "RLO", "LATERAL", "LAT")  # ViewPosition, PS3.3 C.8.11.5; also what is written
 MUCH_CUT_OFF = 0.5  # of the film at one end of the window; air around a body is rarely more than a third of a film
 TAILS = 0.001  # share of pixels beyond each end of a window that is measured: a few dead pixels must not set it
+
+
+def load_film(source):
+    """Makes of a PNG, JPEG or DICOM file what the exported model and `decode_film` take.
+
+    A DICOM is known by its content ("DICM" at byte 128, DICOM PS3.10 section 7.1), or else by the ending .dcm.
+
+    Args:
+        source: path of a file, also `gs://`, or its bytes.
+
+    Returns:
+        (data, notes): bytes of a PNG or JPEG, and a list of sentences from `decode_dicom`. PNG and JPEG are
+        passed on unchanged, without notes; a DICOM becomes an 8-bit gray PNG that holds pixels and nothing else.
+
+    Raises:
+        FilmError: the file is no film that can be read, see `inspect_film` and `decode_dicom`.
+        OSError: the file cannot be read.
+    """
+    data = read_film_bytes(source)
+    named = not isinstance(source, bytes) and os.fspath(source).lower().endswith((".dcm", ".dicom"))
+    if data[128:132] != b"DICM" and (not named or data.startswith((b"\x89PNG", b"\xff\xd8"))):
+        inspect_film(data)
+        return data, []
+    image, notes = decode_dicom(data)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue(), notes
 
 
 def decode_dicom(source):

@@ -1,10 +1,9 @@
-"""Film files before they are decoded: what their header says, whether they may be read, DICOM made a PNG.
+"""Film files before they are decoded: what their header says, and whether they may be read.
 
 No TensorFlow here: a folder of films can be looked through without it.
 """
 
 import io
-import os
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -110,35 +109,6 @@ def read_film_bytes(source):
     if len(data) > MAX_BYTES:
         raise FilmError(f"larger than the {MAX_BYTES:,} bytes allowed")
     return data
-
-
-def load_film(source):
-    """Makes of a PNG, JPEG or DICOM file what the exported model and `decode_film` take.
-
-    A DICOM is known by its content ("DICM" at byte 128, DICOM PS3.10 section 7.1), or else by the ending .dcm.
-
-    Args:
-        source: path of a file, also `gs://`, or its bytes.
-
-    Returns:
-        (data, notes): bytes of a PNG or JPEG, and a list of sentences from `dicom.decode_dicom`. PNG and JPEG are
-        passed on unchanged, without notes; a DICOM becomes an 8-bit gray PNG that holds pixels and nothing else.
-
-    Raises:
-        FilmError: the file is no film that can be read, see `inspect_film` and `dicom.decode_dicom`.
-        OSError: the file cannot be read.
-    """
-    data = read_film_bytes(source)
-    named = not isinstance(source, bytes) and os.fspath(source).lower().endswith((".dcm", ".dicom"))
-    if data[128:132] != b"DICM" and (not named or data.startswith((b"\x89PNG", b"\xff\xd8"))):
-        inspect_film(data)
-        return data, []
-    from .dicom import decode_dicom  # not above: that room imports this one
-
-    image, notes = decode_dicom(data)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue(), notes
 
 
 def looks_inverted(image):
