@@ -70,8 +70,9 @@ def make_folds(labels, groups, n_folds=5, n_repeats=1, val_share=0.2, seed=0, by
     folds = []
     for repeat in range(n_repeats):
         rng = np.random.default_rng([seed, repeat])
-        divide = StratifiedGroupKFold(n_folds, shuffle=True, random_state=int(rng.integers(2**31)))
-        for fold, (rest, test) in enumerate(divide.split(y, y, units)):
+        # Not `shuffle=True`: before 1.8 scikit-learn then mixes up whose labels are whose (its pull request 32540).
+        shuffled = rng.permutation(n_units)[units]
+        for fold, (rest, test) in enumerate(StratifiedGroupKFold(n_folds).split(y, y, shuffled)):
             in_val = np.isin(units, _draw_val(np.unique(units[rest]), unit_is_1, val_share, rng))
             part = np.where(in_val, "val", "train")
             part[test] = "test"
