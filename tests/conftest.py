@@ -21,6 +21,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+@pytest.fixture(autouse=True)
+def same_draws_each_time():
+    """Random weights that are the same in every run of a test: a network may be dead from the start."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Folder with real films and metadata beside the repository; tests that need it skip where it is missing."""
