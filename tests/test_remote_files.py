@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from chain import DENSENET, SHORT, check_artifacts
+from chain import DENSENET, SHORT, XVISION, check_artifacts, check_nodules
 
 import helpers
 from helpers import LABELS, PATHOLOGIES, PROBS, as_path, copy_file, local_copy, local_draft, write_text
@@ -259,15 +259,17 @@ def test_chain_of_notebooks_in_a_bucket(requests, tmp_path):
     """As `make run DATA_DIR=gs://... RUN_DIR=gs://...`: the artifacts are those of a run on disk."""
     helpers.write_phantom_study("gs://bucket/studies/drawn", n_images=120, size=64, seed=3, n_workers=1)
     command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", "gs://bucket/studies/drawn"]
-    command += ["--run-dir", "gs://bucket/runs/one", "--only", *DENSENET]
-    command += ["--set", "PACKED_DIR=gs://bucket/studies/packed", *SHORT]
+    command += ["--run-dir", "gs://bucket/runs/one", "--only", *DENSENET, XVISION]
+    local = [f"SOURCE_DIR={tmp_path / 'nodules'}", f"FEATURES_DIR={tmp_path / 'features'}", "BACKBONES=trained"]
+    command += ["--set", "PACKED_DIR=gs://bucket/studies/packed", *local, *SHORT]
     (tmp_path / "scratch").mkdir()  # else the local copy of an earlier test's state is found, and the run goes on there
     environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     assert "figures    gs://bucket/runs/one/figures" in answer.stdout
     runs = download("gs://bucket/runs", tmp_path / "runs")
-    predictions = check_artifacts(runs / "one")
+    predictions = check_artifacts(runs / "one", only=[*DENSENET, XVISION])
+    check_nodules(runs / "one" / "xvision-phantom")
     test_list = helpers.read_text("gs://bucket/studies/drawn/test_list.txt").split()
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
     assert json.loads((runs / "one" / "run.json").read_text())["settings"]["RUN_DIR"] == "gs://bucket/runs/one"

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .files import local_draft
 from .statistics import roc_auc
 
 # Of scikit-learn's C, which is the inverse of the penalty: from hardly anything learned to hardly any penalty.
@@ -162,7 +163,8 @@ class _Watch(keras.callbacks.Callback):
             self.best_epoch, self.best_weights = epoch + 1, self.model.get_weights()
         self.rows.append(row)
         if self._folder is not None:
-            self.model.save_weights(self._folder / f"epoch-{epoch + 1:02d}.weights.h5")
+            with local_draft(self._folder / f"epoch-{epoch + 1:02d}.weights.h5") as draft:
+                self.model.save_weights(draft)
 
 
 class LogisticHead:
