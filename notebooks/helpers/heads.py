@@ -5,6 +5,7 @@ from types import MappingProxyType
 import keras
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from sklearn.decomposition import KernelPCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -117,7 +118,7 @@ class HeadTrainer:
             answers = self.head(take_codes(codes, np.asarray(rows)[part]), training=True)
             logits[part] = keras.ops.convert_to_numpy(answers)[:, 0]
         self.head.set_weights(trained)  # the running moments have moved
-        return _sigmoid(logits)
+        return expit(logits)
 
 
 class _Batches(keras.utils.PyDataset):
@@ -222,13 +223,9 @@ def take_codes(codes, rows):
 
 def predict_head(head, codes):
     """Predicts with a head: float64 array (n,) of probabilities from codes (n, *code_shape)."""
-    return _sigmoid(np.asarray(head.predict(codes, batch_size=256, verbose=0))[:, 0])
+    return expit(np.asarray(head.predict(codes, batch_size=256, verbose=0), "float64")[:, 0])
 
 
 def join_head(backbone, head):
     """Joins a backbone and its head into one keras.Model from gray films, as `Backbone.model` takes them, to logits."""
     return keras.Model(backbone.model.inputs, head(backbone.model.outputs[0]), name="nodules")
-
-
-def _sigmoid(logits):
-    return 1 / (1 + np.exp(-logits.astype("float64")))
