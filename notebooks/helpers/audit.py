@@ -7,7 +7,6 @@ import itertools
 
 import pandas as pd
 
-from .files import as_path
 from .labels import PATHOLOGIES
 from .nih_counts import compare_counts, tell_study
 from .study_tables import (
@@ -49,7 +48,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
     rows = study.index
     report = {
         "format": FORMAT,
-        "study": as_path(study_dir).name,
+        "study": study.name,
         "kind": tell_study(study_dir, metadata),
         "labels": metadata.attrs["source"],
         "split": study.split_name,

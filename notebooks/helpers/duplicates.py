@@ -69,7 +69,8 @@ def hash_films(films):
         exact.append(np.frombuffer(digests, "uint8").reshape(-1, 16))
         n_waves = int(HASH_BITS**0.5)
         waves = fft.dct(np.eye(side), axis=0, norm="ortho")[1 : 1 + n_waves].astype("float32")
-        coefficients = waves @ batch.astype("float32") @ waves.T
+        across = (batch.reshape(-1, side).astype("float32") @ waves.T).reshape(-1, side, n_waves)  # one large product
+        coefficients = waves @ across
         # A tolerance, so that the rounding of a blank film is no pattern.
         perceptual.append(np.packbits((coefficients > 1e-3 * side).reshape(len(batch), -1), axis=1))
     return FilmHashes(np.concatenate(exact), np.concatenate(perceptual))
@@ -155,11 +156,9 @@ def _read_films(study):
     """Yields all films of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
     import tensorflow as tf  # not above: hashes alone need none
 
-    from .records import parse_records
-
     files = [file for subset in study.shards for file in study.files(subset)]
     data = tf.data.TFRecordDataset(files).batch(_BATCH)
-    for films, _ in data.map(lambda records: parse_records(records, study.side), num_parallel_calls=2).prefetch(2):
+    for films, _ in data.map(study.parse, num_parallel_calls=2).prefetch(2):
         yield films.numpy()
 
 
