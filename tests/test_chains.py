@@ -46,7 +46,7 @@ def study(tmp_path):
 
 
 def read_counts(run_dir):
-    record = json.loads((run_dir / "study.json").read_text())
+    record = json.loads((run_dir / "data_report.json").read_text())
     return record["found"], record["missing"], len(record["unreadable"])
 
 

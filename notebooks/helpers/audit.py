@@ -7,6 +7,7 @@ import itertools
 
 import pandas as pd
 
+from .files import as_path
 from .labels import PATHOLOGIES
 from .nih_counts import compare_counts, tell_study
 from .study_tables import (
@@ -48,7 +49,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
     rows = study.index
     report = {
         "format": FORMAT,
-        "study": study.name,
+        "study": as_path(study_dir).name,
         "kind": tell_study(study_dir, metadata),
         "labels": metadata.attrs["source"],
         "split": study.split_name,
@@ -63,7 +64,10 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         "extra_examples": list(matched.extra),
         "unreadable": study.excluded,
     }
-    report["published"] = _plain(compare_counts(study_dir, metadata, rows["image"]))
+    published = compare_counts(study_dir, metadata, rows["image"])
+    if report["kind"] != "nih":
+        published["difference"] = None  # no fault, so nothing is claimed
+    report["published"] = _plain(published)
     report["parts"] = _plain(part_table(rows))
     report["findings"] = _plain(finding_table(rows))
     report["findings_per_film"] = _plain(findings_per_film(rows))
@@ -182,9 +186,9 @@ def judge(report):
         report: dict of `audit_study`, of which it reads all but the tables of `study_tables`.
 
     Returns:
-        List of dicts: `check`; `found` (int); `expected` (0, or None where there is nothing to hold it against);
-        `status`, "ok", "look" (the study may be used, but look at what was found), "wrong" (it must not be used as it
-        is) or "not compared"; `detail` (str), which names some.
+        List of dicts: `check`; `found` and `expected` (int, how many of what should not be; None for the first check of
+        a study that is not held against NIH's counts); `status`, "ok", "look" (the study may be used, but look at what
+        was found), "wrong" (it must not be used as it is) or "not compared"; `detail` (str), which names some.
     """
     is_nih = report["kind"] == "nih"
     differing = [row for row in report["published"] if row["difference"]] if is_nih else []
@@ -192,7 +196,7 @@ def judge(report):
     compared = f"{len(report['published'])} compared" if is_nih else "only NIH's complete label file can be compared"
     verdict = [_line("counts other than NIH's", len(differing), "wrong", _join(told) if told else compared)]
     if not is_nih:
-        verdict[0] |= {"expected": None, "status": "not compared"}
+        verdict[0] |= {"found": None, "expected": None, "status": "not compared"}
     verdict += [
         _line("rows without an image", report["missing"], "look", _join(report["missing_examples"])),
         _line("images without a row", report["extra"], "look", _join(report["extra_examples"])),
