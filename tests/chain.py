@@ -102,7 +102,8 @@ def check_artifacts(run_dir, only=DENSENET):
         if exact:
             assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
     figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
-    assert {"01_films", "01_prevalence", "02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
+    assert {"01_films", "01_prevalence", "01_cooccurrence", "01_views", "01_follow_up", "01_ages"} <= figures
+    assert {"02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
     assert {"03_reliability", "03_prevalence_shift", "03_subgroups_auc", "03_subgroups_tpr", "03_leakage"} <= figures
     localization = pd.read_csv(run_dir / "localization.csv")
     if len(localization):

@@ -47,6 +47,11 @@ ADJUDICATED = MappingProxyType(
 
 BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
 
+SMALL_FILES = (  # all that a study has beside its images
+    *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
+    *("google2019_nih-chest-xray-labels.csv", "phantom.json", "chestmnist.json"),
+)
+
 _NO_FINDING = "No Finding"
 # The box list says "Infiltrate" where the label file says "Infiltration".
 _SPELLINGS = {"infiltrate": "Infiltration", **{name.casefold(): name for name in PATHOLOGIES}}
@@ -81,7 +86,9 @@ def load_metadata(study_dir):
     Returns:
         DataFrame, one row an image, sorted by image name: `image` (str), `patient_id` and `follow_up` (int64), `age`
         (float64, years), `sex` ("M" or "F"), `view` ("PA" or "AP"), and one uint8 column of 0 and 1 for each of
-        `PATHOLOGIES`. `attrs["source"]` is the file's name, `attrs["repaired_ages"]` how many ages became NaN.
+        `PATHOLOGIES`. `attrs["source"]` is the file's name; `attrs["ages"]` tells which ages became NaN ("missing") and
+        which were in months, weeks or days ("converted"), each a dict with their `count` and `examples`, the first
+        five as dicts with `image`, the `text` in the file and `years` (None where missing).
 
     Raises:
         FileNotFoundError: if the folder or the label file is missing.
@@ -122,9 +129,21 @@ def load_metadata(study_dir):
         "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS, "frontal view")),
     }
     frame = pd.DataFrame({**columns, **dict(zip(PATHOLOGIES, labels.T, strict=True))})
+    converted = ages.notna() & table["Patient Age"].str.upper().str.endswith(("M", "W", "D"))
+    told = {"missing": ages.isna(), "converted": converted}
+    read = pd.DataFrame({"image": table["Image Index"], "text": table["Patient Age"], "years": ages})
     frame = frame.sort_values("image", kind="stable", ignore_index=True)
-    frame.attrs = {"source": path.name, "repaired_ages": int(ages.isna().sum())}
+    frame.attrs = {"source": path.name, "ages": {name: _tell_some(read[mask]) for name, mask in told.items()}}
     return frame
+
+
+def _tell_some(rows):
+    """Counts rows and shows the first five by image; all of them would be copied with every operation on the frame."""
+    some = rows.sort_values("image").head().to_dict("records")
+    return {
+        "count": len(rows),
+        "examples": [row | {"years": row["years"] if row["years"] == row["years"] else None} for row in some],
+    }
 
 
 def load_boxes(study_dir):
@@ -214,6 +233,22 @@ def list_images(study_dir):
             f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
         )
     return dict(sorted(images.items()))
+
+
+def list_small_files(study_dir):
+    """Lists what a study has beside its images: label files, lists, boxes, and the record of how it was made.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Sorted list of paths.
+
+    Raises:
+        FileNotFoundError: if the folder is missing.
+    """
+    files = _study_folder(study_dir).iterdir()
+    return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, name) for name in SMALL_FILES))
 
 
 def match_images(metadata, images):
