@@ -15,9 +15,9 @@ HASH_BITS = 256
 MAX_DISTANCE = 16  # bits; the numbers behind it stand at `find_duplicates`
 
 _MIN_SIDE = 32  # pixels; smaller films lack the frequencies that are hashed
+_MAX_PIECES = 32  # into which a hash is cut; they have 8 bits then
 _BATCH = 128  # films at once: 34 MB in float32 at 256 pixels
 _MAX_PAIRS = 1_000_000
-_MAX_PIECES = 32  # into which a hash is cut; they have 8 bits then
 
 
 class FilmHashes(NamedTuple):
