@@ -166,6 +166,40 @@ def test_search_equals_brute_force(max_distance, across):
     assert len(found) == len(expected) > 0
 
 
+@pytest.mark.parametrize("max_distance", [0, 1, 16, 31, 32])
+def test_a_pair_is_found_wherever_its_bits_differ(max_distance):
+    """One bit in each piece but one, of pieces of adjacent bits and of every so many bits."""
+    rng = np.random.default_rng(max_distance)
+    film = rng.integers(0, 256, 32, dtype="uint8")
+    spread = np.linspace(0, HASH_BITS - 1, max_distance, dtype=int)
+    for bits in (
+        np.arange(max_distance),
+        np.arange(max_distance) + 1,
+        spread,
+        rng.permutation(HASH_BITS)[:max_distance],
+    ):
+        other = np.unpackbits(film)
+        other[bits] ^= 1
+        far = other.copy()
+        far[next(bit for bit in range(HASH_BITS) if bit not in bits)] ^= 1
+        hashes = FilmHashes(np.zeros((3, 16), "uint8"), np.stack([film, np.packbits(other), np.packbits(far)]))
+        rows = pd.DataFrame({"image": list("abc"), "patient_id": [1, 2, 3], "subset": ["train", "test", "test"]})
+        found = find_duplicates(rows, hashes, max_distance)
+        assert found[["image_a", "image_b", "distance"]].to_numpy().tolist() == [["a", "b", max_distance]]
+
+
+def test_few_films_are_compared_in_a_large_study(monkeypatch):
+    n, compared = 4000, []
+    rng = np.random.default_rng(0)
+    hashes = FilmHashes(np.zeros((n, 16), "uint8"), rng.integers(0, 256, (n, 32), dtype="uint8"))
+    hashes.perceptual[-40:] = hashes.perceptual[:40]
+    rows = pd.DataFrame({"image": range(n), "patient_id": range(n), "subset": np.arange(n) < n // 2})
+    count = np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda words: compared.append(len(words)) or count(words))
+    assert len(find_duplicates(rows, hashes)) == 40
+    assert sum(compared) < n**2 / 2 / 500
+
+
 def test_odd_input():
     films = np.zeros((3, 64, 64), "uint8")
     rows = pd.DataFrame({"image": list("abc"), "patient_id": [1, 2, 3], "subset": "train"})

@@ -1,0 +1,406 @@
+"""Does all of ChestX-ray14 go through, and what does it take?
+
+NIH's own label file and lists, 112,120 rows of 30,805 patients, on films drawn at 64 pixels: some hundred of them, each
+linked under many names. Every stage of notebooks 1 to 3 that is not the network runs over a tenth of the patients and
+over all, in a process of its own, so that its peak of memory is its own: resident memory at most, less what was
+resident once everything was imported. Between the two studies a stage that is linear takes ten times as long, or less
+where a part of it is the same for both, and one that streams takes as much memory.
+
+Usage: scale.py [--metadata FOLDER] [--rounds 1] [--only WORD ...] [--scratch FOLDER]
+FOLDER is by default ../shared/data/nih_metadata beside the repository; it holds `Data_Entry_2017*.csv` and both lists.
+Without it, tables of the same size are made up. Renews `results/scale.json` and the table of `docs/scale.md`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
+sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pandas as pd
+
+import helpers
+from helpers import LABELS, PATHOLOGIES, PROBS, describe_machine
+
+SIDE, CROP, BATCH, N_DRAWN = 64, 56, 128, 512  # pixels, pixels, films, films
+SHARE, SEED = 0.1, 0
+BOOTSTRAP = {"n_resamples": 1000, "seed": SEED}
+
+
+def write_studies(metadata, folder):
+    """Writes two studies in NIH's layout, a tenth of the patients and all; returns their folders."""
+    table = pd.read_csv(sorted(metadata.glob("Data_Entry_2017*.csv"))[-1], dtype=str)
+    helpers.write_phantom_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
+    drawn = sorted((folder / "drawn" / "images").glob("*.png"))
+    patients = np.random.default_rng(SEED).permutation(table["Patient ID"].unique())
+    n_films = table["Patient ID"].value_counts()[patients].cumsum()
+    chosen = patients[: int(np.searchsorted(n_films, SHARE * len(table))) + 1]
+    studies = []
+    for name, rows in (("tenth", table[table["Patient ID"].isin(chosen)]), ("all", table)):
+        study = folder / name
+        study.mkdir()
+        rows.to_csv(study / "Data_Entry_2017_v2020.csv", index=False)
+        for file in ("train_val_list.txt", "test_list.txt"):
+            (study / file).write_text((metadata / file).read_text())
+        for number, image in enumerate(rows["Image Index"]):
+            images = study / f"images_{1 + number // 10_000:03d}" / "images"  # as NIH's archives unpack
+            if number % 10_000 == 0:
+                images.mkdir(parents=True)
+            os.link(drawn[number % len(drawn)], images / image)
+        studies.append(study)
+    return studies
+
+
+def make_up_tables(folder, n_films=112_120, n_patients=30_805):
+    """Writes tables of NIH's size where the real ones are not at hand; returns their folder."""
+    rng = np.random.default_rng(SEED)
+    folder.mkdir()
+    patients = np.sort(np.append(np.arange(n_patients), rng.integers(0, n_patients, n_films - n_patients))) + 1
+    follow_up = np.arange(n_films) - np.searchsorted(patients, patients)
+    present = rng.random((n_films, len(PATHOLOGIES))) < np.geomspace(0.002, 0.18, len(PATHOLOGIES))
+    found = ["|".join(np.array(PATHOLOGIES)[row]) or "No Finding" for row in present]
+    table = pd.DataFrame({"Image Index": [f"{p:08d}_{f:03d}.png" for p, f in zip(patients, follow_up, strict=True)]})
+    table["Finding Labels"], table["Follow-up #"], table["Patient ID"] = found, follow_up, patients
+    table["Patient Age"] = rng.integers(1, 95, n_films)
+    table["Patient Gender"], table["View Position"] = rng.choice(["M", "F"], n_films), rng.choice(["PA", "AP"], n_films)
+    table.to_csv(folder / "Data_Entry_2017_v2020.csv", index=False)
+    in_test = np.isin(patients, rng.permutation(n_patients)[: n_patients // 5] + 1)
+    for name, rows in (("train_val_list.txt", ~in_test), ("test_list.txt", in_test)):
+        (folder / name).write_text("\n".join(table["Image Index"][rows]))
+    return folder
+
+
+def draw_predictions(study):
+    """Returns validation and test rows with drawn probabilities, as notebook 3 has them."""
+    rows = pd.read_pickle(study / "rows.pickle").rename(columns=dict(zip(PATHOLOGIES, LABELS, strict=True)))
+    rows = rows[rows["split"].isin(("val", "test"))].reset_index(drop=True)
+    labels = rows[LABELS].to_numpy()
+    logits = np.random.default_rng(SEED).normal(-2 + 1.2 * labels, 1)
+    return pd.concat([rows, pd.DataFrame(1 / (1 + np.exp(-logits)), columns=PROBS)], axis=1)
+
+
+def take_part(predictions, name):
+    """Returns one part's rows, labels and probabilities."""
+    part = predictions[predictions["split"].eq(name)].reset_index(drop=True)
+    return part, part[LABELS].to_numpy(), part[PROBS].to_numpy()
+
+
+# Each stage prepares what earlier ones left, and returns the task to be measured. The task returns how many films it
+# had, and may return what later stages need. The helpers that it uses are looked up before, so that their import and
+# that of TensorFlow are not counted.
+
+
+def read_metadata(study):
+    """Label file, list of the images on disk, and how they meet."""
+    load_metadata, list_images, match_images = helpers.load_metadata, helpers.list_images, helpers.match_images
+
+    def task():
+        images = list_images(study)
+        films, _ = match_images(load_metadata(study), images)
+        return len(films), {"films.pickle": films, "images.pickle": pd.Series(images)}
+
+    return task
+
+
+def split(study):
+    """NIH's test list, and validation by whole patients."""
+    make_split, films = helpers.make_split, pd.read_pickle(study / "films.pickle")
+
+    def task():
+        films["split"] = make_split(films, study, split="official", val_share=0.1, seed=SEED)
+        return len(films), {"rows.pickle": films}
+
+    return task
+
+
+def pack(study):
+    """Decoding, resizing, shards, index and manifest; or, where all is there, the check of it."""
+    pack_study, rows = helpers.pack_study, pd.read_pickle(study / "rows.pickle")
+    images = pd.read_pickle(study / "images.pickle").to_dict()
+
+    def task():
+        packed = pack_study(rows, images, study / "packed", split_name="official", side=SIDE)
+        return len(packed.index), {}
+
+    return task
+
+
+def load_packed(study):
+    """Presence, sizes and SHA-256 of all shards, and the index."""
+    load_packed_study = helpers.load_packed_study
+    return lambda: (len(load_packed_study(study / "packed").index), {})
+
+
+def train(study):
+    """Shuffled and augmented batches."""
+    packed, make_train_dataset = helpers.load_packed_study(study / "packed"), helpers.make_train_dataset
+
+    def task():
+        return sum(len(images) for images, _ in make_train_dataset(packed, CROP, BATCH, seed=SEED, epochs=1)), {}
+
+    return task
+
+
+def read_evaluation(study):
+    """Every film of every part once, in order."""
+    packed, make_eval_dataset = helpers.load_packed_study(study / "packed"), helpers.make_eval_dataset
+
+    def task():
+        parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
+        return int(sum(mask.numpy().sum() for part in parts for _, _, mask in part)), {}
+
+    return task
+
+
+def hash_pixels(study):
+    """Exact and perceptual hashes, as notebook 3 takes them."""
+    packed, make_eval_dataset = helpers.load_packed_study(study / "packed"), helpers.make_eval_dataset
+    hash_films = helpers.hash_films
+
+    def task():
+        parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
+        films = (images.numpy()[mask.numpy() > 0].astype("uint8") for part in parts for images, _, mask in part)
+        hashes = hash_films(films)
+        return len(hashes.exact), {"perceptual.pickle": pd.DataFrame(hashes.perceptual)}
+
+    return task
+
+
+def search_duplicates(study):
+    """All pairs of near hashes, within and across parts."""
+    rows = pd.read_pickle(study / "rows.pickle")
+    rows["subset"] = rows["split"]
+    # Each drawn film is there hundreds of times, so that its copies are told apart by bits turned at random: as far
+    # from each other as different films are, 0.4 of the bits turned in each being 0.48 between two.
+    rng = np.random.default_rng(SEED)
+    perceptual = pd.read_pickle(study / "perceptual.pickle").to_numpy("uint8")
+    perceptual = perceptual ^ np.packbits(rng.random((len(rows), 256), "float32") < 0.4, axis=1)
+    hashes = helpers.FilmHashes(rng.integers(0, 256, (len(rows), 16), dtype="uint8"), perceptual)
+    hashes.perceptual[-1] = hashes.perceptual[0]
+    find_duplicates = helpers.find_duplicates
+
+    def task():
+        assert len(find_duplicates(rows, hashes, across="image")) >= 1, "the planted pair was not found"
+        return len(rows), {}
+
+    return task
+
+
+def table_aucs(study):
+    """AUCs and average precision, 1,000 resamples of the patients."""
+    part, labels, probs = take_part(draw_predictions(study), "test")
+    auc_table, patients = helpers.auc_table, part["patient_id"].to_numpy()
+    return lambda: (len(auc_table(labels, probs, patients, PATHOLOGIES, **BOOTSTRAP)) and len(part), {})
+
+
+def run_delong(study):
+    """AUCs with DeLong's intervals."""
+    part, labels, probs = take_part(draw_predictions(study), "test")
+    delong = helpers.delong
+    return lambda: (len(delong(labels, probs)) and len(part), {})
+
+
+def calibrate(study):
+    """Platt scaling on validation films, calibration errors of test films in 1,000 resamples."""
+    predictions = draw_predictions(study)
+    (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
+    fit_platt, apply_platt = helpers.fit_platt, helpers.apply_platt
+    bootstrap_calibration_error, patients = helpers.bootstrap_calibration_error, part["patient_id"].to_numpy()
+
+    def task():
+        slope, intercept = fit_platt(val_labels, np.log(val_probs / (1 - val_probs)))
+        calibrated = apply_platt(np.log(probs / (1 - probs)), slope, intercept)
+        bootstrap_calibration_error(labels, calibrated, patients, **BOOTSTRAP)
+        return len(val) + len(part), {}
+
+    return task
+
+
+def choose_thresholds(study):
+    """Thresholds on validation films, rates at them on test films in 1,000 resamples."""
+    predictions = draw_predictions(study)
+    (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
+    choose, rates_table, patients = helpers.choose_thresholds, helpers.rates_table, part["patient_id"].to_numpy()
+
+    def task():
+        rates_table(labels, probs, choose(val_labels, val_probs), patients, PATHOLOGIES, **BOOTSTRAP)
+        return len(val) + len(part), {}
+
+    return task
+
+
+def table_subgroups(study):
+    """AUC and sensitivity of each finding in each sex, view and band of age, 1,000 resamples each."""
+    part, labels, probs = take_part(draw_predictions(study), "test")
+    masks, patients = helpers.list_subgroups(part), part["patient_id"].to_numpy()
+    subgroup_table = helpers.subgroup_table
+
+    def task():
+        subgroup_table(labels, probs, np.full(len(PATHOLOGIES), 0.3), masks, patients, PATHOLOGIES, **BOOTSTRAP)
+        return len(part), {}
+
+    return task
+
+
+STAGES = {
+    "read metadata, find and match images": read_metadata,
+    "split by patient": split,
+    "pack": pack,
+    "pack again: all is there": pack,
+    "load the packed study, all hashes checked": load_packed,
+    "one epoch of training batches": train,
+    "one pass of evaluation batches": read_evaluation,
+    "hash films for duplicates": hash_pixels,
+    "search duplicates among all films": search_duplicates,
+    "AUCs with intervals, test films": table_aucs,
+    "DeLong's intervals, test films": run_delong,
+    "calibration with intervals, validation and test films": calibrate,
+    "thresholds, rates with intervals, validation and test films": choose_thresholds,
+    "subgroups with intervals, test films": table_subgroups,
+}
+
+
+def read_status(key):
+    """Returns MiB of VmRSS (now) or VmHWM (at most) of this process; where Linux does not say, the largest so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(rf"{key}:\s*(\d+)", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def run_stage(name, study):
+    """Runs one stage in this process and prints what it took as a line of JSON."""
+    task = STAGES[name](study)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the preparations
+    before, spent, began = read_status("VmRSS"), time.process_time(), time.perf_counter()
+    n_films, left = task()
+    seconds, spent = time.perf_counter() - began, time.process_time() - spent
+    growth = read_status("VmHWM") - before
+    for file, table in left.items():
+        table.to_pickle(study / file)
+    taken = {"films": n_films, "seconds": seconds, "processor_seconds": spent}
+    print(json.dumps(taken | {"mib_before": before, "mib_growth": growth}))
+
+
+def run_apart(name, study):
+    """Runs one stage in a process of its own and returns what it took."""
+    command = [sys.executable, __file__, "--stage", name, "--scratch", study]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"The stage {name!r} failed on {study}.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summarize(runs):
+    """Returns one stage's figures from its runs on the tenth and on all."""
+    sizes = {}
+    for name, some in runs.items():
+        median = {key: float(np.median([run[key] for run in some])) for key in some[0]}
+        sizes[name] = {
+            "films": round(median["films"]),
+            "seconds": round(median["seconds"], 3),
+            "processor_seconds": round(median["processor_seconds"], 3),
+            "films_per_second": round(median["films"] / median["seconds"]),
+            "mib_once_imported": round(median["mib_before"]),
+            "mib_growth": round(median["mib_growth"], 1),
+        }
+    tenth, everything = sizes["tenth"], sizes["all"]
+    return sizes | {
+        "times_the_films": round(everything["films"] / tenth["films"], 2),
+        "times_the_seconds": round(everything["seconds"] / tenth["seconds"], 2),
+        "times_the_processor_seconds": round(everything["processor_seconds"] / tenth["processor_seconds"], 2),
+        "more_mib": round(everything["mib_growth"] - tenth["mib_growth"], 1),
+    }
+
+
+def draw_table(stages):
+    """Returns a table in Markdown."""
+    lines = [
+        "| stage | films | s | films/s | times the films, s, processor s | memory grows by, MiB: tenth, all |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for name, row in stages.items():
+        tenth, whole = row["tenth"], row["all"]
+        times = ", ".join(f"{row[f'times_the_{key}']:.1f}" for key in ("films", "seconds", "processor_seconds"))
+        lines.append(
+            f"| {name} | {whole['films']:,} | {whole['seconds']:.1f} | {whole['films_per_second']:,} | {times} "
+            f"| {tenth['mib_growth']:.0f}, {whole['mib_growth']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_page(name, text):
+    """Renews a part of docs/scale.md, between its two marks."""
+    page = ROOT / "docs" / "scale.md"
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    page.write_text(f"{before}{mark}{text}\n{end}{after}", encoding="utf-8")
+
+
+def main():
+    """Measures, prints a table and writes benchmarks/results/scale.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--metadata", type=Path, default=ROOT.parent / "shared" / "data" / "nih_metadata")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="runs of each stage on all; three times as many on a tenth"
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="only stages whose name contains one of these")
+    parser.add_argument("--scratch", type=Path, help="folder to work in, kept; by default a temporary one")
+    parser.add_argument("--target", type=Path, default=RESULTS)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        run_stage(arguments.stage, arguments.scratch)
+        return
+    load = f"{os.getloadavg()[0]:.1f} processes wanted a core before" if hasattr(os, "getloadavg") else "unknown"
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = arguments.scratch or Path(temporary)
+        is_real = arguments.metadata.is_dir()
+        studies = [scratch / "tenth", scratch / "all"]
+        if not studies[1].is_dir():
+            scratch.mkdir(parents=True, exist_ok=True)
+            write_studies(arguments.metadata if is_real else make_up_tables(scratch / "tables"), scratch)
+        stages = {}
+        for name in STAGES:
+            if arguments.only and not any(word in name for word in arguments.only):
+                continue
+            runs = {study.name: [] for study in studies}
+            for _ in range(arguments.rounds):
+                for study in (studies[0], studies[1], studies[0], studies[0]):
+                    # Packing can be done once only: packing again is a stage of its own.
+                    if name != "pack" or not runs[study.name]:
+                        runs[study.name].append(run_apart(name, study))
+            stages[name] = summarize(runs)
+            print(draw_table({name: stages[name]}).splitlines()[-1], flush=True)
+    results = {
+        "machine": describe_machine(np, pd),
+        "busy": load,
+        "study": f"{'NIH’s label file and lists' if is_real else 'tables of NIH’s size, made up'}, on {N_DRAWN} drawn "
+        f"films of {SIDE} px under all names; a tenth of the patients, and all",
+        "method": f"each stage in a process of its own; on all {arguments.rounds} time(s), on the tenth three times as "
+        "often, medians; memory is the peak less what was resident before the stage",
+        "stages": stages,
+    }
+    arguments.target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    table = draw_table(stages)
+    print(f"\n{table}")
+    if not arguments.only and arguments.target == RESULTS:
+        write_page("scale", f"{results['machine']}; {results['study']}; {results['busy']}.\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()
