@@ -1,9 +1,10 @@
 """How fast are films packed, with how much memory, and what do PNG records cost and save?
 
 Packing is held against its ceiling, PNG decoding alone, in turn on the same films, several rounds; ratios are medians
-over the rounds. Python's part is the processor time of the one thread that holds the interpreter's lock, per film, from
-the difference of two packings; how many cores it could feed is the decoding time of a film over that. Memory is the
-largest resident set of a process of its own. Two processes pack parts 1/2 and 2/2 beside one process that packs all.
+over the rounds, of time and of all threads' processor time, which other work on the machine disturbs less. Python's
+part is the processor time of the one thread that runs it, per film, from the difference of two packings; how many cores
+it could feed is the processor time of a film over that. Memory is the largest resident set of a process of its own. Two
+processes pack parts 1/2 and 2/2 beside one process that packs all.
 
 Usage: packing.py [--films FOLDER] [--rounds 3]
 FOLDER holds PNGs as NIH distributes them, see input_pipeline.py.
@@ -26,7 +27,6 @@ import tensorflow as tf
 from input_pipeline import BATCH_SIZE, IMAGE_SIZE, SIDE, find_films, make_rows, measure
 
 from helpers import Augmentation, describe_machine, load_packed_study, make_eval_dataset, make_train_dataset, pack_study
-from helpers.film_stream import count_cores
 
 SIDES = (224, 256, 320, 512, 1024)
 
@@ -127,21 +127,23 @@ def main():
             tasks[f"packing, {encoding}"] = lambda encoding=encoding: 512 / pack(paths, 512, encoding=encoding)[0]
             tasks[f"training batches, {encoding}"] = lambda study=study: train_batches(study)
             tasks[f"evaluation batches, {encoding}"] = lambda study=study: eval_batches(study)
-        rates = {name: [] for name in tasks}
+        rates, cpu = {name: [] for name in tasks}, {name: [] for name in tasks}
         for number in range(arguments.rounds + 1):
             for name, task in tasks.items():
+                started, began = time.perf_counter(), time.process_time()
                 rate = task()
                 if number:  # the first round warms caches and traces graphs
                     rates[name].append(rate)
+                    share = (time.process_time() - began) / (time.perf_counter() - started)
+                    cpu[name].append(1e3 * share / rate)
     sides = {}
     for side in SIDES:
         for encoding in ("raw", "png"):
             pack(paths, 16, side=side, encoding=encoding)  # traces the graph
             seconds, _, n_bytes = pack(paths, 128, side=side, encoding=encoding)
             sides[f"{side} px, {encoding}"] = {"films_per_second": round(128 / seconds, 1), "bytes": round(n_bytes)}
-    (_, few, _), (_, many, _) = pack(paths, 256), pack(paths, 1280)
-    python_seconds = (many - few) / 1024
-    decode_rate = float(np.median(rates["PNG decode alone"]))
+    python = np.median([(pack(paths, 1024)[1] - pack(paths, 256)[1]) / 768 for _ in range(arguments.rounds)])
+    milliseconds = {name: float(np.median(values)) for name, values in cpu.items()}
 
     def ratio(name, other):
         return round(float(np.median([a / b for a, b in zip(rates[name], rates[other], strict=True)])), 3)
@@ -152,11 +154,15 @@ def main():
         "films_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
         "ratios": {
             "packing / PNG decode alone": ratio("packing, raw", "PNG decode alone"),
+            "packing / PNG decode alone, by processor time": round(
+                float(np.median([a / b for a, b in zip(cpu["PNG decode alone"], cpu["packing, raw"], strict=True)])), 3
+            ),
             **{f"{what}, png / raw": ratio(f"{what}, png", f"{what}, raw")
                for what in ("packing", "training batches", "evaluation batches")},
         },
-        "python_microseconds_per_film": round(1e6 * python_seconds, 1),
-        "cores_that_python_could_feed": round(count_cores() / decode_rate / python_seconds),
+        "processor_milliseconds_per_film": {name: round(value, 3) for name, value in milliseconds.items()},
+        "python_microseconds_per_film": round(1e6 * python, 1),
+        "cores_that_python_could_feed": round(milliseconds["packing, raw"] / 1e3 / python),
         "by_side": sides,
         "peak_mib_of_packing": {f"{n:,} films": measure_memory(paths, n) for n in (1000, 4000)},
         "films_per_second_in_processes": compare_processes(paths, 768),
