@@ -491,7 +491,7 @@ def test_a_missing_manifest_is_named_and_written_anew(films, study, copy):
     assert read_bytes(copy) == read_bytes(study.folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "side"', "[]", "null", "{}", '{"format": 1, "side": 16}'])
+@pytest.mark.parametrize("content", ["", "{", '{"format": 2, "side"', "[]", "null", "{}", '{"format": 2, "side": 16}'])
 def test_a_damaged_manifest_is_named_and_so_is_the_remedy_which_works(films, study, copy, content):
     path = copy / "manifest.json"
     path.write_text(content)
@@ -511,13 +511,13 @@ def change_manifest(folder, **changes):
 
 
 def test_another_format_is_refused_with_a_remedy_that_works(films, study, copy):
-    path = change_manifest(copy, format=2)
+    path = change_manifest(copy, format=1)
     with pytest.raises(
-        ValueError, match=r"has record format 2, this code reads 1\. Delete that folder and run"
+        ValueError, match=r"has record format 1, this code reads 2\. Delete that folder and run"
     ) as error:
         load_packed_study(copy)
     assert str(path) in str(error.value)
-    with pytest.raises(ValueError, match=r"format was 2, now 1\). Delete that folder"):
+    with pytest.raises(ValueError, match=r"format was 1, now 2\). Delete that folder"):
         pack(films, copy)
     shutil.rmtree(copy)
     pack(films, copy)

@@ -33,7 +33,10 @@ _ROOMS = {
     "openi_reports": "read_openi_reports",
     "openi_fetch": "fetch_openi read_search_pages search_openi",
     "openi": "OPENI_VIEWS OpeniReport find_frontal label_openi load_openi_films match_openi_films",
-    "records": "PackedStudy load_packed_study pack_study parse_records",
+    "records": "parse_records",
+    "packed": "PackedStudy find_packed_studies load_packed_study",
+    "packing": "pack_study parse_part",
+    "film_stores": "FilmStore load_film_store shrink_films",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
     "model": "DENSENET121 backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",

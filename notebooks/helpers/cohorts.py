@@ -27,7 +27,7 @@ from .labels import (
     name_some,
 )
 from .openi import load_openi_films
-from .records import SUBSETS, parse_records
+from .packed import SUBSETS
 
 _BOX_COLUMNS = ["image", "pathology", "x", "y", "width", "height"]
 _JSRT_FRAME = 2048  # pixels a side, of the films that JSRT's positions refer to (Shiraishi et al., AJR 2000)
@@ -254,7 +254,7 @@ def make_cohort_dataset(cohort, side, batch_size, rows=None):
         files = [file for subset in SUBSETS for file in cohort.study.files(subset)]
         data = tf.data.Dataset.zip(tf.data.TFRecordDataset(files), tf.data.Dataset.from_tensor_slices(wanted))
         data = data.filter(lambda _, is_wanted: is_wanted).map(lambda record, _: record)
-        data = data.map(lambda item: resize_film(parse_records(item[None], cohort.study.side)[0][0], side), **in_order)
+        data = data.map(lambda item: resize_film(cohort.study.parse(item[None])[0][0], side), **in_order)
     return data.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 

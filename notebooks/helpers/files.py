@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import uuid
 
 
 def is_remote(path):
@@ -59,7 +60,8 @@ def local_draft(path):
                 path.write_bytes(draft.read_bytes())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name("part-" + path.name)
+    # Two processes, also on two hosts, that write the same file never write the same draft.
+    draft = path.with_name(f"part-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         yield draft
         os.replace(draft, path)

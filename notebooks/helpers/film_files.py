@@ -14,6 +14,13 @@ MAX_PIXELS = 2**25  # 33.5 megapixels: the largest chest detectors give about 18
 MAX_BYTES = 2**27  # 134 MB, of a file: twice what a film of MAX_PIXELS takes at 16 bits and without compression
 MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a broken thumbnail
 
+# Pillow's name of each pixel format of PNG, by bits a channel and PNG's number of the kind of colors. It knows no
+# colors of 16 bits, nor gray of 2 and 4.
+PNG_MODES = {
+    **{(1, 0): "1", (2, 0): "L", (4, 0): "L", (8, 0): "L", (16, 0): "I;16"},
+    **{(8, 2): "RGB", (16, 2): "RGB", (8, 4): "LA", (16, 4): "RGBA", (8, 6): "RGBA", (16, 6): "RGBA"},
+    **{(1, 3): "P", (2, 3): "P", (4, 3): "P", (8, 3): "P"},
+}
 
 _KINDS = {
     **{b"GIF8": "a GIF", b"BM": "a BMP", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"RIFF": "a WebP"},
@@ -62,6 +69,8 @@ def _read_header(file, beginning):
         raise FilmError(f"declares more than the {MAX_PIXELS:,} pixels allowed") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
         raise FilmError(f"broken header: {error}") from None
+    if header["mode"] == "I":  # Pillow's older name
+        header["mode"] = "I;16"
     if header["mode"] == "CMYK":
         raise FilmError("a JPEG in the four colors of printing, which no film is; save it in gray")
     assert_film_size(header["width"], header["height"])

@@ -141,7 +141,7 @@ def decode_films(data, side):
     n = tf.size(data, out_type=tf.int64)
 
     def read(number, item):
-        with tf.control_dependencies([_check_header(item)]):
+        with tf.control_dependencies([read_header(item)]):
             return number, decode_film(tf.identity(item), side)
 
     films = tf.data.Dataset.from_tensor_slices(data).enumerate().map(read, num_parallel_calls=tf.data.AUTOTUNE)
@@ -156,18 +156,36 @@ def decode_films(data, side):
         return tf.ensure_shape(films[:-1], (None, side, side, 1))
 
 
-def _check_header(data):
-    """Returns the op that fails unless encoded bytes begin like a PNG or JPEG of a size that may be decoded."""
-    beginning = tf.strings.substr(tf.strings.join([data, 25 * b"\0"]), 0, 25)
+def read_header(data):
+    """Reads what the header of an encoded film says, without decoding any pixel. Runs in a graph.
+
+    Args:
+        data: scalar string tensor, PNG or JPEG.
+
+    Returns:
+        int64 tensor (4,): width and height in pixels, bits a channel, and PNG's number of the kind of colors (0 gray,
+        2 RGB, 3 palette, 4 gray with alpha, 6 RGBA; a JPEG is 0 or 2, and -1 in the four colors of printing).
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes begin neither like a PNG nor like a JPEG, or declare more than
+            `MAX_PIXELS` pixels or a side below `MIN_SIDE`.
+    """
+    beginning = tf.strings.substr(tf.strings.join([data, 26 * b"\0"]), 0, 26)
     is_png = tf.strings.substr(beginning, 0, 4) == b"\x89PNG"
     is_jpeg = tf.strings.substr(beginning, 0, 2) == b"\xff\xd8"
 
-    def png_size():  # width and height are the 8 bytes from byte 16, the highest first
-        return tf.io.decode_raw(tf.strings.substr(beginning, 16, 8), tf.int32, little_endian=False)
+    def of_png():  # width and height are the 8 bytes from byte 16, the highest first
+        size = tf.io.decode_raw(tf.strings.substr(beginning, 16, 8), tf.int32, little_endian=False)
+        kind = tf.io.decode_raw(tf.strings.substr(beginning, 24, 2), tf.uint8)
+        return tf.concat([size, tf.cast(kind, tf.int32)], axis=0)
 
-    def jpeg_size():
-        return tf.image.extract_jpeg_shape(data)[:2]
+    def of_jpeg():
+        height, width, channels = tf.unstack(tf.image.extract_jpeg_shape(data))
+        return tf.stack([width, height, 8, tf.where(channels == 1, 0, tf.where(channels == 3, 2, -1))])
 
-    size = tf.cast(tf.cond(is_png, png_size, jpeg_size), tf.int64)
+    header = tf.cond(is_png, of_png, lambda: tf.cond(is_jpeg, of_jpeg, lambda: tf.zeros(4, tf.int32)))
+    header = tf.cast(header, tf.int64)
+    size = header[:2]
     is_fit = tf.reduce_all(size >= MIN_SIDE) & (tf.reduce_prod(size) <= MAX_PIXELS)
-    return tf.debugging.Assert((is_png | is_jpeg) & is_fit, [size])
+    with tf.control_dependencies([tf.debugging.Assert((is_png | is_jpeg) & is_fit, [size])]):
+        return tf.ensure_shape(header, (4,))

@@ -49,6 +49,11 @@ CHESTMNIST_MARK = "chestmnist.json"  # in a study folder: films of ChestMNIST, w
 
 BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
 
+SMALL_FILES = (  # all that a study has beside its images
+    *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
+    *("google2019_nih-chest-xray-labels.csv", "phantom.json", "chestmnist.json"),
+)
+
 _NO_FINDING = "No Finding"
 # The box list says "Infiltrate" where the label file says "Infiltration".
 _SPELLINGS = {"infiltrate": "Infiltration", **{name.casefold(): name for name in PATHOLOGIES}}
@@ -223,6 +228,22 @@ def list_images(study_dir):
             f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
         )
     return dict(sorted(images.items()))
+
+
+def list_small_files(study_dir):
+    """Lists what a study has beside its images: label files, lists, boxes, and the record of how it was made.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Sorted list of paths.
+
+    Raises:
+        FileNotFoundError: if the folder is missing.
+    """
+    files = _study_folder(study_dir).iterdir()
+    return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, name) for name in SMALL_FILES))
 
 
 def match_images(metadata, images):

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from .labels import PATHOLOGIES
-from .records import parse_records
 
 N_DRAWS = 8  # random numbers that `augment` uses for a film
 
@@ -124,7 +123,7 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parall
     n_films = data.element_spec[1].shape[0]
 
     def parse_and_augment(serialized, draws):
-        films, labels = parse_records(serialized, study.side)
+        films, labels = study.parse(serialized)
         images = augment(films, draws, image_size, strength)
         images = tf.ensure_shape(images, (n_films, image_size, image_size, 1))
         return images, tf.ensure_shape(labels, (n_films, len(PATHOLOGIES)))
@@ -277,7 +276,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
     method = "area" if study.side >= 2 * size else "bilinear"  # bilinear would skip pixels
 
     def parse_and_pad(serialized):
-        films, labels = parse_records(serialized, study.side)
+        films, labels = study.parse(serialized)
         images = tf.cast(films, tf.float32) if size == study.side else tf.image.resize(films, (size, size), method)
         images = shift_films(images, shift) if any(shift) else images
         short = batch_size - tf.shape(films)[0]
