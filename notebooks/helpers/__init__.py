@@ -8,8 +8,8 @@ from importlib import import_module
 _ROOMS = {
     "files": "as_path copy_file hash_file is_remote local_copy local_draft only_os_errors read_csv read_text "
     "remove_folder write_csv write_text",
-    "labels": "ADJUDICATED BOX_FRAME NODULE_CLASSES PATHOLOGIES has_patients list_images load_adjudicated load_boxes load_metadata "
-    "load_official_lists match_images",
+    "labels": "ADJUDICATED BOX_FRAME NODULE_CLASSES PATHOLOGIES has_patients list_images load_adjudicated load_boxes "
+    "load_metadata load_official_lists match_images",
     "splits": "CHESTMNIST SPLITS assert_no_patient_overlap hash_split make_split name_unit",
     "statistics": "auc_table average_precision bootstrap_auc bootstrap_ratio delong delong_test difference_table "
     "percentile_interval precision_recall_curve roc_auc roc_curve shuffled_auc",
