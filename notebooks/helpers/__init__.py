@@ -28,7 +28,7 @@ _ROOMS = {
     "archives": "ArchiveError unpack_archive",
     "sources": "download_with_kagglehub find_attached_study link_study list_remote_study",
     "fetch_plan": "plan_fetch",
-    "streaming": "fetch_study",
+    "streaming": "fetch_study list_stored_films",
     "chestmnist": "fetch_chestmnist list_chestmnist_file plan_chestmnist write_chestmnist_study",
     "openi_reports": "read_openi_reports",
     "openi_fetch": "fetch_openi read_search_pages search_openi",

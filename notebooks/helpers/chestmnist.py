@@ -77,7 +77,8 @@ def plan_chestmnist(file, folder, side, *, films=None, packed_side=None, packed_
     n_films = min(_FILMS, 3 * films) if films else _FILMS
     kept, packed = n_films * side * side, n_films * ((packed_side or side) ** 2 + 300)
     if _is_written(folder, side, films):
-        return DiskPlan(0, kept, kept, packed)
+        n_films = sum(json.loads(read_text(folder / CHESTMNIST_MARK))["counts"].values())
+        return DiskPlan(0, n_films * side**2, n_films * side**2, n_films * ((packed_side or side) ** 2 + 300))
     there = sum(path.stat().st_size for path in folder.glob(f"{file.name}*"))
     size = ask_sizes([file], retries, pause)[file]
     plan = DiskPlan(max(0, size - there), size + kept, kept, packed)

@@ -28,7 +28,8 @@ class DiskPlan:
     packed: int
 
     def __str__(self):
-        download, peak, kept, packed = (f"{value / 1e9:.1f} GB" for value in dataclasses.astuple(self))
+        values = dataclasses.astuple(self)
+        download, peak, kept, packed = (f"{v / 1e9:.1f} GB" if v > 1e9 else f"{v / 1e6:.0f} MB" for v in values)
         return (
             f"{download} to download. The study's folder takes at most {peak} at a time, of which {kept} stay; the "
             f"packed films take {packed} more."

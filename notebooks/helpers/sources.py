@@ -139,9 +139,9 @@ def is_known_metadata(name, sha256):
 
 
 def parse_archives(text):
-    """Returns the numbers that a text such as "1,3-5" names, sorted; ValueError unless all are of 1 to 12."""
+    """Returns the numbers that "1,3-5", a number or a list of some names; ValueError unless all are of 1 to 12."""
     numbers = set()
-    for part in str(text).split(","):
+    for part in (",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)).split(","):
         match = re.fullmatch(r"\s*(\d{1,2})\s*(?:-\s*(\d{1,2})\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= len(_ARCHIVES):

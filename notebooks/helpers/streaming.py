@@ -56,6 +56,11 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
     return [shrink_films(None, at.stores, archive.stem, side=side) for archive, at in places.items()] if side else []
 
 
+def list_stored_films(stores):
+    """Returns the names of all films of `FilmStore`s, with those that could not be read."""
+    return [image for store in stores for image in (*store.images, *(film["image"] for film in store.excluded))]
+
+
 def _fetch_metadata(file, folder, page, options):
     path = folder / file.name
     if path.exists() and is_known_metadata(file.name, hash_file(path)):
