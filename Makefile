@@ -17,10 +17,13 @@ export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: run evaluate xvision predict test lint bench serve demo tpu-check publish-check address clean
+.PHONY: run prepare evaluate xvision predict test lint bench serve demo tpu-check publish-check address clean
 
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
+
+prepare: .venv/run  ## notebook 1 alone, on several hosts in parts: make prepare [DATA_DIR=...] [PROFILE=full] [SET="PART=3/8"]
+	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
 evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
 	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "PREDICTIONS=$(PREDICTIONS)" $(SET)

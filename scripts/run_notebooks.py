@@ -92,8 +92,14 @@ def call(function, path, *arguments):
         return pool.submit(function, path, *arguments).result()
 
 
+def name_copy(name, settings):
+    """Returns how the executed copy of a notebook is called: hosts that pack a part each do not share one."""
+    part = str(settings.get("PART", "")) if name == NOTEBOOKS[0] else ""
+    return f"{name}.part-{part.replace('/', '-of-')}" if part else name
+
+
 def upload_copy(executed_dir, name, folder):
-    """Copies what executing a notebook has left in a local folder to one in a bucket."""
+    """Copies what executing a notebook has left in a local folder to one in a bucket, under the name of the copy."""
     for ending in (".ipynb", ".log", ".failed.ipynb", ".failed.log"):
         if (folder / (name + ending)).exists():
             copy_file(folder / (name + ending), executed_dir / (name + ending))
@@ -106,7 +112,7 @@ def execute(name, folder, settings):
 
     A failed copy goes under a name of its own, so that it never takes the place of one that succeeded.
     """
-    source, target = find_notebook(name), folder / f"{name}.ipynb"
+    source, target = find_notebook(name), folder / f"{name_copy(name, settings)}.ipynb"
     attempt = target.with_suffix(".failed.ipynb")
     known = papermill.inspect_notebook(str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +142,11 @@ def execute_into(executed_dir, name, settings):
     if is_remote(executed_dir):  # Papermill saves after every cell, and would write the whole object each time
         with tempfile.TemporaryDirectory() as folder:
             error = execute(name, Path(folder), settings)
-            call(upload_copy, executed_dir, name, Path(folder))
+            call(upload_copy, executed_dir, name_copy(name, settings), Path(folder))
     else:
         error = execute(name, executed_dir, settings)
     if error:
-        sys.exit(f"\n{error}\nSee {executed_dir / name}.failed.ipynb")
+        sys.exit(f"\n{error}\nSee {executed_dir / name_copy(name, settings)}.failed.ipynb")
 
 
 def read_pause(run_dir):
@@ -224,6 +230,8 @@ def main():
             execute_into(run_dir / "executed", name, settings)
         except KeyboardInterrupt:
             sys.exit(f"\n{name} was interrupted. Give the same command again to go on.")
+        if name == NOTEBOOKS[0] and settings.get("PART"):  # it has said how to go on
+            return
         if name == "02_train_densenet121" and (pause := call(read_pause, run_dir)):
             sys.exit(f"\n{pause}")
     if not arguments.only:

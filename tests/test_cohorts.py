@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers import (
+    PATHOLOGIES,
     FilmError,
     cohort_of_files,
     load_boxes,
@@ -93,7 +94,7 @@ def test_hash_is_of_the_films_and_not_of_the_place(nodule_dir, tmp_path):
 def test_packed_study_gives_the_films_of_both_kinds(packed, phantom_dir):
     cohort = load_nih_cohort(packed, load_boxes(phantom_dir))
     rows = packed.index.set_index("image").loc[cohort.films["image"]]
-    findings = rows.drop(columns=["subset", "patient_id", "follow_up", "age", "sex", "view"])
+    findings = rows[list(PATHOLOGIES)]
     assert (rows["Nodule"].to_numpy() == cohort.films["label"]).all()
     assert findings[cohort.films["label"].eq(0).to_numpy()].to_numpy().sum() == 0
     n_wanted = packed.index["Nodule"].sum() + packed.index[findings.columns].sum(axis=1).eq(0).sum()

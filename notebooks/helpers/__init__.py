@@ -35,6 +35,7 @@ _ROOMS = {
     "openi": "OPENI_VIEWS OpeniReport find_frontal label_openi load_openi_films match_openi_films",
     "records": "parse_records",
     "packed": "PackedStudy find_packed_studies load_packed_study",
+    "packed_films": "load_film_files",
     "packing": "pack_study parse_part",
     "film_stores": "FilmStore load_film_store shrink_films",
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "

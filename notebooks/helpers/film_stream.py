@@ -18,7 +18,7 @@ from .film_files import PNG_MODES, FilmError, inspect_film
 from .images import decode_film, read_header
 
 BATCH = 16  # films that Python takes from the graph at a time
-PNG_LEVEL = 3  # of compression, 0 to 9; measured in benchmarks/packing.py
+PNG_LEVEL = 4  # of compression, 0 to 9: higher ones take longer and save nothing, see benchmarks/packing.py
 
 
 class ShrunkFilm(NamedTuple):

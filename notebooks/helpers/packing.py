@@ -120,9 +120,7 @@ def pack_study(
     make_source = FilmFiles if isinstance(films, dict) else StoredFilms
     source = make_source(films, side, encoding=encoding, n_threads=n_threads)
     if lacking := source.lacking(rows["image"]):
-        raise ValueError(
-            f"{name_some(lacking)} in the rows, but there is no film for it: drop the rows, or add the films."
-        )
+        raise ValueError(f"{name_some(lacking)} in the rows, but there is no film: drop the rows, or add the films.")
     asked = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
     asked |= {"seed": seed, "shard_films": shard_films, "asked_sha256": hash_split(rows["image"], rows["split"])}
     held = _read_held_manifest(folder, asked)

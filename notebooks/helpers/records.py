@@ -47,8 +47,10 @@ def parse_records(serialized, side, encoding="raw"):
         "labels": tf.io.FixedLenFeature([len(PATHOLOGIES)], tf.int64),
     }
     parsed = tf.io.parse_example(serialized, spec)
-    if encoding == "png":  # one after the other: it is batches that the pipelines read several of at a time
-        films = tf.map_fn(lambda data: tf.io.decode_png(data, channels=1), parsed["film"], fn_output_signature=tf.uint8)
+    if encoding == "png":  # by a dataset: `tf.map_fn` takes twice as long; the pipelines read several batches at a time
+        films = tf.data.Dataset.from_tensor_slices(parsed["film"])
+        films = films.map(lambda data: tf.ensure_shape(tf.io.decode_png(data, channels=1), (side, side, 1)))
+        films = films.batch(tf.size(serialized, out_type=tf.int64)).get_single_element()
     else:
         films = tf.io.decode_raw(parsed["film"], tf.uint8, fixed_length=side * side)
     return tf.reshape(films, (-1, side, side, 1)), tf.cast(parsed["labels"], tf.float32)

@@ -43,8 +43,11 @@ def resolve_path(path):
     return as_path(path) if is_remote(path) else (ROOT / Path(path).expanduser()).resolve()
 
 
-def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
+def resolve_paths(data_dir, run_dir, packed_dir, split, profile, attached="/kaggle/input"):
     """Turns the path settings of the notebooks into paths; relative ones are relative to the repository's root.
+
+    A packed study is enough to train and evaluate on: it is looked for where Kaggle attaches data sets if no other one
+    is named or at its usual place, and its copies of the label files serve where the study itself is not there.
 
     Args:
         data_dir: folder of a study in NIH layout; only the synthetic study is ever written to.
@@ -52,15 +55,36 @@ def resolve_paths(data_dir, run_dir, packed_dir, split, profile):
         packed_dir: folder of the packed study; empty for `data/packed/<study>-<split>-<profile>`.
         split: name of the split.
         profile: name of the profile.
+        attached: folder below which packed studies of that split are recognized by their manifest; None for a study
+            that is still to be packed.
 
     Returns:
-        A namespace with the paths `study`, `packed`, `run`.
+        A namespace with the paths `study`, `packed`, `run`, and `name`, that of the study.
+
+    Raises:
+        ValueError: several packed studies could be meant.
     """
-    study = resolve_path(data_dir)
-    packed = resolve_path(packed_dir or f"data/packed/{study.name}-{split}-{profile}")
-    run = resolve_path(run_dir)
+    study, run = resolve_path(data_dir), resolve_path(run_dir)
     run.mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(study=study, packed=packed, run=run)
+    packed, name = resolve_path(packed_dir or f"data/packed/{study.name}-{split}-{profile}"), study.name
+    if attached is None:
+        return SimpleNamespace(study=study, packed=packed, run=run, name=name)
+    is_missing = not study.is_dir()
+    if not packed_dir and not packed.is_dir() and as_path(attached).is_dir():
+        packed = _choose_packed(attached, split, packed, None if is_missing else name)
+    if is_missing and (packed / "study").is_dir() and (packed / "manifest.json").is_file():
+        study, name = packed / "study", read_json(packed / "manifest.json")["name"]
+    return SimpleNamespace(study=study, packed=packed, run=run, name=name)
+
+
+def _choose_packed(attached, split, usual, name):
+    """Returns the folder of the one packed study of a split, and of a name unless that is None; else the usual one."""
+    from .packed import find_packed_studies  # not above: TensorFlow comes with it
+
+    found = [path for path, called in find_packed_studies(attached, split).items() if name in (None, called)]
+    if len(found) > 1:
+        raise ValueError(f"Several packed studies fit: {', '.join(map(str, found))}. Set PACKED_DIR to one of them.")
+    return found[0] if found else usual
 
 
 def read_json(path):
