@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -292,10 +291,10 @@ def test_the_disk_never_holds_more_than_the_plan_says(server, tmp_path, monkeypa
 def test_room_is_checked_before_anything_is_fetched(server, tmp_path, monkeypatch):
     study, _ = serve_study(server)
     plan = plan_fetch(study, tmp_path, side=SIDE, packed_dir=tmp_path / "packed" / "new")
-    assert re.fullmatch(
-        r"0 MB to download\. The study's folder takes at most 0 MB at a time, of which 0 MB stay; .* 0 MB more\.", str(plan)
+    assert str(plan).startswith(
+        "0 MB to download. The study's folder takes at most 0 MB at a time, of which 0 MB stay;"
     )
-    assert str(dataclasses.replace(plan, peak=15_040_000_000)).count("at most 15.0 GB at a time")
+    assert "takes at most 15.0 GB at a time" in str(dataclasses.replace(plan, peak=15_040_000_000))
     spare = 2**26
 
     def leave(n_bytes):
