@@ -164,7 +164,7 @@ def test_a_small_file_that_cannot_be_had_names_the_page_and_the_folder(server, t
 def test_an_archive_that_unpacks_to_more_than_planned_or_holds_other_films_is_refused(server, tmp_path):
     study, _ = serve_study(server, n_archives=1)
     (archive,) = study.archives
-    server.files["/a"] = make_tar({"00000001_000.png": bytes(40_000_000)})
+    server.files["/a"] = make_tar({"00000001_000.png": make_film(0, 1000) + bytes(3_000_000)})
     bomb = dataclasses.replace(archive, url=f"{server.url}/a", size=None, md5=None)
     with pytest.raises(ArchiveError, match=r"images_001\.tar\.gz: .*unpacks to more than"):
         fetch_study(RemoteStudy((), (bomb,), ""), tmp_path, side=SIDE, **QUICK)
@@ -264,7 +264,7 @@ def measure(folder):
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_disk_never_holds_more_than_the_plan_says(server, tmp_path, monkeypatch, stream):
     study, films = serve_study(server, n_archives=4, films=4, side=160)
-    plan = plan_fetch(study, tmp_path, side=SIDE, stream=stream, retries=0)
+    plan = plan_fetch(study, tmp_path, side=96, stream=stream, retries=0)
     highest = []
 
     def watched(function):
@@ -278,13 +278,13 @@ def test_the_disk_never_holds_more_than_the_plan_says(server, tmp_path, monkeypa
     monkeypatch.setattr("helpers.archives.os.replace", watched(os.replace))  # where archive and films are there, whole
     for stage in STAGES:
         monkeypatch.setattr(streaming, stage, watched(getattr(streaming, stage)))
-    fetch_study(study, tmp_path, side=SIDE if stream else None, **QUICK)
-    slack = 20_000  # of headers, lists and the stores' JSON files, against 410,000 bytes of films
+    fetch_study(study, tmp_path, side=96 if stream else None, **QUICK)
+    slack = 8_000  # of headers, lists and the stores' JSON files, against 410,000 bytes of films
     whole = sum(map(len, films.values()))
     assert 0.8 * plan.peak < max(highest) <= plan.peak + slack
     assert measure(tmp_path) <= plan.kept + slack and plan.download == sum(a.size for a in study.archives)
-    assert max(highest) < 0.7 * whole if stream else max(highest) > whole
-    again = plan_fetch(study, tmp_path, side=SIDE, stream=stream, retries=0)
+    assert max(highest) < 0.8 * whole if stream else max(highest) > whole
+    again = plan_fetch(study, tmp_path, side=96, stream=stream, retries=0)
     assert again.download == 0 and again.peak == again.kept <= plan.kept + slack
 
 
