@@ -22,7 +22,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning
 run: .venv/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
-prepare: .venv/run  ## notebook 1 alone, on several hosts in parts: make prepare [DATA_DIR=...] [PROFILE=full] [SET="PART=3/8"]
+prepare: .venv/run  ## notebook 1 alone, also a part of its packing on each of several hosts: make prepare [DATA_DIR=...] [PROFILE=full] [SET="PART=3/8"]
 	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
 evaluate: .venv/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]

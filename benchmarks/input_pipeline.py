@@ -1,8 +1,9 @@
 """How fast do films reach the model?
 
-Packing, training batches and evaluation batches, beside the ceilings and the way this project's predecessor read its
-films: decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew. All are measured in turn,
-several rounds, on the same films in one run; the ratios are medians over the rounds.
+Training batches and evaluation batches, beside their ceiling and the way this project's predecessor read its films:
+decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew. All are measured in turn, several
+rounds, on the same films in one run; the ratios are medians over the rounds. Packing has a benchmark of its own,
+packing.py.
 
 Usage: input_pipeline.py [--films FOLDER] [--rounds 5]
 FOLDER holds PNGs as NIH distributes them, 1024 pixels wide. Without it, those in ../shared/data/nih_original are taken,
@@ -38,7 +39,6 @@ from helpers import (
     make_eval_dataset,
     make_train_dataset,
     pack_study,
-    parse_records,
     pipeline,
 )
 
@@ -76,13 +76,6 @@ def measure(dataset, n_films):
     return n_films / (time.perf_counter() - started)
 
 
-def decode_alone(paths):
-    """The ceiling of packing and of the predecessor's way: PNG decoding on all cores, nothing else."""
-    data = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
-    data = data.map(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=1), tf.data.AUTOTUNE)
-    return measure(data.prefetch(2), len(paths))
-
-
 def predecessor(paths, augment):
     """Decodes and resizes every film at every epoch, in color, and changes the colors of training films."""
 
@@ -101,19 +94,10 @@ def predecessor(paths, augment):
     return measure(data, len(paths))
 
 
-def pack(paths, n_films):
-    """Packs films from their files into shards at `SIDE`, hashes and manifest included."""
-    rows, images = make_rows(paths, n_films, "train")
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        pack_study(rows, images, folder, split_name="official", side=SIDE)
-        return n_films / (time.perf_counter() - started)
-
-
 def parse_alone(study, subset):
     """The ceiling of reading: records to uint8 films, nothing else."""
     data = tf.data.TFRecordDataset(study.files(subset)).batch(BATCH_SIZE)
-    data = data.map(lambda batch: parse_records(batch, SIDE), num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    data = data.map(study.parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
     return measure(data, len(study.labels(subset)))
 
 
@@ -177,8 +161,6 @@ def main():
         some_films = next(iter(make_eval_dataset(study, "train", BATCH_SIZE)))[0]
         some_films = tf.cast(some_films, tf.uint8)
         tasks = {
-            "PNG decode alone (ceiling of packing)": lambda: decode_alone(some),
-            "packing": lambda: pack(paths, 768),
             "predecessor, training": lambda: predecessor(some, augment=True),
             "predecessor, evaluation": lambda: predecessor(some, augment=False),
             "record parse alone (ceiling of reading)": lambda: parse_alone(study, "train"),
@@ -201,13 +183,12 @@ def main():
         pairs = zip(rates[name], rates[other], strict=True)
         return round(float(np.median([a / b for a, b in pairs])), 3)
 
-    decode, parse, packed, train, whole, resized = (list(tasks)[i] for i in (0, 4, 1, 5, 6, 7))
+    parse, train, whole, resized = list(tasks)[2:6]
     results = {
         "machine": describe_machine(tf),
         "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE}, crops of {IMAGE_SIZE}, batches of {BATCH_SIZE}",
         "films_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
         "ratios": {
-            "packing / PNG decode alone": ratio(packed, decode),
             "training batches / predecessor": ratio(train, "predecessor, training"),
             "training batches / record parse alone": ratio(train, parse),
             "affine map by OpenCV / by TensorFlow": ratio("affine map by OpenCV", "affine map by TensorFlow"),

@@ -189,7 +189,7 @@ def show_results(run_dir):
     """Prints the table of AUCs, where the heatmaps point, the top 5 of one film, nodules, and where everything lies."""
     run = json.loads((run_dir / "run.json").read_text())
     example = json.loads((run_dir / "exports" / "example.json").read_text())
-    study = json.loads((run_dir / "study.json").read_text())
+    study = json.loads((run_dir / "data_report.json").read_text())
     localization = read_csv(run_dir / "localization.csv").set_index("pathology")
     print(
         f"\n{study['found']:,} of {study['rows']:,} images found, {study['missing']:,} missing, "

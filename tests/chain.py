@@ -102,9 +102,9 @@ def check_artifacts(run_dir, only=DENSENET, has_patients=True):
         if exact:
             assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
     figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
-    assert {"01_films", "01_prevalence", "02_training", "03_aucs", "03_roc", "03_confusion", "05_top5"} <= figures
-    assert {"03_reliability", "03_prevalence_shift"} <= figures
-    by_patient = {"03_subgroups_auc", "03_subgroups_tpr", "03_leakage"}
+    assert {"01_films", "01_prevalence", "01_cooccurrence", "02_training"} <= figures
+    assert {"03_aucs", "03_roc", "03_confusion", "05_top5", "03_reliability", "03_prevalence_shift"} <= figures
+    by_patient = {"01_views", "01_follow_up", "01_ages", "03_subgroups_auc", "03_subgroups_tpr", "03_leakage"}
     assert figures & by_patient == (by_patient if has_patients else set())
     localization = pd.read_csv(run_dir / "localization.csv")
     if len(localization):

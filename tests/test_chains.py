@@ -46,15 +46,32 @@ def study(tmp_path):
 
 
 def read_counts(run_dir):
-    record = json.loads((run_dir / "study.json").read_text())
+    record = json.loads((run_dir / "data_report.json").read_text())
     return record["found"], record["missing"], len(record["unreadable"])
 
 
-def test_chain_of_densenet121_goes_on_past_bad_films(study, tmp_path, capsys):
-    """They are listed, the rest is packed, and the whole network trained on it, measured, explained and exported."""
-    blocks = f"BLOCKS={list(DENSENET121)}"
-    run_chain(study, tmp_path / "run", tmp_path / "packed", "SPLIT=random_patients", blocks)
+def test_chain_of_densenet121_goes_on_past_bad_films_and_without_the_study(study, tmp_path, capsys):
+    """They are listed, the rest is packed, in two steps, and the whole network trained on it, measured, explained and
+    exported from a copy of the packed study alone, to which nothing may be written."""
+    settings = ("SPLIT=random_patients", f"BLOCKS={list(DENSENET121)}", "RECORDS=png")
+    packed, moved = tmp_path / "packed", tmp_path / "attached" / "packed"
+    printed = run_chain(study, tmp_path / "host2", packed, *settings, "PART=2/2", only=DENSENET[:1])
+    assert "Part 2/2 is packed" in printed and "without PART" in printed and not (packed / "manifest.json").exists()
+    assert {path.name[:4] for path in packed.iterdir()} == {"val-"}
+    run_chain(study, tmp_path / "run", packed, *settings, only=DENSENET[:1])
+    shutil.copytree(packed, moved)
+    shutil.rmtree(study)
+    shutil.rmtree(packed)
+    for path in [*moved.rglob("*"), moved]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in [moved, *moved.rglob("*")]}
+    run_chain(study, tmp_path / "run", moved, *settings, only=DENSENET[1:])
+    assert {path: path.stat().st_mtime_ns for path in [moved, *moved.rglob("*")]} == before
+    for path in before:
+        path.chmod(0o755)
     check_artifacts(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["study"] == "a study" and record["synthetic"]
     assert load_densenet121(tmp_path / "run").count_params() == 7_051_854
     assert read_counts(tmp_path / "run") == (117, 3, 9)
     show_results(tmp_path / "run")

@@ -1,13 +1,23 @@
 """Tests of helpers.duplicates with planted copies, real films and brute force."""
 
+import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from helpers.duplicates import HASH_BITS, MAX_DISTANCE, FilmHashes, find_duplicates, hash_films
+from helpers import duplicates
+from helpers.duplicates import (
+    HASH_BITS,
+    MAX_DISTANCE,
+    FilmHashes,
+    find_duplicates,
+    find_study_duplicates,
+    hash_films,
+)
 
 
 def read(paths, side=None):
@@ -214,3 +224,31 @@ def test_real_films_and_their_copies(shared_data):
     assert between[np.arange(len(own)), own].max() <= MAX_DISTANCE
     between[np.arange(len(own)), own] = HASH_BITS
     assert between.min() > 3 * MAX_DISTANCE
+
+
+def test_copies_in_a_packed_study_are_looked_for_once(packed, tmp_path, monkeypatch):
+    """They are kept beside the films, and looked for anew where the films are others or the file is cut short."""
+    study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
+    films = np.concatenate(list(duplicates._read_films(study)))
+    expected = find_duplicates(study.index, hash_films(films), 40, across="image")
+    found = find_study_duplicates(study, 40)
+    assert len(found) and found.equals(expected)
+
+    monkeypatch.setattr(duplicates, "_read_films", None)
+    assert find_study_duplicates(study, 40).equals(found)
+    for other in (dataclasses.replace(study, index_sha256="another"), dataclasses.replace(study, shards={"train": []})):
+        with pytest.raises(TypeError):
+            find_study_duplicates(other, 40)
+    kept = study.folder / "duplicates.json"
+    kept.write_text(kept.read_text()[:50])
+    with pytest.raises(TypeError):
+        find_study_duplicates(study, 40)
+
+
+def test_copies_in_a_read_only_study_are_found(packed, tmp_path, monkeypatch):
+    def refuse(path, text):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(duplicates, "write_text", refuse)
+    study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
+    assert len(find_study_duplicates(study, 40)) and not (study.folder / "duplicates.json").exists()

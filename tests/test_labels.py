@@ -42,7 +42,11 @@ def test_metadata_columns_types_and_order(tmp_path):
     assert {name for name in NAMES if frame.loc[0, name]} == {"Infiltration", "Pleural_Thickening"}
     assert frame.loc[1, NAMES].sum() == 0
     assert frame.loc[0, ["follow_up", "age", "sex", "view"]].tolist() == [0, 79.0, "M", "PA"]
-    assert frame.attrs == {"source": "Data_Entry_2017_v2020.csv", "repaired_ages": 0}
+    nothing = {"count": 0, "examples": []}
+    assert frame.attrs == {
+        "source": "Data_Entry_2017_v2020.csv",
+        "ages": {"missing": nothing, "converted": nothing},
+    }
 
 
 def test_metadata_of_2017_with_units_and_trailing_column(tmp_path):
@@ -51,7 +55,22 @@ def test_metadata_of_2017_with_units_and_trailing_column(tmp_path):
     write_table(tmp_path, rows, V2020 + ",", REST + ",", "Data_Entry_2017.csv")
     frame = load_metadata(tmp_path)
     np.testing.assert_allclose(frame["age"], [58, 3 / 12, 12 / 365.25, np.nan, 100, np.nan, np.nan, np.nan])
-    assert frame.attrs["repaired_ages"] == 4
+    assert frame.attrs["ages"] == {
+        "missing": {
+            "count": 4,
+            "examples": [
+                {"image": f"{i:08d}_000.png", "text": text, "years": None}
+                for i, text in ((3, "412Y"), (5, "101Y"), (6, ""), (7, "old"))
+            ],
+        },
+        "converted": {
+            "count": 2,
+            "examples": [
+                {"image": "00000001_000.png", "text": "003M", "years": 3 / 12},
+                {"image": "00000002_000.png", "text": "012D", "years": 12 / 365.25},
+            ],
+        },
+    }
     assert frame["Hernia"].sum() == len(ages)
 
 
@@ -133,12 +152,12 @@ def test_images_are_listed_in_both_layouts(tmp_path):
 
 def test_match_images_counts_both_sides():
     frame = pd.DataFrame({"image": [f"{number:08d}_000.png" for number in range(12)]})
-    frame.attrs["repaired_ages"] = 3
+    frame.attrs["ages"] = 3
     images = {**dict.fromkeys(frame["image"][2:9]), "stray.png": None}
     found, report = match_images(frame, images)
     assert found["image"].tolist() == frame["image"][2:9].tolist()
     assert found.index.tolist() == list(range(7))
-    assert found.attrs["repaired_ages"] == 3
+    assert found.attrs["ages"] == 3
     assert (report.n_rows, report.n_found, report.n_missing, report.n_extra) == (len(frame), 7, len(frame) - 7, 1)
     assert report.missing == tuple(frame["image"][[0, 1, 9, 10, 11]])
     assert report.extra == ("stray.png",)

@@ -6,7 +6,16 @@ import keras
 import numpy as np
 import pytest
 
-from helpers import PATHOLOGIES, backbone_layers, build_densenet121, load_densenet121, predict_logits, set_output_bias
+from helpers import (
+    PATHOLOGIES,
+    ModelFileError,
+    backbone_layers,
+    build_densenet121,
+    hash_file,
+    load_densenet121,
+    predict_logits,
+    set_output_bias,
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +150,18 @@ def test_model_of_another_split_or_side_is_refused(tmp_path, model, packed):
 
 def test_unfinished_run_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing\. Run 02_train_densenet121"):
+        load_densenet121(tmp_path)
+
+
+def test_weights_that_run_json_does_not_tell_of_are_refused(tmp_path, model, films):
+    """They load without an error: they may be those of another training in the same folder."""
+    path = tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    record = {"classes": list(PATHOLOGIES), "weights_sha256": hash_file(path)}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert np.array_equal(load_densenet121(tmp_path)(films), model(films))
+    build_densenet121().save_weights(path)
+    with pytest.raises(ModelFileError, match=r"weights\.h5 was altered: .* not that of run\.json\. Run 02_train"):
         load_densenet121(tmp_path)
 
 

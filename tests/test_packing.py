@@ -168,7 +168,7 @@ def test_stores_that_do_not_fit_are_refused(films, tmp_path):
         pack_study(rows, [one], tmp_path / "packed", **SETTINGS | {"side": 20})
     with pytest.raises(ValueError, match="1 image is"):
         pack_study(rows, {name: paths[name] for name in names[1:]}, tmp_path / "packed", **SETTINGS)
-    with pytest.raises(ValueError, match=r"gs://bucket/a is in a bucket"):
+    with pytest.raises(ValueError, match=r"gs://bucket/a lies in a bucket"):
         shrink_films(paths, "gs://bucket/a", "one", side=SIDE)
     assert not (tmp_path / "packed").exists()
 

@@ -4,12 +4,16 @@ A duplicate across the parts of a split is a test film that the model was traine
 are called. ChestX-ray14 is known to hold some.
 """
 
+import contextlib
 import hashlib
+import json
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import fft
+
+from .files import read_text, write_text
 
 HASH_BITS = 256
 MAX_DISTANCE = 16  # bits; the numbers behind it stand at `find_duplicates`
@@ -17,6 +21,7 @@ MAX_DISTANCE = 16  # bits; the numbers behind it stand at `find_duplicates`
 _MIN_SIDE = 32  # pixels; smaller films lack the frequencies that are hashed
 _BATCH = 128  # films at once: 34 MB in float32 at 256 pixels
 _MAX_PAIRS = 1_000_000
+_PAIR_COLUMNS = ["image_a", "subset_a", "patient_a", "image_b", "subset_b", "patient_b", "kind", "distance"]
 
 
 class FilmHashes(NamedTuple):
@@ -64,7 +69,8 @@ def hash_films(films):
         exact.append(np.frombuffer(digests, "uint8").reshape(-1, 16))
         n_waves = int(HASH_BITS**0.5)
         waves = fft.dct(np.eye(side), axis=0, norm="ortho")[1 : 1 + n_waves].astype("float32")
-        coefficients = waves @ batch.astype("float32") @ waves.T
+        across = (batch.reshape(-1, side).astype("float32") @ waves.T).reshape(-1, side, n_waves)  # one large product
+        coefficients = waves @ across
         # A tolerance, so that the rounding of a blank film is no pattern.
         perceptual.append(np.packbits((coefficients > 1e-3 * side).reshape(len(batch), -1), axis=1))
     return FilmHashes(np.concatenate(exact), np.concatenate(perceptual))
@@ -88,7 +94,8 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
         hashes: `FilmHashes` of the films, in the order of the rows.
         max_distance: largest number of differing bits, of 256, at which a pair is reported.
         across: column in which the films of a pair differ: "subset" for what leaks from one part of a split into
-            another, "patient_id" for films that are filed under two patients, in the same part or not.
+            another, "patient_id" for films that are filed under two patients, in the same part or not, "image" for
+            all pairs.
 
     Returns:
         DataFrame, one row a pair, nearest first: `image_a`, `subset_a`, `patient_a`, `image_b`, `subset_b`,
@@ -115,6 +122,44 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
     }
     same = (hashes.exact[a] == hashes.exact[b]).all(axis=1)
     return pd.DataFrame({**columns, "kind": np.where(same, "exact", "near"), "distance": distance[order]})
+
+
+def find_study_duplicates(study, max_distance=MAX_DISTANCE):
+    """Finds all pairs of copies in a packed study, and keeps them beside it, so that they are looked for only once.
+
+    Films are read batch by batch and only their hashes, 48 bytes each, are kept.
+
+    Args:
+        study: a `PackedStudy` of films of 32 pixels or more.
+        max_distance: see `find_duplicates`.
+
+    Returns:
+        DataFrame of `find_duplicates`, of all pairs within and across parts and patients.
+
+    Raises:
+        ValueError: more than a million pairs are that near.
+    """
+    shards = [shard["sha256"] for subset in study.shards.values() for shard in subset]
+    asked = json.dumps([study.index_sha256, *shards, HASH_BITS, max_distance])
+    path, key = study.folder / "duplicates.json", hashlib.sha256(asked.encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or cut short: it is made anew
+        kept = json.loads(read_text(path))
+        if kept["of"] == key:
+            return pd.DataFrame(kept["pairs"], columns=_PAIR_COLUMNS)
+    pairs = find_duplicates(study.index, hash_films(_read_films(study)), max_distance, across="image")
+    with contextlib.suppress(OSError):  # an attached study may be read-only
+        write_text(path, json.dumps({"of": key, "pairs": pairs.to_dict("list")}))
+    return pairs
+
+
+def _read_films(study):
+    """Yields all films of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
+    import tensorflow as tf  # not above: hashes alone need none
+
+    files = [file for subset in study.shards for file in study.files(subset)]
+    data = tf.data.TFRecordDataset(files).batch(_BATCH)
+    for films, _ in data.map(study.parse, num_parallel_calls=2).prefetch(2):
+        yield films.numpy()
 
 
 def _search(part, perceptual, max_distance):

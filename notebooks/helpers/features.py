@@ -22,7 +22,7 @@ from .downloads import assert_space
 from .files import as_path, hash_file, is_remote, write_text
 from .film_files import FilmError
 from .model import load_densenet121
-from .model_files import ModelFileError, check_model_file
+from .model_files import check_model_file
 
 FORMAT = 1  # of a bank; a reader refuses any other
 _SAVE_SECONDS = 20  # between two records of how far a bank is
@@ -132,11 +132,6 @@ def load_trained_backbone(run_dir):
             "again."
         ) from None
     trained = load_densenet121(run_dir)
-    if record.get("weights_sha256", "") not in ("", hash_file(run_dir / "model.weights.h5")):
-        raise ModelFileError(
-            f"{run_dir / 'model.weights.h5'} was altered: its SHA-256 is not that of run.json. Run "
-            "02_train_densenet121.ipynb again, or fetch the file again."
-        )
     images = keras.Input((side, side, 1), name="images")
     model = keras.Model(images, keras.Model(trained.inputs, trained.get_layer("relu").output)(images), name="trained")
     scaling = trained.get_layer("imagenet_scaling")

@@ -89,7 +89,9 @@ def load_metadata(study_dir):
     Returns:
         DataFrame, one row an image, sorted by image name: `image` (str), `patient_id` and `follow_up` (int64), `age`
         (float64, years), `sex` ("M" or "F"), `view` ("PA" or "AP"), and one uint8 column of 0 and 1 for each of
-        `PATHOLOGIES`. `attrs["source"]` is the file's name, `attrs["repaired_ages"]` how many ages became NaN.
+        `PATHOLOGIES`. `attrs["source"]` is the file's name; `attrs["ages"]` tells which ages became NaN ("missing") and
+        which were in months, weeks or days ("converted"), each a dict with their `count` and `examples`, the first
+        five as dicts with `image`, the `text` in the file and `years` (None where missing).
 
     Raises:
         FileNotFoundError: if the folder or the label file is missing.
@@ -131,9 +133,21 @@ def load_metadata(study_dir):
         "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS | unknown, "frontal view")),
     }
     frame = pd.DataFrame({**columns, **dict(zip(PATHOLOGIES, labels.T, strict=True))})
+    converted = ages.notna() & table["Patient Age"].str.upper().str.endswith(("M", "W", "D"))
+    told = {"missing": ages.isna(), "converted": converted}
+    read = pd.DataFrame({"image": table["Image Index"], "text": table["Patient Age"], "years": ages})
     frame = frame.sort_values("image", kind="stable", ignore_index=True)
-    frame.attrs = {"source": path.name, "repaired_ages": int(ages.isna().sum())}
+    frame.attrs = {"source": path.name, "ages": {name: _tell_some(read[mask]) for name, mask in told.items()}}
     return frame
+
+
+def _tell_some(rows):
+    """Counts rows and shows the first five by image; all of them would be copied with every operation on the frame."""
+    some = rows.sort_values("image").head().to_dict("records")
+    return {
+        "count": len(rows),
+        "examples": [row | {"years": row["years"] if row["years"] == row["years"] else None} for row in some],
+    }
 
 
 def has_patients(study_dir):

@@ -6,9 +6,9 @@ import json
 import keras
 import numpy as np
 
-from .files import as_path, local_copy
+from .files import as_path, hash_file, local_copy
 from .labels import PATHOLOGIES
-from .model_files import check_model_file, load_weights
+from .model_files import ModelFileError, check_model_file, load_weights
 
 # What the "torch" mode of keras.applications.densenet.preprocess_input does: ImageNet's channel statistics.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -123,7 +123,8 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
-        ModelFileError: its weights are damaged or hold anything else, see `check_model_file`.
+        ModelFileError: its weights are damaged or hold anything else, see `check_model_file`, or are not those that
+            `run.json` tells of.
         ValueError: the model was trained on other classes, or on the same in another order; or on another split than
             the study's, so that its test films may have been trained on; or on films of another side.
     """
@@ -140,6 +141,11 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
             f"({record['split']['sha256'][:12]}) at {record['side']} pixels, but {study.folder} holds split "
             f"{study.split_name} ({study.split_sha256[:12]}) at {study.side}. "
             "Use the SPLIT, PROFILE and PACKED_DIR of its training."
+        )
+    if record.get("weights_sha256", "") not in ("", hash_file(run_dir / "model.weights.h5")):
+        raise ModelFileError(
+            f"{run_dir / 'model.weights.h5'} was altered: its SHA-256 is not that of run.json. Run "
+            "02_train_densenet121.ipynb again, or fetch the file again."
         )
     shape = {"output_stride": record.get("output_stride", 32), "blocks": record.get("blocks", DENSENET121)}
     model = build_densenet121(n_classes=len(classes), **shape)
