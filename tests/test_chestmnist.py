@@ -16,7 +16,9 @@ from helpers import (
     PATHOLOGIES,
     ArchiveError,
     DownloadError,
+    audit_study,
     fetch_chestmnist,
+    find_study_duplicates,
     has_patients,
     list_chestmnist_file,
     list_images,
@@ -104,11 +106,15 @@ def test_films_of_another_name_have_no_part(study):
 
 
 def test_it_is_packed_like_any_study(study, tmp_path):
-    rows, _ = match_images(load_metadata(study), images := list_images(study))
+    rows, matched = match_images(load_metadata(study), images := list_images(study))
     rows["split"] = make_split(rows, study, split=CHESTMNIST)
     packed = pack_study(rows, images, tmp_path / "packed", split_name=CHESTMNIST, side=32, study_dir=study)
     assert not packed.excluded and len(packed.index) == 14 and set(packed.index["view"]) == {"unknown"}
     assert not has_patients(tmp_path / "packed" / "study")  # whoever has the shards alone knows, too
+    report = audit_study(study, load_metadata(study), matched, packed, find_study_duplicates(packed))
+    (line,) = (line for line in report["verdict"] if line["check"] == "patients in two parts")
+    assert (line["status"], line["found"]) == ("not compared", None)
+    assert json.dumps(report).count("patient") == json.dumps(line).count("patient") + 2  # and two names of empty tables
 
 
 def test_a_quick_look_takes_the_first_films_of_each_part(tmp_path, arrays):

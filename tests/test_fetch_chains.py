@@ -41,7 +41,7 @@ def test_films_are_streamed_from_a_mirror_into_shards(hub, tmp_path):
     assert [s["sha256"] for shards in packed.shards.values() for s in shards] == [
         s["sha256"] for shards in again.shards.values() for s in shards
     ]
-    assert json.loads((tmp_path / "run" / "study.json").read_text())["found"] == len(films)
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["found"] == len(films)
 
 
 def shown(notebook):

@@ -95,7 +95,7 @@ def _leave_out_patients(report):
                 row.pop(name, None)
     report["published"] = [row for row in report["published"] if "patient" not in row["count"]]
     report["oddities"] = {name: report["oddities"][name] for name in ("missing", "converted")}
-    report |= dict.fromkeys(("patient_overlap", "follow_up", "films_per_patient"), [])
+    report |= {table: [] for table in ("patient_overlap", "follow_up", "films_per_patient")}
 
 
 def patient_overlap(rows):
