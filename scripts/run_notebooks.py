@@ -160,7 +160,12 @@ def show_scores(run_dir):
     part = aucs["split"].iloc[0]
     table = aucs[aucs["split"].eq(part)]
     predictions = read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).query("split == @part")
-    print(f"{part}: {len(predictions):,} films of {predictions['patient_id'].nunique():,} patients\n")
+    of = (
+        f"of {predictions['patient_id'].nunique():,} patients"
+        if table["n_pos_patients"].notna().any()
+        else "(no patient ids)"
+    )
+    print(f"{part}: {len(predictions):,} films {of}\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
         interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"

@@ -12,7 +12,17 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Longest first. A worker takes whole files, and one that began with a chain of notebooks at the end would work alone.
-SLOW_FILES = ("end_to_end", "chains", "training", "export", "remote_files", "tpu_check", "devices", "pipeline")
+SLOW_FILES = (
+    "end_to_end",
+    "chains",
+    "fetch_chains",
+    "training",
+    "export",
+    "remote_files",
+    "tpu_check",
+    "devices",
+    "pipeline",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -205,3 +205,20 @@ def test_links_of_the_claim_page_lead_to_files_and_headings():
         assert text is not False, link
         anchors = re.sub(r"[^\w\s-]", "", "\n".join(re.findall(r"^#+ (.*)$", text, re.MULTILINE))).lower()
         assert not heading or heading in anchors.replace(" ", "-").splitlines(), link
+
+
+def test_a_run_on_chestmnist_claims_no_patients(tmp_path):
+    folder = make_run(tmp_path / "run", synthetic=False, study="chestmnist")
+    run = json.loads((folder / "run.json").read_text())
+    run["split"] |= {"name": "chestmnist", "patients": {}}
+    write_json(folder / "run.json", run)
+    for name in ("03_subgroups_auc", "03_gaps"):
+        (folder / "figures" / f"{name}.csv").unlink()
+    (folder / "figures" / "03_aucs.csv").write_text("pathology,auc\n")
+    card = fill_model_card(folder)
+    header, _, text = card.partition("\n---\n")
+    assert "chestmnist" in header and "alkzar90" not in header
+    assert "train 1,200 / unknown" in text and "resampled films" in text and "over films (no patient ids)" in text
+    assert "Scores on ChestMNIST's random split do not compare" in text and "CC BY 4.0" in text
+    assert not re.search(r"\d patients|over patients|resampled patients", text)
+    assert "By view, sex and age: not measured." in text and "sex, age, view and films a patient" not in text

@@ -262,3 +262,28 @@ def test_a_body_that_is_shorter_than_the_known_size_is_not_taken(server, tmp_pat
     with pytest.raises(DownloadError, match="1,024,000 of 1,024,001 bytes came"):
         fetch(server, tmp_path, size=len(DATA) + 1, retries=1)
     assert not (tmp_path / "a.bin").exists()
+
+
+def test_an_md5_serves_where_that_is_what_was_published(server, tmp_path):
+    md5 = hashlib.md5(DATA).hexdigest()
+    fetch(server, tmp_path, md5=md5.upper())
+    assert names(tmp_path) == ["a.bin"]
+    with pytest.raises(DownloadError, match=rf"MD5 {md5} is not the expected one, {'0' * 32}\. Remove it"):
+        fetch(server, tmp_path, md5="0" * 32)
+
+
+def redirect_telling(sha256):
+    headers = {"Location": "/a.bin", "X-Linked-ETag": f'"{sha256}"'}
+    return lambda handler: handler.answer(302, b"", headers)
+
+
+def test_a_hash_that_the_server_tells_on_the_way_counts_and_is_recorded(server, tmp_path):
+    server.faults["/hub"] = [redirect_telling(SHA256), redirect_telling(SHA256)]
+    server.faults["/a.bin"] = [cut_after(300_000)]
+    download_file(f"{server.url}/hub", tmp_path / "a.bin", pause=0.01)
+    assert (tmp_path / "a.bin.sha256").read_text() == f"{SHA256}  a.bin\n"
+    assert ranges(server)[-2:] == ["bytes=300000-"] * 2  # the range goes along
+    server.faults["/hub"] = [redirect_telling("0" * 64)]
+    with pytest.raises(DownloadError, match=f"SHA-256 {SHA256} is not the one that the server told, {'0' * 64}"):
+        download_file(f"{server.url}/hub", tmp_path / "b.bin", pause=0.01)
+    assert names(tmp_path) == ["a.bin", "a.bin.sha256"]

@@ -8,9 +8,9 @@ from importlib import import_module
 _ROOMS = {
     "files": "as_path copy_file hash_file is_remote local_copy local_draft only_os_errors read_csv read_text "
     "remove_folder write_csv write_text",
-    "labels": "ADJUDICATED BOX_FRAME NODULE_CLASSES PATHOLOGIES list_images load_adjudicated load_boxes load_metadata "
-    "load_official_lists match_images",
-    "splits": "SPLITS assert_no_patient_overlap hash_split make_split",
+    "labels": "ADJUDICATED BOX_FRAME NODULE_CLASSES PATHOLOGIES has_patients list_images load_adjudicated load_boxes "
+    "load_metadata load_official_lists match_images",
+    "splits": "CHESTMNIST SPLITS assert_no_patient_overlap hash_split make_split name_unit",
     "statistics": "auc_table average_precision bootstrap_auc bootstrap_ratio delong delong_test difference_table "
     "percentile_interval precision_recall_curve roc_auc roc_curve shuffled_auc",
     "calibration": "apply_platt bootstrap_calibration_error calibration_error choose_thresholds confusion_at fit_platt "
@@ -29,6 +29,10 @@ _ROOMS = {
     "input_gate": "FilmWarning check_film check_films measure_color",
     "downloads": "DownloadError download_file open_session",
     "archives": "ArchiveError unpack_archive",
+    "sources": "download_with_kagglehub find_attached_study link_study list_remote_study",
+    "fetch_plan": "plan_fetch",
+    "streaming": "fetch_study list_stored_films",
+    "chestmnist": "fetch_chestmnist list_chestmnist_file plan_chestmnist write_chestmnist_study",
     "openi_reports": "read_openi_reports",
     "openi_fetch": "fetch_openi read_search_pages search_openi",
     "openi": "OPENI_VIEWS OpeniReport find_frontal label_openi load_openi_films match_openi_films",

@@ -8,7 +8,7 @@ import itertools
 import pandas as pd
 
 from .files import as_path
-from .labels import PATHOLOGIES
+from .labels import PATHOLOGIES, has_patients
 from .nih_counts import compare_counts, tell_study
 from .study_tables import (
     SUBSETS,
@@ -82,7 +82,20 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
     n_films = rows.groupby("patient_id")["patient_id"].transform("size")
     report["films_per_patient"] = _plain(band_table(rows, n_films))
     report["ages"] = _plain(age_table(rows))
+    if not has_patients(study_dir):
+        _leave_out_patients(report)
     return report | {"verdict": judge(report)}
+
+
+def _leave_out_patients(report):
+    """Takes out what counts patients, where a study tells none: the numbers would be of films."""
+    for table in ("parts", "findings", "duplicates", "duplicate_pairs"):
+        for row in report[table]:
+            for name in ("patients", "films_per_patient", "patient", "patient_a", "patient_b"):
+                row.pop(name, None)
+    report["published"] = [row for row in report["published"] if "patient" not in row["count"]]
+    report["oddities"] = {name: report["oddities"][name] for name in ("missing", "converted")}
+    report |= {table: [] for table in ("patient_overlap", "follow_up", "films_per_patient")}
 
 
 def patient_overlap(rows):
@@ -207,11 +220,15 @@ def judge(report):
     told = [f"{row['patients']:,} in {row['a']} and {row['b']}" for row in overlap]
     status = "look" if report["split"] == "leaky_images" else "wrong"  # there it is the purpose
     verdict.append(_line("patients in two parts", sum(row["patients"] for row in overlap), status, _join(told)))
+    if not report["patient_overlap"]:
+        nothing = {"found": None, "expected": None, "status": "not compared", "detail": "the study has no patient ids"}
+        verdict[-1] |= nothing
     for kind, subset in itertools.product(("exact", "near"), ("other", "same")):
         chosen = [row for row in report["duplicates"] if (row["kind"], row["subset"]) == (kind, subset)]
         n_pairs, differ = (sum(row[name] for row in chosen) for name in ("pairs", "labels_differ"))
-        patients = sum(row["pairs"] for row in chosen if row["patient"] == "other")
-        detail = f"{patients:,} of two patients, {differ:,} with different findings" if n_pairs else ""
+        detail = f"{differ:,} with different findings" if n_pairs else ""
+        if n_pairs and report["patient_overlap"]:
+            detail = f"{sum(row['pairs'] for row in chosen if row['patient'] == 'other'):,} of two patients, {detail}"
         where = "across parts" if subset == "other" else "within a part"
         verdict.append(_line(f"{kind} copies {where}, pairs", n_pairs, "look", detail))
     for name, what in (("not_square", "films that are not square"), ("uncommon", "films of uncommon size or mode")):

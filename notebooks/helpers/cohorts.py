@@ -28,6 +28,7 @@ from .labels import (
 )
 from .openi import load_openi_films
 from .packed import SUBSETS
+from .splits import CHESTMNIST
 
 _BOX_COLUMNS = ["image", "pathology", "x", "y", "width", "height"]
 _JSRT_FRAME = 2048  # pixels a side, of the films that JSRT's positions refer to (Shiraishi et al., AJR 2000)
@@ -117,8 +118,12 @@ def load_nih_cohort(study, boxes=None, subsets=SUBSETS):
         A `Cohort`, its films in the order of the shards.
 
     Raises:
-        ValueError: there are films of one class only.
+        ValueError: there are films of one class only, or the study does not tell patients.
     """
+    if study.split_name == CHESTMNIST:
+        raise ValueError(
+            f"{study.folder}: ChestMNIST has no patient ids, and without them no folds can be made by patient"
+        )
     rows = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
     chosen = _select_nodules(rows)[rows["subset"].isin(subsets)]
     films = rows.loc[chosen.index, ["image", "patient_id"]].assign(label=chosen).reset_index(drop=True)

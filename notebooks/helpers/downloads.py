@@ -1,6 +1,6 @@
 """Downloads that go on where they stopped and are checked before they count; archives unpacked only where that is safe.
 
-A file is written as NAME.part and takes its name when its size, first bytes and SHA-256 are right. `requests` and
+A file is written as NAME.part and takes its name when its size, first bytes and hash are right. `requests` and
 `urllib3.util.Retry` do the connection, the waiting and `Retry-After`; what is here is what they leave to the caller:
 bodies that are cut, ranges that are wrong, files that changed meanwhile.
 """
@@ -26,12 +26,14 @@ class DownloadError(OSError):
 
 
 def download_file(
-    url, path, sha256=None, size=None, progress=None, *, record=True, retries=5, pause=1.0, timeout=60, session=None
-):
+    url, path, sha256=None, size=None, progress=None, *, md5=None, record=True, retries=5, pause=1.0, timeout=60,
+    session=None,
+):  # fmt: skip
     """Downloads a file, resuming an earlier attempt; a file that is there already is only checked.
 
-    The SHA-256 of a file for which none is given is recorded on first use in NAME.sha256, in the form that
+    The SHA-256 of a file for which no hash is given is recorded on first use in NAME.sha256, in the form that
     `sha256sum -c` reads, and later copies are held against it: it then shows change and damage, not who made the file.
+    A server such as Hugging Face's that tells the SHA-256 itself, in `X-Linked-ETag`, is held to its word.
 
     Args:
         url: address, http or https.
@@ -41,6 +43,7 @@ def download_file(
         progress: callable such as `tqdm`, called with `total=` (None if the server does not tell), `initial=`, `desc=`,
             `unit="B"` and `unit_scale=True`, returning an object with `update(n)` and `close()`. n is negative where a
             download starts anew.
+        md5: MD5 of the file in hexadecimal, if that is what its makers published.
         record: whether to record the hash of a file for which none is given.
         retries: attempts in a row that may bring nothing new before giving up.
         pause: seconds before the second of them, doubled each time; a server's `Retry-After` goes before it.
@@ -59,17 +62,21 @@ def download_file(
         raise ValueError(f"{path} lies in a bucket. Download to a local folder and copy from there.")
     path = as_path(path)
     sums = path.with_name(path.name + ".sha256")
-    recorded = read_text(sums).split()[:1] if sums.exists() and sha256 is None else []
-    expected = (sha256 or "".join(recorded)).lower() or None
+    expected = {name: value.lower() for name, value in (("sha256", sha256), ("md5", md5)) if value}
+    recorded = read_text(sums).split()[:1] if sums.exists() and not expected else []
+    expected |= {"sha256": recorded[0].lower()} if recorded else {}
     source = f"the one recorded in {sums.name} on first use" if recorded else "the expected one"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         with contextlib.closing(_Bar(progress, path.name)) as bar:
             _fetch_part(url, part, size, bar, retries, pause, timeout, session)
+        told = (_read_state(part, url) or {}).get("sha256")
+        if told and not expected:
+            expected, source = {"sha256": told}, "the one that the server told"
         try:
             _check_beginning(url, part)
-            digest = _check(part, size, expected, source, "It was removed; download again, and if that does not help")
+            _check(part, size, expected, source, "It was removed; download again, and if that does not help")
         except DownloadError:
             part.unlink()
             _state_of(part).unlink(missing_ok=True)
@@ -77,9 +84,9 @@ def download_file(
         os.replace(part, path)
         _state_of(part).unlink(missing_ok=True)
     else:
-        digest = _check(path, size, expected, source, "Remove it to download it again; if that does not help")
-    if record and expected is None:
-        write_text(sums, f"{digest}  {path.name}\n")
+        _check(path, size, expected, source, "Remove it to download it again; if that does not help")
+    if record and not sha256 and not md5 and not recorded:
+        write_text(sums, f"{expected.get('sha256') or hash_file(path)}  {path.name}\n")
     return path
 
 
@@ -196,7 +203,8 @@ def _request(session, url, part, size, bar, timeout):
         if not have:
             etag = response.headers.get("ETag", "")
             validator = response.headers.get("Last-Modified") if etag[:2] in ("", "W/") else etag
-            write_text(_state_of(part), json.dumps({"url": url, "total": total, "validator": validator}))
+            told = {"total": total, "validator": validator, "sha256": _linked_hash(response)}
+            write_text(_state_of(part), json.dumps({"url": url, **told}))
         bar.move_to(have, total)
         with part.open("ab" if have else "wb") as file:
             for block in response.raw.stream(_BLOCK, decode_content=False):
@@ -231,6 +239,12 @@ def _read_total(response, asked, known, part):
         part.unlink(missing_ok=True)  # begin anew: what would be added may belong elsewhere
         raise _Broken(f"asked for the bytes from {asked:,} on, the server sent {told!r}")
     return total if total is not None else known["total"]
+
+
+def _linked_hash(response):
+    """Returns the SHA-256 that Hugging Face tells of a large file on the way to it, or None."""
+    told = [answer.headers.get("X-Linked-ETag", "").strip('"').lower() for answer in (*response.history, response)]
+    return next((value for value in told if re.fullmatch(r"[0-9a-f]{64}", value)), None)
 
 
 def _state_of(part):
@@ -270,15 +284,16 @@ def _check_beginning(url, part):
 
 
 def _check(path, size, expected, source, remedy):
-    """Returns the SHA-256 of a file; DownloadError if it or the size is another than expected."""
+    """Holds a file against its size and a dict of hashes by algorithm; DownloadError if one is another."""
     if size is not None and _size(path) != size:
         raise DownloadError(
             f"{path}: {_size(path):,} bytes, {size:,} are expected. {remedy}, ask who gives the file away."
         )
-    digest = hash_file(path)
-    if expected is not None and digest != expected:
-        raise DownloadError(
-            f"{path}: SHA-256 {digest} is not {source}, {expected}. {remedy}, the file at its source has changed: ask "
-            "there, and only then give or record the new hash."
-        )
-    return digest
+    for algorithm, value in expected.items():
+        digest = hash_file(path, algorithm)
+        if digest != value:
+            name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+            raise DownloadError(
+                f"{path}: {name} {digest} is not {source}, {value}. {remedy}, the file at its source has changed: ask "
+                "there, and only then give or record the new hash."
+            )

@@ -45,6 +45,8 @@ ADJUDICATED = MappingProxyType(
     }
 )
 
+CHESTMNIST_MARK = "chestmnist.json"  # in a study folder: films of ChestMNIST, which has no patients, see `chestmnist`
+
 BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
 
 SMALL_FILES = (  # all that a study has beside its images
@@ -78,7 +80,8 @@ def load_metadata(study_dir):
 
     Of several such files the last by name is read, so that the corrected `Data_Entry_2017_v2020.csv` wins over
     `Data_Entry_2017.csv`. An age above 100 years or one that cannot be read becomes NaN, since age serves only the
-    subgroup tables; everything else that cannot be read is an error.
+    subgroup tables; everything else that cannot be read is an error. For ChestMNIST's films, and only for them, sex and
+    view may be "unknown", and the patient is a number of the film.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -120,13 +123,14 @@ def load_metadata(study_dir):
     ages = _map_values(path, table["Patient Age"], _parse_age).astype("float64")
     findings = _map_values(path, table["Finding Labels"], _parse_findings)
     labels = np.array([[name in found for name in PATHOLOGIES] for found in findings], dtype="uint8")
+    unknown = {} if has_patients(study_dir) else {"UNKNOWN": "unknown"}
     columns = {
         "image": table["Image Index"],
         "patient_id": _map_values(path, table["Patient ID"], _parse_number).astype("int64"),
         "follow_up": _map_values(path, table["Follow-up #"], _parse_number).astype("int64"),
         "age": ages,
-        "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES, "sex")),
-        "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS, "frontal view")),
+        "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES | unknown, "sex")),
+        "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS | unknown, "frontal view")),
     }
     frame = pd.DataFrame({**columns, **dict(zip(PATHOLOGIES, labels.T, strict=True))})
     converted = ages.notna() & table["Patient Age"].str.upper().str.endswith(("M", "W", "D"))
@@ -144,6 +148,11 @@ def _tell_some(rows):
         "count": len(rows),
         "examples": [row | {"years": row["years"] if row["years"] == row["years"] else None} for row in some],
     }
+
+
+def has_patients(study_dir):
+    """Whether a study tells which films are of one patient: ChestMNIST does not."""
+    return not (as_path(study_dir) / CHESTMNIST_MARK).is_file()
 
 
 def load_boxes(study_dir):

@@ -5,9 +5,10 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from .labels import PATHOLOGIES, load_official_lists, name_some
+from .labels import PATHOLOGIES, has_patients, load_official_lists, name_some
 
 SPLITS = ("official", "random_patients", "leaky_images")
+CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's films, which come with it and without patients
 
 _TEST_SHARE = 0.2  # The community's 70/10/20.
 
@@ -18,12 +19,13 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
     "official" keeps NIH's test list, the split of most published tables, and takes `val_share` of the other patients
     for validation, balanced over the pathologies; where that can be done, one with positives of two patients or more
     is on both sides. "random_patients" is the community's 70/10/20 over patients and "leaky_images" the same over
-    images, which leaves most validation patients in train: for demonstration only.
+    images, which leaves most validation patients in train: for demonstration only. Films of ChestMNIST, which has no
+    patients, have one split and no other: "chestmnist", the one of its makers.
 
     Args:
         metadata: frame of `load_metadata` or `match_images`.
-        study_dir: folder in NIH's layout; only "official" reads it.
-        split: one of `SPLITS`.
+        study_dir: folder in NIH's layout; "official" and "chestmnist" need it.
+        split: one of `SPLITS`, or `CHESTMNIST`.
         val_share: validation's share in (0, 1), of the images outside the test list for "official", else of all
             patients or images, where it stays below 0.8, since the test share is 0.2.
         seed: seed of the random draw.
@@ -33,15 +35,22 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
 
     Raises:
         FileNotFoundError: if a list is missing.
-        ValueError: if an argument is out of range, an image is in neither list, a patient is in both, or there are too
-            few patients to fill the parts.
+        ValueError: if an argument is out of range, the split is not one of the study's, an image is in neither list, a
+            patient is in both, or there are too few patients to fill the parts.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if split not in (*SPLITS, CHESTMNIST):
+        raise ValueError(f"split is {split!r}; expected one of {', '.join((*SPLITS, CHESTMNIST))}")
+    if study_dir is not None and has_patients(study_dir) == (split == CHESTMNIST):
+        raise ValueError(
+            f"{study_dir}: split {split!r} is not for this study. ChestMNIST's films have no patient ids, so "
+            f"SPLIT = {CHESTMNIST!r} is their only split, and theirs alone"
+        )
     if not 0 < val_share < (1 if split == "official" else 1 - _TEST_SHARE):
         raise ValueError(f"val_share is {val_share}; expected a share that leaves room for the other parts")
     if metadata["image"].duplicated().any():
         raise ValueError(f"{metadata['image'][metadata['image'].duplicated()].iloc[0]} is in metadata twice")
+    if split == CHESTMNIST:
+        return _read_parts(metadata["image"])
     rng = np.random.Generator(np.random.PCG64(seed))
     if split != "official":
         units = metadata["image" if split == "leaky_images" else "patient_id"]
@@ -69,6 +78,11 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
     parts[in_test.to_numpy()] = "test"
     assert_no_patient_overlap(metadata["patient_id"], parts)
     return parts
+
+
+def name_unit(split_name):
+    """Returns what resampling draws in a study of this split, in words: patients, unless there are none to tell."""
+    return "films (no patient ids)" if split_name == CHESTMNIST else "patients"
 
 
 def assert_no_patient_overlap(patient_ids, split):
@@ -101,6 +115,14 @@ def hash_split(images, split):
     """
     lines = sorted(f"{image}\t{part}\n" for image, part in zip(images, split, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read_parts(images):
+    """Returns the parts that ChestMNIST's films have in their names; ValueError for other names."""
+    parts = images.str.extract(r"^chestmnist-(train|val|test)-\d+[.]png$")[0]
+    if parts.isna().any():
+        raise ValueError(f"{images[parts.isna()].iloc[0]} is no film of ChestMNIST, so the split has no part for it")
+    return parts.to_numpy(dtype=str)
 
 
 def _split_at_random(units, val_share, rng):
