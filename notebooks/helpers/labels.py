@@ -112,7 +112,6 @@ def load_metadata(study_dir):
 
     ages = _map_values(path, table["Patient Age"], _parse_age).astype("float64")
     findings = _map_values(path, table["Finding Labels"], _parse_findings)
-    labels = np.array([[name in found for name in PATHOLOGIES] for found in findings], dtype="uint8")
     columns = {
         "image": table["Image Index"],
         "patient_id": _map_values(path, table["Patient ID"], _parse_number).astype("int64"),
@@ -121,7 +120,8 @@ def load_metadata(study_dir):
         "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES, "sex")),
         "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS, "frontal view")),
     }
-    frame = pd.DataFrame({**columns, **dict(zip(PATHOLOGIES, labels.T, strict=True))})
+    labels = {name: np.array([name in found for found in findings], dtype="uint8") for name in PATHOLOGIES}
+    frame = pd.DataFrame({**columns, **labels})
     frame = frame.sort_values("image", kind="stable", ignore_index=True)
     frame.attrs = {"source": path.name, "repaired_ages": int(ages.isna().sum())}
     return frame
@@ -297,15 +297,16 @@ def read_table(path, needed, renamed=None):
     if lacking:
         raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(filter(None, header))}")
     positions = [header.index(name) for name in needed]
-    lines, rows = [], []
+    lines, columns = [], [[] for _ in needed]  # by column: a list for each row would keep Python's collector busy
     for row in reader:
         if not any(row):
             continue
         if len(row) <= max(positions):
             raise ValueError(f"{path}, row {reader.line_num}: only {len(row)} fields; is the file cut off?")
         lines.append(reader.line_num)
-        rows.append([row[position].strip() for position in positions])
-    return pd.DataFrame(rows, index=lines, columns=needed, dtype=str)
+        for column, position in zip(columns, positions, strict=True):
+            column.append(row[position].strip())
+    return pd.DataFrame(dict(enumerate(columns)), index=lines, dtype=str).set_axis(list(needed), axis=1)
 
 
 def _map_values(path, column, parse):
