@@ -122,7 +122,6 @@ def load_metadata(study_dir):
 
     ages = _map_values(path, table["Patient Age"], _parse_age).astype("float64")
     findings = _map_values(path, table["Finding Labels"], _parse_findings)
-    labels = np.array([[name in found for name in PATHOLOGIES] for found in findings], dtype="uint8")
     unknown = {} if has_patients(study_dir) else {"UNKNOWN": "unknown"}
     columns = {
         "image": table["Image Index"],
@@ -132,7 +131,8 @@ def load_metadata(study_dir):
         "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES | unknown, "sex")),
         "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS | unknown, "frontal view")),
     }
-    frame = pd.DataFrame({**columns, **dict(zip(PATHOLOGIES, labels.T, strict=True))})
+    labels = {name: np.array([name in found for found in findings], dtype="uint8") for name in PATHOLOGIES}
+    frame = pd.DataFrame({**columns, **labels})
     converted = ages.notna() & table["Patient Age"].str.upper().str.endswith(("M", "W", "D"))
     told = {"missing": ages.isna(), "converted": converted}
     read = pd.DataFrame({"image": table["Image Index"], "text": table["Patient Age"], "years": ages})
@@ -341,15 +341,16 @@ def read_table(path, needed, renamed=None):
     if lacking:
         raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(filter(None, header))}")
     positions = [header.index(name) for name in needed]
-    lines, rows = [], []
+    lines, columns = [], [[] for _ in needed]  # by column: a list for each row would keep Python's collector busy
     for row in reader:
         if not any(row):
             continue
         if len(row) <= max(positions):
             raise ValueError(f"{path}, row {reader.line_num}: only {len(row)} fields; is the file cut off?")
         lines.append(reader.line_num)
-        rows.append([row[position].strip() for position in positions])
-    return pd.DataFrame(rows, index=lines, columns=needed, dtype=str)
+        for column, position in zip(columns, positions, strict=True):
+            column.append(row[position].strip())
+    return pd.DataFrame(dict(enumerate(columns)), index=lines, dtype=str).set_axis(list(needed), axis=1)
 
 
 def _map_values(path, column, parse):
