@@ -26,11 +26,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
 sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.append(str(WORKERS))
 
 import numpy as np
+import speed_page
 
 from helpers import describe_machine
 
+RESULTS = ROOT / "benchmarks" / "results" / "training_step.json"
 OURS, KERAS = "TensorFlow, as notebook 2", "TensorFlow, Keras's batch normalization"
 TORCH = {"PyTorch, channels last": "channels_last", "PyTorch, channels first": "channels_first"}
 EXPERIMENTS = {  # what differs from notebook 2 in setup and environment
@@ -183,6 +186,8 @@ def try_settings(side, batch, rounds, preload, limit, at_once=3):
             setup, environment = experiments[name]
             jobs[name] = WORKERS / "keras_step.py", size | setup, sys.executable, environment
         workers, failed = start(jobs, limit)
+        if OURS in failed:
+            raise SystemExit(f'"{OURS}" did not train: {failed[OURS]}. Give it a higher --limit.')
         found |= {name: f"did not train: {why}" for name, why in failed.items()}
         try:
             take_turns(workers, rounds)
@@ -195,7 +200,7 @@ def try_settings(side, batch, rounds, preload, limit, at_once=3):
 
 
 def main():
-    """Measures, prints what it found and writes benchmarks/results/training_step.json."""
+    """Measures, prints what it found, and writes benchmarks/results/training_step.json and docs/speed.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-python", help="a Python with torch and torchvision")
     parser.add_argument("--sizes", nargs="+", default=["224x16", "96x32"], help="pixels and films of a step")
@@ -203,7 +208,7 @@ def main():
     parser.add_argument("--experiments", action="store_true")
     parser.add_argument("--preload", nargs="*", default=[], help="libraries to try in LD_PRELOAD")
     parser.add_argument("--limit", type=float, default=900, help="seconds within which an experiment must have started")
-    parser.add_argument("--target", default=str(ROOT / "benchmarks/results/training_step.json"))
+    parser.add_argument("--target", default=str(RESULTS))
     arguments = parser.parse_args()
     if not arguments.torch_python:
         print("Without PyTorch: --torch-python PATH names a Python that has torch and torchvision.", flush=True)
@@ -228,12 +233,17 @@ def main():
     if arguments.experiments:
         side, batch = map(int, arguments.sizes[-1].split("x"))
         settings = arguments.rounds, arguments.preload, arguments.limit
-        results["experiments"] = {"size": f"{side} pixels, {batch} films", "busy": results["busy"]}
+        results["experiments"] = {
+            "size": f"{side} pixels, {batch} films",
+            "busy": results["busy"],
+        }  # kept by later runs
         results["experiments"] |= try_settings(side, batch, *settings)
     elif "experiments" in earlier:
-        results["experiments"] = earlier["experiments"]  # of the run that made them
+        results["experiments"] = earlier["experiments"]
     print(json.dumps(results, indent=1))
     target.write_text(json.dumps(results, indent=1) + "\n")
+    if target == RESULTS:
+        speed_page.write_page(results)
 
 
 if __name__ == "__main__":
