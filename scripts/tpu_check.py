@@ -110,18 +110,19 @@ def load_recipe(profile="full"):
     return recipe
 
 
-def build_model(recipe, *, shallow=False, frozen_statistics=False, jit_compile="auto"):
+def build_model(recipe, *, shallow=False, frozen_statistics=False, fused=True, jit_compile="auto"):
     """Builds and compiles the model of notebook 2 from random weights.
 
     Args:
         recipe: from `load_recipe`.
         shallow: whether to leave one layer in each dense block: the same kinds of layers, an eighth of their number.
         frozen_statistics: whether batch normalization keeps the statistics that it has.
+        fused: whether batch normalization is TensorFlow's fused operation, as in notebook 2, or Keras's.
         jit_compile: as in `keras.Model.compile`.
     """
     import keras
 
-    from helpers import build_densenet121, make_loss
+    from helpers import build_densenet121, fuse_batch_norm, make_loss
 
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(recipe["PRECISION"])
@@ -130,6 +131,7 @@ def build_model(recipe, *, shallow=False, frozen_statistics=False, jit_compile="
         output_stride=recipe["OUTPUT_STRIDE"],
         blocks=[1, 1, 1, 1] if shallow else recipe["BLOCKS"],
     )
+    model = fuse_batch_norm(model) if fused else model
     for layer in model.layers:
         layer.trainable = not (frozen_statistics and isinstance(layer, keras.layers.BatchNormalization))
     labels = np.random.default_rng(0).random((200, model.output_shape[-1])) < 0.1
@@ -215,7 +217,8 @@ def inspect_graph(graph, known):
     """
     graphs = [graph] + [function.graph for function in graph._functions.values() if hasattr(function, "graph")]
     ops = [op for graph in graphs for op in graph.get_operations()]
-    dynamic = {op.type for op in ops for out in op.outputs if not out.shape.is_fully_defined()}
+    outputs = [out for op in ops for out in op.outputs if not out.shape.is_fully_defined()]
+    dynamic = {out.op.type for out in outputs if not _is_scratch(out)}
     kinds = {op.type for op in ops}
     host = {kind for kind in kinds if HOST_CALLS.search(kind)}
     return {
@@ -225,6 +228,12 @@ def inspect_graph(graph, known):
         "dynamic": sorted(dynamic),
         "host": sorted(host),
     }
+
+
+def _is_scratch(tensor):
+    """Tells cuDNN's scratch, or zeros like it: TensorFlow states no shape, and what XLA compiles has none of it."""
+    source = tensor.op.inputs[0] if tensor.op.type == "ZerosLike" else tensor
+    return source.op.type == "FusedBatchNormV3" and source.value_index == 5
 
 
 def check_graph(size, shallow=False):

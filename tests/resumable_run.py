@@ -36,6 +36,8 @@ def build_model(seed):
     """Returns a compiled network with everything that a state must hold: seeds, averages, statistics, moments."""
     import keras
 
+    from helpers import fuse_batch_norm
+
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     model = keras.Sequential([
@@ -43,6 +45,7 @@ def build_model(seed):
         layers.BatchNormalization(), layers.ReLU(), layers.Conv2D(16, 3, strides=2), layers.ReLU(),
         layers.GlobalAveragePooling2D(), layers.Dropout(0.2), layers.Dense(14, dtype="float32"),
     ])  # fmt: skip
+    model = fuse_batch_norm(model)
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 80, warmup_target=2e-2, warmup_steps=8)
     optimizer = keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.8)
     model.compile(

@@ -44,6 +44,7 @@ _ROOMS = {
     "pipeline": "Augmentation augment count_steps list_batch make_eval_dataset make_train_dataset order_films "
     "shift_films",
     "model": "DENSENET121 backbone_layers build_densenet121 load_densenet121 predict_logits set_output_bias",
+    "batch_norm": "fuse_batch_norm",
     "model_files": "ModelFileError check_model_file hash_model load_model load_weights",
     "losses": "AsymmetricLoss WeightedBinaryCrossentropy make_loss",
     "checkpoints": "StateStore",

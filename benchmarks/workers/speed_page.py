@@ -1,0 +1,60 @@
+"""Writes what `training_step.py` found into docs/speed.md."""
+
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "speed.md"
+MARKS = "<!-- results -->\n", "<!-- end of results -->\n"
+
+
+def draw_table(head, rows):
+    """Returns a Markdown table; all columns but the first are numbers."""
+    lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
+    return "".join(f"| {line} |\n" for line in lines + [" | ".join(map(str, row)) for row in rows])
+
+
+def draw_results(results):
+    """Returns the tables of speeds, of the profile and of the experiments as Markdown."""
+    text = f"{results['machine']}; {'; '.join(results['versions'])}. {results['busy']}.\n"
+    for size, found in results["sizes"].items():
+        rows = []
+        for name, speed in found["speeds"].items():
+            ratio = next((r for pair, r in found["ratios"].items() if pair.endswith(f"/ {name}")), None)
+            times = f"{ratio['speed']:.2f} ({ratio['by_processor_time']:.2f})" if ratio else ""
+            columns = ("films_per_second", "cpu_seconds_per_film", "gigaflops", "matrix_product_gigaflops")
+            rows.append([name, *(speed[column] for column in columns), f"{speed['share_of_that']:.0%}", times])
+        text += f"\n{size}, {found['gigaflop_per_film']} GFLOP a film:\n\n"
+        text += draw_table(
+            [
+                "step",
+                "films/s",
+                "processor seconds a film",
+                "GFLOP/s",
+                "matrix product, GFLOP/s",
+                "share of that",
+                "notebook 2's is so many times as fast (by processor time)",
+            ],
+            rows,
+        )
+    profile = dict(results["profile_on_one_thread"])
+    text += f"\nWhere the time goes, {profile.pop('size')}, one thread:\n\n"
+    columns = {name: found for name, found in profile.items() if isinstance(found, dict)}
+    parts = next(iter(columns.values()))["shares"]
+    rows = [[part, *(f"{found['shares'][part]:.1%}" for found in columns.values())] for part in parts]
+    rows.append(["seconds a step", *(f"{found['seconds']:.2f}" for found in columns.values())])
+    text += draw_table(["part of the step", *columns], rows)
+    if experiments := dict(results.get("experiments", {})):
+        text += f"\nOther settings, {experiments.pop('size')}. {experiments.pop('busy')}.\n\n"
+        rows = [
+            [name, found["speed"], found["by_processor_time"]] if isinstance(found, dict) else [name, found, ""]
+            for name, found in experiments.items()
+        ]
+        text += draw_table(["against notebook 2's step", "times as fast", "by processor time"], rows)
+    return text
+
+
+def write_page(results):
+    """Puts the tables between the marks in docs/speed.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(before + MARKS[0] + draw_results(results) + MARKS[1] + after, encoding="utf-8")
