@@ -10,6 +10,7 @@ import pytest
 
 from helpers.settings import ROOT
 
+HELPERS = ROOT / "notebooks" / "helpers"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -93,3 +94,13 @@ def test_links_of_the_pages_resolve(name):
     prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
         assert (path.parent / link).exists(), link
+
+
+def test_the_list_of_helpers_has_each_file_once_with_its_own_first_sentence():
+    listed = re.findall(r"^\| \[`(.+)`\]\((.+)\) \| (.+) \|$", (HELPERS / "README.md").read_text(), re.MULTILINE)
+    docs = {path.name: ast.get_docstring(ast.parse(path.read_text())) for path in HELPERS.glob("*.py")}
+    del docs["__init__.py"]
+    assert all(name == link for name, link, _ in listed) and len(listed) == len(docs)
+    assert {name: text for name, _, text in listed} == {
+        name: doc.split("\n\n")[0].replace("\n", " ") for name, doc in docs.items()
+    }

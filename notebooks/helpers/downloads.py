@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped and are checked before they count; archives unpacked only where that is safe.
+"""Downloads that go on where they stopped and are checked before they count.
 
 A file is written as NAME.part and takes its name when its size, first bytes and hash are right. `requests` and
 `urllib3.util.Retry` do the connection, the waiting and `Retry-After`; what is here is what they leave to the caller:
