@@ -20,7 +20,7 @@ from PIL import Image
 
 from .archives import ArchiveError
 from .downloads import assert_space, download_file
-from .fetch_plan import DiskPlan, ask_sizes, assert_room, local_folder
+from .fetch_plan import DiskPlan, ask_sizes, assert_room, claim_folder, local_folder
 from .files import local_draft, read_text, remove_folder, write_text
 from .labels import CHESTMNIST_MARK, PATHOLOGIES
 from .sources import RemoteFile
@@ -104,17 +104,19 @@ def fetch_chestmnist(file, folder, side, *, films=None, keep_file=False, progres
     Raises:
         DownloadError: see `download_file`.
         ArchiveError: the file is damaged or no ChestMNIST.
+        RuntimeError: another process fetches into the folder.
         ValueError: the folder is in a bucket, or holds another study.
     """
     folder = local_folder(folder)
     if _is_written(folder, side, films):
         return folder
     path = folder / file.name
-    download_file(file.url, path, file.sha256, file.size, progress, md5=file.md5, **options)
-    about = {"source": file.url, "file": file.name, "md5": file.md5}
-    write_chestmnist_study(path, folder, side, films=films, about=about, progress=progress)
-    if not keep_file:
-        path.unlink()
+    with claim_folder(folder):
+        download_file(file.url, path, file.sha256, file.size, progress, md5=file.md5, **options)
+        about = {"source": file.url, "file": file.name, "md5": file.md5}
+        write_chestmnist_study(path, folder, side, films=films, about=about, progress=progress)
+        if not keep_file:
+            path.unlink()
     return folder
 
 

@@ -238,6 +238,12 @@ def list_images(study_dir):
             raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
         images[path.name] = path
     if not images:
+        stores = sorted({path.parent.name for path in folder.glob("films-*/*.npy")})
+        if stores:
+            raise FileNotFoundError(
+                f"{study_dir} holds no images, only {', '.join(stores)}, what fetching archive by archive has left: "
+                "give the FETCH and the SIDE that it was fetched with again, and nothing is downloaded anew"
+            )
         raise FileNotFoundError(
             f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
         )
