@@ -82,7 +82,7 @@ def plan_chestmnist(file, folder, side, *, films=None, packed_side=None, packed_
     there = sum(path.stat().st_size for path in folder.glob(f"{file.name}*"))
     size = ask_sizes([file], retries, pause)[file]
     plan = DiskPlan(max(0, size - there), size + kept, kept, packed)
-    assert_room(plan, folder, there, packed_dir)
+    assert_room(plan, folder, there, packed_dir, less="Fewer CHESTMNIST_FILMS or a smaller CHESTMNIST_SIDE")
     return plan
 
 

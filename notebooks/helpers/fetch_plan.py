@@ -169,7 +169,7 @@ def ask_sizes(files, retries=5, pause=1.0):
     return sizes
 
 
-def assert_room(plan, folder, there, packed_dir=None):
+def assert_room(plan, folder, there, packed_dir=None, less="Fewer ARCHIVES or a smaller SIDE"):
     """Checks the disks of the study's folder and the shards', which may be one, for what is not on them yet.
 
     Args:
@@ -177,6 +177,7 @@ def assert_room(plan, folder, there, packed_dir=None):
         folder: path of the study's folder.
         there: bytes of the plan that lie in it already.
         packed_dir: path of the folder for the shards, or None.
+        less: settings that take less, in words.
 
     Raises:
         DownloadError: one lacks space; names the folder, what is needed, what is free, and the plan.
@@ -194,7 +195,7 @@ def assert_room(plan, folder, there, packed_dir=None):
         try:
             assert_space(disk, n_bytes)
         except DownloadError as error:
-            raise DownloadError(f"{error}. {plan} Fewer ARCHIVES or a smaller SIDE take less.") from None
+            raise DownloadError(f"{error}. {plan} {less} take less.") from None
 
 
 def _measure(path):
