@@ -251,6 +251,15 @@ def test_killed_between_any_two_stages_it_goes_on(server, tmp_path, monkeypatch,
     assert len(asked(server)) <= 3 + (stage == "download_file")  # nothing that was whole came twice
 
 
+def test_killed_while_it_shrinks_it_leaves_no_half_store_behind(server, tmp_path):
+    study, _ = serve_study(server)
+    (tmp_path / "films-32").mkdir()
+    for name in ("part-0123456789ab-images_002.npy", "part-0123456789ab-images_002.json"):
+        (tmp_path / "films-32" / name).write_bytes(b"half")
+    fetch_study(study, tmp_path, side=SIDE, **QUICK)
+    assert names(tmp_path) == sorted(STREAMED)
+
+
 KILLED = """
 import sys, time
 sys.path[:0] = [{helpers!r}, {tests!r}]

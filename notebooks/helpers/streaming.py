@@ -99,6 +99,8 @@ def _fetch_archive(archive, at, side, work, n_threads, options):
         if unpacked == at.draft:  # of a run that was to shrink them
             at.draft.rename(at.films)
         return
+    for killed in at.stores.glob(f"part-*-{archive.stem}.*"):  # of a run that was: nobody else would remove them
+        killed.unlink()
     work.say(f"{archive.name}: shrinking")
     paths = {path.name: path for path in sorted(unpacked.rglob("*.png"))}
     if not 0 < len(paths) <= archive.films:
