@@ -13,6 +13,7 @@ from helpers import (
     has_patients,
     hash_file,
     link_study,
+    list_chestmnist_file,
     list_images,
     list_remote_study,
     load_metadata,
@@ -149,6 +150,13 @@ def test_a_mirror_takes_the_place_of_the_address():
     assert hub.metadata[1].url == "http://localhost/x/data/train_val_list.txt"
     with pytest.raises(ValueError, match="unknown source 'ftp'"):
         list_remote_study("ftp")
+    for call in (
+        lambda mirror: list_remote_study("nih_box", "1", mirror),
+        lambda mirror: list_chestmnist_file(64, mirror),
+    ):
+        for mirror in ("/data/mirror", "ftp://host/x"):
+            with pytest.raises(ValueError, match=f"MIRROR is '{mirror}'; expected an address"):
+                call(mirror)
 
 
 def use_kagglehub(monkeypatch, tmp_path, download):
@@ -183,6 +191,8 @@ def test_a_missing_kagglehub_is_named_with_its_remedy(monkeypatch):
 def test_kagglehub_is_not_begun_on_a_disk_that_is_too_small(tmp_path, monkeypatch):
     use_kagglehub(monkeypatch, tmp_path, lambda handle: pytest.fail("begun"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "empty"))
+    is_folder = os.path.isdir  # on Kaggle, where the data is only mounted, nothing is checked
+    monkeypatch.setattr(os.path, "isdir", lambda path: path != "/kaggle/input" and is_folder(path))
     monkeypatch.setattr("helpers.downloads.shutil.disk_usage", lambda path: types.SimpleNamespace(free=80_000_000_000))
     with pytest.raises(DownloadError, match="90,000,000,000 bytes are needed and 80,000,000,000 are free"):
         download_with_kagglehub()

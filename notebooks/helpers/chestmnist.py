@@ -23,7 +23,7 @@ from .downloads import assert_space, download_file
 from .fetch_plan import DiskPlan, ask_sizes, assert_room, claim_folder, local_folder
 from .files import local_draft, read_text, remove_folder, write_text
 from .labels import CHESTMNIST_MARK, PATHOLOGIES
-from .sources import RemoteFile
+from .sources import RemoteFile, parse_mirror
 
 CHESTMNIST_PAGE = "https://zenodo.org/records/10519652"
 # MD5 of each size, from MedMNIST's own list. Their order of findings is that of `PATHOLOGIES`.
@@ -49,7 +49,8 @@ def list_chestmnist_file(side, mirror=""):
     if side not in _MD5:
         raise ValueError(f"CHESTMNIST_SIDE is {side!r}; expected {', '.join(map(str, _MD5))} pixels")
     name = f"chestmnist_{side}.npz"
-    url = f"{mirror.rstrip('/')}/{name}" if mirror else f"{CHESTMNIST_PAGE}/files/{name}?download=1"
+    mirror = parse_mirror(mirror)
+    url = f"{mirror}/{name}" if mirror else f"{CHESTMNIST_PAGE}/files/{name}?download=1"
     return RemoteFile(name, url, round(_PACKED * _FILMS * side * side), md5=_MD5[side], films=_FILMS)
 
 

@@ -102,12 +102,12 @@ def list_remote_study(source, archives="1-12", mirror=""):
         A `RemoteStudy`.
 
     Raises:
-        ValueError: unknown source, or archives that are no such list.
+        ValueError: unknown source, archives that are no such list, or a mirror that is no address.
     """
     numbers = parse_archives(archives)
     if source not in ("nih_box", "hugging_face"):
         raise ValueError(f"unknown source {source!r}; expected nih_box or hugging_face")
-    mirror = mirror.rstrip("/")
+    mirror = parse_mirror(mirror)
     chosen = [(number, *_ARCHIVES[number - 1]) for number in numbers]
     if source == "nih_box":
         labels = {_METADATA[0][0]: _BOX_LABELS}
@@ -138,6 +138,13 @@ def is_known_metadata(name, sha256):
     """Whether a file of NIH's metadata is one of the editions that the sources have."""
     known = {(file, digest) for file, _, digest in _METADATA} | {(_METADATA[0][0], _BOX_LABELS)}
     return (name, sha256) in known
+
+
+def parse_mirror(text):
+    """Returns the address of a mirror without a slash at its end, "" for none; ValueError if it is no address."""
+    if text and not re.match("https?://", text):
+        raise ValueError(f"MIRROR is {text!r}; expected an address, http:// or https://, or nothing")
+    return text.rstrip("/")
 
 
 def parse_archives(text):
