@@ -234,6 +234,8 @@ def list_images(study_dir):
     images = {}
     folder = _study_folder(study_dir)
     for path in sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")]):
+        if path.relative_to(folder).parts[0].endswith(".part"):  # unpacking did not come to its end
+            continue
         if path.name in images:
             raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
         images[path.name] = path
