@@ -150,6 +150,13 @@ def test_images_are_listed_in_both_layouts(tmp_path):
         list_images(tmp_path)
 
 
+def test_an_archive_that_was_unpacked_in_part_holds_no_images(tmp_path):
+    for folder in ("images_001/images", "images_002.part/images"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{folder[7:10]}.png").touch()
+    assert list(list_images(tmp_path)) == ["001.png"]
+
+
 def test_match_images_counts_both_sides():
     frame = pd.DataFrame({"image": [f"{number:08d}_000.png" for number in range(12)]})
     frame.attrs["ages"] = 3

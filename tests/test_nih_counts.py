@@ -112,3 +112,14 @@ def test_a_study_without_lists_is_counted_as_a_whole(phantom_dir, tmp_path):
     metadata = load_metadata(tmp_path)
     table = compare_counts(tmp_path, metadata, metadata["image"][:10]).set_index("count")
     assert set(table["part"]) == {"all"} and table.loc["films", ["listed", "here"]].tolist() == [len(metadata), 10]
+
+
+def test_files_that_no_source_has_are_not_counted_as_lost(nih):
+    """The radiologists' labels are in neither NIH's Box nor at Kaggle; the boxes may be left out."""
+    (nih / "google2019_nih-chest-xray-labels.csv").unlink()
+    assert differences(nih) == {}
+    (nih / "BBox_List_2017.csv").unlink()
+    metadata = load_metadata(nih)
+    table = compare_counts(nih, metadata, metadata["image"])
+    assert table["difference"].eq(0).all() and not table["count"].str.contains("boxes|judged").any()
+    assert set(table["count"]) == {name for name in PUBLISHED if "boxes" not in name and "judged" not in name}

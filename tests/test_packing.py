@@ -88,6 +88,16 @@ def test_films_and_labels_are_the_same_in_both_encodings(films, tmp_path):
     assert b"\x89PNG" in record
 
 
+def test_films_of_which_none_can_be_read_are_no_study(films, tmp_path):
+    rows, paths = films
+    bad = rows[rows["image"].isin(UNREADABLE)]
+    with pytest.raises(
+        ValueError, match=r"none of the 3 films can be read, for instance 000000\d\d_000\.png: .+\. Fetch"
+    ):
+        pack_study(bad, paths, tmp_path / "packed", **SETTINGS)
+    assert not (tmp_path / "packed" / "manifest.json").exists()
+
+
 def test_an_unknown_encoding_and_another_one_than_before_are_refused(films, study):
     with pytest.raises(ValueError, match="RECORDS is 'jpeg'; expected one of raw, png"):
         pack_study(*films, study.folder, encoding="jpeg", **SETTINGS)

@@ -10,11 +10,14 @@ from helpers import (
     DownloadError,
     download_with_kagglehub,
     find_attached_study,
+    has_patients,
     hash_file,
     link_study,
+    list_chestmnist_file,
     list_images,
     list_remote_study,
     load_metadata,
+    tell_study,
 )
 from helpers.sources import KAGGLE_MOUNTS, is_known_metadata, parse_archives
 
@@ -65,10 +68,28 @@ def test_a_study_elsewhere_appears_by_links(tmp_path, phantom_dir):
     link_study(phantom_dir, tmp_path / "nih")  # again
     assert list(list_images(tmp_path / "nih")) == list(list_images(phantom_dir))
     assert load_metadata(tmp_path / "nih").equals(load_metadata(phantom_dir))
-    with pytest.raises(ValueError, match=r"images is there already and is not .*; name another DATA_DIR"):
-        link_study(lay_study(tmp_path / "other", "images"), tmp_path / "nih")
+    link_study(lay_study(tmp_path / "one", "images"), tmp_path / "both")
+    with pytest.raises(ValueError, match=r"both/.* is there already and is not .*other/.*; name another"):
+        link_study(lay_study(tmp_path / "other", "images"), tmp_path / "both")
     with pytest.raises(ValueError, match="links need a local folder"):
         link_study(phantom_dir, "gs://bucket/nih")
+
+
+def test_what_marks_a_study_comes_along_with_it(tmp_path, phantom_dir):
+    """Without its mark, a drawn film would count as real, and ChestMNIST's films would have patients."""
+    chestmnist = lay_study(tmp_path / "input" / "mine", "images")
+    (chestmnist / "chestmnist.json").write_text("{}")
+    link_study(chestmnist, tmp_path / "mnist")
+    assert not has_patients(tmp_path / "mnist")
+    link_study(phantom_dir, tmp_path / "drawn")
+    assert tell_study(tmp_path / "drawn", load_metadata(tmp_path / "drawn")) == "synthetic"
+
+
+def test_films_of_another_kind_are_not_mixed_with_those_linked_to(tmp_path):
+    (lay_study(tmp_path / "data", "images") / "chestmnist.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"data holds another study, by its chestmnist\.json: name another DATA_DIR"):
+        link_study(lay_study(tmp_path / "nih"), tmp_path / "data")
+    assert not (tmp_path / "data" / "images_001").exists()
 
 
 def test_links_follow_a_mount_that_has_moved(tmp_path):
@@ -129,6 +150,13 @@ def test_a_mirror_takes_the_place_of_the_address():
     assert hub.metadata[1].url == "http://localhost/x/data/train_val_list.txt"
     with pytest.raises(ValueError, match="unknown source 'ftp'"):
         list_remote_study("ftp")
+    for call in (
+        lambda mirror: list_remote_study("nih_box", "1", mirror),
+        lambda mirror: list_chestmnist_file(64, mirror),
+    ):
+        for mirror in ("/data/mirror", "ftp://host/x"):
+            with pytest.raises(ValueError, match=f"MIRROR is '{mirror}'; expected an address"):
+                call(mirror)
 
 
 def use_kagglehub(monkeypatch, tmp_path, download):
@@ -163,6 +191,8 @@ def test_a_missing_kagglehub_is_named_with_its_remedy(monkeypatch):
 def test_kagglehub_is_not_begun_on_a_disk_that_is_too_small(tmp_path, monkeypatch):
     use_kagglehub(monkeypatch, tmp_path, lambda handle: pytest.fail("begun"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "empty"))
+    is_folder = os.path.isdir  # on Kaggle, where the data is only mounted, nothing is checked
+    monkeypatch.setattr(os.path, "isdir", lambda path: path != "/kaggle/input" and is_folder(path))
     monkeypatch.setattr("helpers.downloads.shutil.disk_usage", lambda path: types.SimpleNamespace(free=80_000_000_000))
     with pytest.raises(DownloadError, match="90,000,000,000 bytes are needed and 80,000,000,000 are free"):
         download_with_kagglehub()

@@ -1,6 +1,7 @@
 """Tests of helpers.streaming and helpers.fetch_plan, against a server on this machine that cuts, lies and refuses."""
 
 import dataclasses
+import errno
 import hashlib
 import os
 import signal
@@ -26,7 +27,7 @@ from helpers import (
     plan_fetch,
     streaming,
 )
-from helpers.fetch_plan import ask_sizes
+from helpers.fetch_plan import ask_sizes, claim_folder
 from helpers.film_stores import load_film_store
 from helpers.sources import RemoteFile, RemoteStudy
 
@@ -177,6 +178,46 @@ def test_an_archive_that_unpacks_to_more_than_planned_or_holds_other_films_is_re
         streaming.remove_folder(tmp_path / "downloads" / "images_001")
 
 
+def test_a_disk_that_fills_up_on_the_way_is_named_with_what_is_kept(server, tmp_path, monkeypatch):
+    study, _ = serve_study(server)
+    unpack = streaming.unpack_archive
+
+    def fill(archive, folder, **options):
+        if "002" in folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        return unpack(archive, folder, **options)
+
+    monkeypatch.setattr(streaming, "unpack_archive", fill)
+    with pytest.raises(
+        DownloadError, match=r"^images_002\.tar\.gz: .*No space left.*images_002'\. Kept: images_001\.tar\.gz\. Run"
+    ):
+        fetch_study(study, tmp_path, side=SIDE, **QUICK)
+
+
+def test_a_second_process_is_kept_out(server, tmp_path):
+    study, _ = serve_study(server)
+    with claim_folder(tmp_path / "nih"), pytest.raises(RuntimeError, match=r"another process fetches into .*/nih"):
+        fetch_study(study, tmp_path / "nih", side=SIDE, **QUICK)
+    assert not server.asked and len(fetch_study(study, tmp_path / "nih", side=SIDE, **QUICK)) == 3
+
+
+@pytest.mark.parametrize("mark", ["chestmnist.json", "phantom.json"])
+def test_nih_s_films_are_not_fetched_into_a_folder_of_others(server, tmp_path, mark):
+    study, _ = serve_study(server)
+    (tmp_path / mark).write_text("{}")
+    for call in (plan_fetch, fetch_study):
+        with pytest.raises(ValueError, match=f"holds another study, by its {mark}: name another DATA_DIR"):
+            call(study, tmp_path, side=SIDE, **{key: QUICK[key] for key in ("pause", "retries")})
+    assert not server.asked
+
+
+def test_a_streamed_study_taken_for_a_folder_of_films_says_how_to_read_it(server, tmp_path):
+    study, _ = serve_study(server)
+    fetch_study(study, tmp_path, side=SIDE, **QUICK)
+    with pytest.raises(FileNotFoundError, match=r"no images, only films-32, .*give the FETCH and the SIDE"):
+        list_images(tmp_path)
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing that handles errors may handle it."""
 
@@ -208,6 +249,15 @@ def test_killed_between_any_two_stages_it_goes_on(server, tmp_path, monkeypatch,
     assert sorted(image for store in stores for image in store.images) == sorted(films)
     assert names(tmp_path) == sorted(STREAMED)
     assert len(asked(server)) <= 3 + (stage == "download_file")  # nothing that was whole came twice
+
+
+def test_killed_while_it_shrinks_it_leaves_no_half_store_behind(server, tmp_path):
+    study, _ = serve_study(server)
+    (tmp_path / "films-32").mkdir()
+    for name in ("part-0123456789ab-images_002.npy", "part-0123456789ab-images_002.json"):
+        (tmp_path / "films-32" / name).write_bytes(b"half")
+    fetch_study(study, tmp_path, side=SIDE, **QUICK)
+    assert names(tmp_path) == sorted(STREAMED)
 
 
 KILLED = """

@@ -20,10 +20,10 @@ from PIL import Image
 
 from .archives import ArchiveError
 from .downloads import assert_space, download_file
-from .fetch_plan import DiskPlan, ask_sizes, assert_room, local_folder
+from .fetch_plan import DiskPlan, ask_sizes, assert_room, claim_folder, local_folder
 from .files import local_draft, read_text, remove_folder, write_text
 from .labels import CHESTMNIST_MARK, PATHOLOGIES
-from .sources import RemoteFile
+from .sources import RemoteFile, parse_mirror
 
 CHESTMNIST_PAGE = "https://zenodo.org/records/10519652"
 # MD5 of each size, from MedMNIST's own list. Their order of findings is that of `PATHOLOGIES`.
@@ -49,7 +49,8 @@ def list_chestmnist_file(side, mirror=""):
     if side not in _MD5:
         raise ValueError(f"CHESTMNIST_SIDE is {side!r}; expected {', '.join(map(str, _MD5))} pixels")
     name = f"chestmnist_{side}.npz"
-    url = f"{mirror.rstrip('/')}/{name}" if mirror else f"{CHESTMNIST_PAGE}/files/{name}?download=1"
+    mirror = parse_mirror(mirror)
+    url = f"{mirror}/{name}" if mirror else f"{CHESTMNIST_PAGE}/files/{name}?download=1"
     return RemoteFile(name, url, round(_PACKED * _FILMS * side * side), md5=_MD5[side], films=_FILMS)
 
 
@@ -82,7 +83,7 @@ def plan_chestmnist(file, folder, side, *, films=None, packed_side=None, packed_
     there = sum(path.stat().st_size for path in folder.glob(f"{file.name}*"))
     size = ask_sizes([file], retries, pause)[file]
     plan = DiskPlan(max(0, size - there), size + kept, kept, packed)
-    assert_room(plan, folder, there, packed_dir)
+    assert_room(plan, folder, there, packed_dir, less="Fewer CHESTMNIST_FILMS or a smaller CHESTMNIST_SIDE")
     return plan
 
 
@@ -104,17 +105,19 @@ def fetch_chestmnist(file, folder, side, *, films=None, keep_file=False, progres
     Raises:
         DownloadError: see `download_file`.
         ArchiveError: the file is damaged or no ChestMNIST.
+        RuntimeError: another process fetches into the folder.
         ValueError: the folder is in a bucket, or holds another study.
     """
     folder = local_folder(folder)
     if _is_written(folder, side, films):
         return folder
     path = folder / file.name
-    download_file(file.url, path, file.sha256, file.size, progress, md5=file.md5, **options)
-    about = {"source": file.url, "file": file.name, "md5": file.md5}
-    write_chestmnist_study(path, folder, side, films=films, about=about, progress=progress)
-    if not keep_file:
-        path.unlink()
+    with claim_folder(folder):
+        download_file(file.url, path, file.sha256, file.size, progress, md5=file.md5, **options)
+        about = {"source": file.url, "file": file.name, "md5": file.md5}
+        write_chestmnist_study(path, folder, side, films=films, about=about, progress=progress)
+        if not keep_file:
+            path.unlink()
     return folder
 
 

@@ -1,11 +1,13 @@
 """What fetching a study takes on the net and on the disk: told in advance, and checked."""
 
+import contextlib
 import dataclasses
 import os
 
 from .downloads import DownloadError, assert_space, open_session
 from .files import as_path, is_remote
 from .film_stores import load_film_store
+from .sources import assert_no_other_films
 
 UNPACKED = 1.1  # bytes that come out of a byte of an archive, at most: PNGs are packed already
 _RECORD = 300  # bytes of a packed film beside its pixels; 200 were measured
@@ -79,10 +81,11 @@ def plan_fetch(study, folder, *, side, stream=True, packed_dir=None, retries=5, 
 
     Raises:
         DownloadError: a disk lacks space; names the folder, what is needed and what is free.
-        ValueError: the folder is in a bucket.
+        ValueError: the folder is in a bucket, or holds drawn films or ChestMNIST's.
     """
     folder = local_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    assert_no_other_films(folder)
     places = {archive: Places(archive, folder, side) for archive in study.archives}
     done = {archive for archive, at in places.items() if is_done(archive, at, side if stream else None)}
     wanted = [archive for archive, at in places.items() if archive not in done and not at.unpacked()]
@@ -118,6 +121,34 @@ def local_folder(folder):
     return as_path(folder)
 
 
+@contextlib.contextmanager
+def claim_folder(folder):
+    """Keeps other processes from fetching into a folder, for a `with` block; made if missing.
+
+    The kernel lets go of it when the process ends, however it ends. Where a disk knows no locks, such as some that are
+    shared by machines, nobody is kept out.
+
+    Raises:
+        RuntimeError: another process fetches into it.
+    """
+    import fcntl  # not above: not every system has it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself: a file for it could not be removed without a race
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process fetches into {folder}: let it end, and run this again, or name another DATA_DIR"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def ask_sizes(files, retries=5, pause=1.0):
     """Returns a dict from each `RemoteFile` to its bytes: as published, as the server tells, or else as assumed."""
     sizes = {file: file.size or file.about for file in files}
@@ -138,7 +169,7 @@ def ask_sizes(files, retries=5, pause=1.0):
     return sizes
 
 
-def assert_room(plan, folder, there, packed_dir=None):
+def assert_room(plan, folder, there, packed_dir=None, less="Fewer ARCHIVES or a smaller SIDE"):
     """Checks the disks of the study's folder and the shards', which may be one, for what is not on them yet.
 
     Args:
@@ -146,6 +177,7 @@ def assert_room(plan, folder, there, packed_dir=None):
         folder: path of the study's folder.
         there: bytes of the plan that lie in it already.
         packed_dir: path of the folder for the shards, or None.
+        less: settings that take less, in words.
 
     Raises:
         DownloadError: one lacks space; names the folder, what is needed, what is free, and the plan.
@@ -163,7 +195,7 @@ def assert_room(plan, folder, there, packed_dir=None):
         try:
             assert_space(disk, n_bytes)
         except DownloadError as error:
-            raise DownloadError(f"{error}. {plan} Fewer ARCHIVES or a smaller SIDE take less.") from None
+            raise DownloadError(f"{error}. {plan} {less} take less.") from None
 
 
 def _measure(path):

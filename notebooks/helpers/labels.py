@@ -234,10 +234,18 @@ def list_images(study_dir):
     images = {}
     folder = _study_folder(study_dir)
     for path in sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")]):
+        if path.relative_to(folder).parts[0].endswith(".part"):  # unpacking did not come to its end
+            continue
         if path.name in images:
             raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
         images[path.name] = path
     if not images:
+        stores = sorted({path.parent.name for path in folder.glob("films-*/*.npy")})
+        if stores:
+            raise FileNotFoundError(
+                f"{study_dir} holds no images, only {', '.join(stores)}, what fetching archive by archive has left: "
+                "give the FETCH and the SIDE that it was fetched with again, and nothing is downloaded anew"
+            )
         raise FileNotFoundError(
             f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
         )

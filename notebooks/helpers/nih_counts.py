@@ -52,6 +52,8 @@ PUBLISHED = MappingProxyType(
 )
 
 _COMPLETE = 0.9  # of the films; a label file with fewer rows is a part on purpose, not one that lost some
+# What the counts of files that a study need not have are called.
+_OF_FILE = MappingProxyType({"BBox_List_2017.csv": "boxes", "google2019_nih-chest-xray-labels.csv": "judged anew"})
 _NIH_NAME = r"(\d{8})_\d{3}\.png"  # patient and number
 
 
@@ -79,7 +81,8 @@ def compare_counts(study_dir, metadata, images):
     """Counts a study's label file, lists and boxes, and its films on disk, beside NIH's own counts.
 
     Args:
-        study_dir: path of the folder in NIH's layout. Without the two lists there is only the part "all".
+        study_dir: path of the folder in NIH's layout. Without the two lists there is only the part "all", and of boxes
+            and adjudicated labels nothing is counted where their file is not there, as in NIH's Box and at Kaggle.
         metadata: frame of `load_metadata`.
         images: names of the films that there are, such as `PackedStudy.index["image"]`.
 
@@ -100,7 +103,9 @@ def compare_counts(study_dir, metadata, images):
     columns["listed"] = _count_all(files, lists)
     columns["here"] = _count_all([file[file["image"].isin(on_disk)] for file in files], lists)
     parts = ("all", *lists)
-    keys = [(name, part) for name in PUBLISHED for part in parts]
+    lacking = [file for file in _OF_FILE if not (as_path(study_dir) / file).is_file()]
+    names = [name for name in PUBLISHED if not any(_OF_FILE[file] in name for file in lacking)]
+    keys = [(name, part) for name in names for part in parts]
     table = pd.DataFrame(keys, columns=["count", "part"])
     table["published"] = [PUBLISHED[name][LISTS.index(part)] for name, part in keys]
     table["listed"] = [columns["listed"][part][name] for name, part in keys]

@@ -107,7 +107,7 @@ def pack_study(
 
     Raises:
         ValueError: `folder` holds a finished study of other films, another split, side or encoding; one patient is in
-            two subsets of a split that is meant to be by patient; or rows have no film in `films`.
+            two subsets of a split that is meant to be by patient; rows have no film in `films`; or none can be read.
         tf.errors.OpError: the bucket that the films' files are in cannot be reached.
     """
     folder = as_path(folder)
@@ -132,6 +132,10 @@ def pack_study(
         bar.close()
     if part:
         return None
+    left_out = [film for plan in plans for film in shards[plan.file]["excluded"]]
+    if len(left_out) == len(rows):
+        some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
+        raise ValueError(f"none of the {len(rows)} films can be read{some}. Fetch or unpack them again.")
     name = name or (as_path(study_dir).name if study_dir else "")
     _write_manifest(folder, asked | {"name": name}, plans, shards, study_dir)
     _remove_leftovers(folder, {plan.file for plan in plans})

@@ -12,6 +12,7 @@ import re
 
 from .downloads import DownloadError, assert_space
 from .files import as_path, is_remote
+from .labels import CHESTMNIST_MARK, SMALL_FILES
 
 BOX_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 HUGGING_FACE = "https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset"
@@ -46,6 +47,7 @@ _METADATA = (  # name, id in Box, SHA-256 in the mirror
     ("test_list.txt", 256055473534, "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"),
     ("BBox_List_2017.csv", 219760940956, "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
 )
+_MARKS = ("phantom.json", CHESTMNIST_MARK)  # of studies that are not NIH's
 _MAX_FOLDERS, _MAX_ENTRIES = 2_000, 1_000  # that a search opens, and reads of each: Kaggle's disk is a slow one
 _KAGGLE_BYTES = 2 * 45_000_000_000  # kagglehub keeps the archive until it is unpacked
 
@@ -100,12 +102,12 @@ def list_remote_study(source, archives="1-12", mirror=""):
         A `RemoteStudy`.
 
     Raises:
-        ValueError: unknown source, or archives that are no such list.
+        ValueError: unknown source, archives that are no such list, or a mirror that is no address.
     """
     numbers = parse_archives(archives)
     if source not in ("nih_box", "hugging_face"):
         raise ValueError(f"unknown source {source!r}; expected nih_box or hugging_face")
-    mirror = mirror.rstrip("/")
+    mirror = parse_mirror(mirror)
     chosen = [(number, *_ARCHIVES[number - 1]) for number in numbers]
     if source == "nih_box":
         labels = {_METADATA[0][0]: _BOX_LABELS}
@@ -138,6 +140,13 @@ def is_known_metadata(name, sha256):
     return (name, sha256) in known
 
 
+def parse_mirror(text):
+    """Returns the address of a mirror without a slash at its end, "" for none; ValueError if it is no address."""
+    if text and not re.match("https?://", text):
+        raise ValueError(f"MIRROR is {text!r}; expected an address, http:// or https://, or nothing")
+    return text.rstrip("/")
+
+
 def parse_archives(text):
     """Returns the numbers that "1,3-5", a number or a list of some names; ValueError unless all are of 1 to 12."""
     numbers = set()
@@ -148,6 +157,18 @@ def parse_archives(text):
             raise ValueError(f'ARCHIVES is {text!r}; expected numbers from 1 to 12, such as "1", "1-12" or "1,3-5"')
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
+
+
+def assert_no_other_films(folder, allowed=()):
+    """Raises ValueError if a folder holds drawn films or ChestMNIST's, which others would be taken for or mixed with.
+
+    Args:
+        folder: path of the folder that a study is to come to.
+        allowed: names of the marks that are not refused.
+    """
+    marks = [mark for mark in _MARKS if mark not in allowed and (as_path(folder) / mark).exists()]
+    if marks:
+        raise ValueError(f"{folder} holds another study, by its {marks[0]}: name another DATA_DIR, such as data/nih")
 
 
 def find_attached_study(root="/kaggle/input", max_depth=4):
@@ -257,7 +278,7 @@ def link_study(source, folder):
         folder: path of the folder; made if missing.
 
     Raises:
-        ValueError: the folder is in a bucket, or holds other files under these names.
+        ValueError: the folder is in a bucket, or holds other films, or other files under these names.
     """
     if is_remote(folder):
         raise ValueError(f"DATA_DIR is {folder}, but links need a local folder: name one, such as data/nih")
@@ -265,7 +286,8 @@ def link_study(source, folder):
     if folder.exists() and folder.resolve() == source:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    patterns = ("images*", "Data_Entry_2017*.csv", "*_list.txt", "BBox_List_2017.csv", "google2019*.csv")
+    assert_no_other_films(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
+    patterns = ("images*", *SMALL_FILES)  # with the marks of drawn films and of ChestMNIST's, which are read otherwise
     for entry in sorted(source.iterdir()):
         link = folder / entry.name
         if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):

@@ -7,10 +7,10 @@ one that it finished. No stage takes more of the disk than `fetch_plan` says.
 
 from .archives import ArchiveError, unpack_archive
 from .downloads import DownloadError, assert_space, download_file
-from .fetch_plan import UNPACKED, Places, is_done, local_folder
+from .fetch_plan import UNPACKED, Places, claim_folder, is_done, local_folder
 from .files import hash_file, remove_folder
 from .film_stores import shrink_films
-from .sources import is_known_metadata
+from .sources import assert_no_other_films, is_known_metadata
 
 
 def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **options):
@@ -32,11 +32,18 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
     Raises:
         DownloadError: a file cannot be had or the disk lacks space; names the archive, and what is kept.
         ArchiveError: an archive is damaged, unsafe or larger than planned.
-        ValueError: the folder is in a bucket.
+        RuntimeError: another process fetches into the folder.
+        ValueError: the folder is in a bucket, or holds drawn films or ChestMNIST's.
     """
     folder = local_folder(folder)
-    for file in study.metadata:
-        _fetch_metadata(file, folder, study.page, options)
+    with claim_folder(folder):
+        assert_no_other_films(folder)
+        for file in study.metadata:
+            _fetch_metadata(file, folder, study.page, options)
+        return _fetch_archives(study, folder, side, progress, n_threads, options)
+
+
+def _fetch_archives(study, folder, side, progress, n_threads, options):
     places = {archive: Places(archive, folder, side) for archive in study.archives}
     todo = [archive for archive, at in places.items() if not is_done(archive, at, side)]
     finished = [archive.name for archive in places if archive not in todo]
@@ -46,9 +53,10 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
             if archive in todo:
                 try:
                     _fetch_archive(archive, at, side, work, n_threads, options)
-                except (DownloadError, ArchiveError) as error:
+                except (OSError, ArchiveError) as error:  # also of a disk that another program has filled
                     kept = f"Kept: {', '.join(finished) or 'no whole archive yet'}. Run this again to go on from there"
-                    raise type(error)(f"{archive.name}: {error}. {kept}") from error
+                    kind = ArchiveError if isinstance(error, ArchiveError) else DownloadError
+                    raise kind(f"{archive.name}: {str(error).rstrip('.')}. {kept}") from error
                 finished.append(archive.name)
             _remove_leftovers(at, side)
     finally:
@@ -69,7 +77,8 @@ def _fetch_metadata(file, folder, page, options):
         download_file(file.url, path, sha256=file.sha256, **options)
     except DownloadError as error:
         raise DownloadError(
-            f"{error}. Or download {file.name} from {page} by hand and put it into {folder}, or choose another FETCH."
+            f"{str(error).rstrip('.')}. Or download {file.name} from {page} by hand and put it into {folder}, or "
+            "choose another FETCH."
         ) from error
 
 
@@ -90,6 +99,8 @@ def _fetch_archive(archive, at, side, work, n_threads, options):
         if unpacked == at.draft:  # of a run that was to shrink them
             at.draft.rename(at.films)
         return
+    for killed in at.stores.glob(f"part-*-{archive.stem}.*"):  # of a run that was: nobody else would remove them
+        killed.unlink()
     work.say(f"{archive.name}: shrinking")
     paths = {path.name: path for path in sorted(unpacked.rglob("*.png"))}
     if not 0 < len(paths) <= archive.films:
