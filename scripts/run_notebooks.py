@@ -180,9 +180,9 @@ def show_nodules(folder):
     accuracy, majority, backbone = scores["accuracy"], scores["majority"], study["backbone"]
     print(
         f"\nNodules ({study['source']}, {study['counts']['films']:,} films), on {backbone['backbone']} features "
-        f"({backbone['weights']}; of those tried, the ones with the best AUC on these films): "
-        f"accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
-        f"always the commoner kind {majority['value']:.3f}"
+        f"({backbone['weights']}): accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
+        f"always the commoner kind {majority['value']:.3f}. "
+        "Of the features tried, these had the best AUC on the same films."
     )
 
 
