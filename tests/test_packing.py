@@ -1,5 +1,7 @@
 """Packing from files and from stores, in parts and in both encodings: the same films, the same bytes, nothing lost."""
 
+import contextlib
+import errno
 import io
 import os
 import pickle
@@ -29,10 +31,12 @@ from helpers import (
     make_eval_dataset,
     make_train_dataset,
     pack_study,
+    packing,
     parse_part,
     resolve_paths,
     shrink_films,
 )
+from helpers.files import local_draft
 from helpers.film_stream import BATCH, FilmFiles
 from helpers.settings import ROOT
 
@@ -424,3 +428,30 @@ def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_films, t
     smoothed = distance(tf.image.resize(whole, (224, 224), antialias=True).numpy(), direct)
     for films in read(at[320], 224):
         assert (distance(films, direct) < 1.1 * smoothed).all() and (2 * distance(films, direct) < skipping).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a disk that is always full")
+def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(films, study, tmp_path, monkeypatch):
+    """The third shard is written to a disk that is full; the two before it are not packed again."""
+    n_drafts = 0
+
+    @contextlib.contextmanager
+    def draft_on_a_full_disk(path):
+        nonlocal n_drafts
+        n_drafts += path.suffix == ".tfrecord"
+        with local_draft(path) as draft:
+            if n_drafts == 3:
+                draft.symlink_to("/dev/full")
+            yield draft
+
+    settings = SETTINGS | {"encoding": study.encoding}
+    monkeypatch.setattr(packing, "local_draft", draft_on_a_full_disk)
+    with pytest.raises(OSError, match="another PACKED_DIR") as error:
+        pack_study(*films, tmp_path, **settings)
+    assert error.value.errno == errno.ENOSPC and str(tmp_path) in str(error.value)
+    finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
+    assert len(finished) == 2
+    monkeypatch.undo()
+    pack_study(*films, tmp_path, **settings)
+    assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in finished.items())
+    assert (tmp_path / "manifest.json").read_bytes() == (study.folder / "manifest.json").read_bytes()

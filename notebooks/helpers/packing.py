@@ -1,9 +1,11 @@
 """Packs films into the shards of a packed study: resumable, in parts on several hosts, the same bytes every time."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -108,6 +110,7 @@ def pack_study(
     Raises:
         ValueError: `folder` holds a finished study of other films, another split, side or encoding; one patient is in
             two subsets of a split that is meant to be by patient; rows have no film in `films`; or none can be read.
+        OSError: the disk is full; finished shards stay.
         tf.errors.OpError: the bucket that the films' files are in cannot be reached.
     """
     folder = as_path(folder)
@@ -241,7 +244,7 @@ def _write_shards(folder, plans, source, shards, bar):
 def _write_records(draft, plan, films, bar):
     """Writes the records of a shard; returns its entry, still without size and hash."""
     excluded, facts = [], []
-    with tf.io.TFRecordWriter(str(draft)) as writer:
+    with _open_writer(draft) as writer:
         for row, film in zip(plan.rows.to_dict("records"), films, strict=False):
             if bar:
                 bar.update(1)
@@ -252,6 +255,19 @@ def _write_records(draft, plan, films, bar):
                 facts.append([getattr(film, name) for name in FACTS])
     shard = {"subset": plan.subset, "key": plan.key, "file": plan.file, "count": len(facts)}
     return shard | {"excluded": excluded, "facts": facts}
+
+
+@contextlib.contextmanager
+def _open_writer(draft):
+    """Opens a TFRecord file for a `with` block; OSError with the remedy where the disk is full."""
+    try:
+        with tf.io.TFRecordWriter(str(draft)) as writer:
+            yield writer
+    except tf.errors.ResourceExhaustedError as error:
+        if os.strerror(errno.ENOSPC) not in error.message:  # of memory, for one
+            raise
+        remedy = "full; finished shards stay. Make room or name another PACKED_DIR; RECORDS = 'png' takes less"
+        raise OSError(errno.ENOSPC, remedy, str(draft.parent)) from error
 
 
 def _write_manifest(folder, asked, plans, shards, study_dir):
