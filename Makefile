@@ -34,7 +34,7 @@ xvision: .venv/run  ## notebook 6 alone: make xvision [SOURCE=jsrt SOURCE_DIR=fo
 predict: .venv/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
 
-test: .venv/dev  ## every test, 13 to 16 minutes on 2 cores
+test: .venv/dev  ## every test, some 20 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev  ## style of code and notebooks
@@ -42,7 +42,7 @@ lint: .venv/dev  ## style of code and notebooks
 	$(VENV)/ruff format --check notebooks/helpers scripts tests benchmarks serve
 	$(VENV)/python scripts/stamp_notebooks.py --check
 
-bench: .venv/dev  ## every benchmark; results go to benchmarks/results
+bench: .venv/dev .venv/peers/ready  ## every benchmark; results go to benchmarks/results
 	for script in benchmarks/*.py; do $(VENV)/python $$script || exit 1; done
 
 serve: .venv/serve  ## a run's model over HTTP, as TensorFlow Serving answers: make serve [RUN_DIR=...] [PORT=8501]
@@ -76,6 +76,11 @@ clean:  ## the synthetic studies, packed shards, features and the run's results;
 
 .venv/dev: .venv/serve requirements-dev.txt
 	$(VENV)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+.venv/peers/ready: requirements-peers.txt | .venv/run  # several gigabytes: PyTorch, for two of the benchmarks
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/python -m pip install --quiet -r requirements-peers.txt
 	@touch $@
 
 .venv/tpu/ready: requirements-tpu-check.txt | .venv/run

@@ -9,9 +9,10 @@ step on one thread, so that the time of an operation is its own.
 Operations of a film: two for each product in convolutions and dense layers, from the layers' shapes, and three times
 those of the forward pass, since gradients of maps and of weights take as many again.
 
-Usage: training_step.py [--torch-python PATH] [--sizes 224x16 96x32] [--rounds 5] [--experiments] [--preload PATH ...]
-PATH is a Python that has torch and torchvision; it needs nothing else. --experiments tries other settings of the step
-at the last size as well, which takes a long time; libraries in --preload, such as an allocator, are tried too.
+Usage: training_step.py [--peers-python PATH] [--sizes 224x16 96x32] [--rounds 5] [--experiments] [--preload PATH ...]
+PATH is a Python that has torch and torchvision, by default that of `make .venv/peers/ready`. --experiments tries other
+settings of the step at the last size as well, which takes a long time; libraries in --preload, such as an allocator,
+are tried too.
 """
 
 import argparse
@@ -202,7 +203,7 @@ def try_settings(side, batch, rounds, preload, limit, at_once=3):
 def main():
     """Measures, prints what it found, and writes benchmarks/results/training_step.json and docs/speed.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", help="a Python with torch and torchvision")
+    parser.add_argument("--peers-python", default=str(ROOT / ".venv/peers/bin/python"), help="has torch, torchvision")
     parser.add_argument("--sizes", nargs="+", default=["224x16", "96x32"], help="pixels and films of a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--experiments", action="store_true")
@@ -210,8 +211,9 @@ def main():
     parser.add_argument("--limit", type=float, default=900, help="seconds within which an experiment must have started")
     parser.add_argument("--target", default=str(RESULTS))
     arguments = parser.parse_args()
-    if not arguments.torch_python:
-        print("Without PyTorch: --torch-python PATH names a Python that has torch and torchvision.", flush=True)
+    torch_python = arguments.peers_python if Path(arguments.peers_python).exists() else None
+    if not torch_python:
+        print(f"Without PyTorch: there is no {arguments.peers_python}; make .venv/peers/ready makes one.", flush=True)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     target = Path(arguments.target)
     earlier = json.loads(target.read_text()) if target.is_file() else {}
@@ -224,7 +226,7 @@ def main():
     for text in arguments.sizes:
         side, batch = map(int, text.split("x"))
         results["sizes"][f"{side} pixels, {batch} films"], versions = measure_size(
-            side, batch, arguments.rounds, arguments.torch_python
+            side, batch, arguments.rounds, torch_python
         )
         results["versions"] = versions
         print(json.dumps(results["sizes"], indent=1), flush=True)
