@@ -125,6 +125,17 @@ def test_shrinking_averages_areas():
     assert np.abs(difference).max() <= 0.5 + 1e-3  # rounding to whole gray levels and nothing else
 
 
+@pytest.mark.parametrize("side", [1, 7, 64])
+def test_a_quarter_of_the_side_is_the_rounded_mean_of_sixteen_pixels(side):
+    """The way that most films take, with sums of bits side by side: no carry from one into the other."""
+    rng = np.random.default_rng(side)
+    films = [rng.integers(0, 256, (4 * side, 4 * side)), np.full((4 * side, 4 * side), 255)]
+    films += [np.kron(rng.integers(0, 2, (side, side)) * 255, np.ones((4, 4), int)), rng.integers(0, 2, films[0].shape)]
+    for film in films:
+        expected = np.rint(film.reshape(side, 4, side, 4).mean(axis=(1, 3)))  # halves to even, as TensorFlow rounds
+        np.testing.assert_array_equal(fit(film.astype(np.uint8), side), expected)
+
+
 def test_fine_stripes_shrink_to_gray_instead_of_aliasing():
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
     assert set(np.unique(fit(stripes, 32))) <= {127, 128}

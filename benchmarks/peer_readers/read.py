@@ -28,7 +28,7 @@ def count_processor_seconds():
     for pid in pids:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
+            ticks += sum(map(int, fields[11:15]))  # its own and those of processes below it that have ended
             for thread in Path(f"/proc/{pid}/task").iterdir():
                 pids += map(int, (thread / "children").read_text().split())
         except OSError:  # it has ended since

@@ -124,6 +124,20 @@ def find_part(name, kind):
     return part
 
 
+def find_own_times(events):
+    """Yields the events of a thread with their durations in ps, less those of the events within them."""
+    running = []  # [event, end, own time], each within the one before
+    for event in sorted(events, key=lambda event: (event.offset_ps, -event.duration_ps)):
+        while running and running[-1][1] <= event.offset_ps:
+            done = running.pop()
+            yield done[0], done[2]
+        if running:
+            running[-1][2] -= event.duration_ps
+        running.append([event, event.offset_ps + event.duration_ps, event.duration_ps])
+    for event, _, own in running:
+        yield event, own
+
+
 def profile(model, batches, calls):
     """Returns the share of each part of the step in the time of all operations. Right where there is one thread."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -134,10 +148,11 @@ def profile(model, batches, calls):
         space = xplane_pb2.XSpace.FromString(next(Path(folder).rglob("*.xplane.pb")).read_bytes())
     plane = next(plane for plane in space.planes if plane.name == "/host:CPU")
     seconds = dict.fromkeys([*PARTS, OPTIMIZER, REST], 0.0)
-    for event in (event for line in plane.lines for event in line.events):
-        name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-        if name and "Eager" not in name:  # the runtime's own events hold the others
-            seconds[find_part(name, kind)] += event.duration_ps * 1e-12
+    for line in plane.lines:
+        for event, duration in find_own_times(line.events):
+            name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+            if name and "Eager" not in name:  # what is left are the runtime's own events
+                seconds[find_part(name, kind)] += duration * 1e-12
     whole = sum(seconds.values())
     return {"seconds": whole / calls, "shares": {part: round(taken / whole, 4) for part, taken in seconds.items()}}
 
