@@ -136,6 +136,13 @@ def test_a_quarter_of_the_side_is_the_rounded_mean_of_sixteen_pixels(side):
         np.testing.assert_array_equal(fit(film.astype(np.uint8), side), expected)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (16, 16), (64, 50), (None, 64), (None, None)])
+def test_resizing_builds_whatever_is_known_of_the_shape_and_gives_the_same(shape):
+    film = np.random.default_rng(1).integers(0, 256, [n or 64 for n in shape], dtype=np.uint8)
+    resize = tf.function(lambda image: resize_film(image, 16), input_signature=[tf.TensorSpec((*shape, 1), tf.uint8)])
+    np.testing.assert_array_equal(resize(film[..., None])[..., 0], fit(film, 16))
+
+
 def test_fine_stripes_shrink_to_gray_instead_of_aliasing():
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
     assert set(np.unique(fit(stripes, 32))) <= {127, 128}

@@ -50,6 +50,9 @@ def resize_film(image, side):
     Returns:
         uint8 tensor (side, side, 1).
     """
+    if image.shape[:2].is_fully_defined():  # the way that does not fit could not even be built
+        shrink = _average_fours if image.shape[:2] == (4 * side, 4 * side) else _fit_and_pad
+        return tf.ensure_shape(shrink(image, side), (side, side, 1))
     is_four_times = tf.reduce_all(tf.shape(image)[:2] == 4 * side)
     film = tf.cond(is_four_times, lambda: _average_fours(image, side), lambda: _fit_and_pad(image, side))
     return tf.ensure_shape(film, (side, side, 1))
