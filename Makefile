@@ -34,7 +34,7 @@ xvision: .venv/run  ## notebook 6 alone: make xvision [SOURCE=jsrt SOURCE_DIR=fo
 predict: .venv/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
 
-test: .venv/dev  ## every test, some 20 minutes on 2 cores
+test: .venv/dev  ## every test, 20 to 24 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev  ## style of code and notebooks

@@ -42,7 +42,7 @@ from PIL import Image
 sys.path.append(str(ROOT / "benchmarks"))
 from input_pipeline import SIDE, find_films, make_rows
 from peer_readers.read import count_processor_seconds
-from scale import write_page
+from scale import PAGE, renew_page
 
 from helpers import PATHOLOGIES, decode_film, describe_machine, pack_study
 
@@ -328,7 +328,7 @@ def main():
     print(f"\n{tables}")
     if not arguments.only and arguments.target == RESULTS:
         about = "; ".join([results["machine"], ", ".join(results["peers"]), results["films"], results["busy"]])
-        write_page("peers", f"{about}.\n\n{tables}")
+        renew_page(PAGE, "peers", f"{about}.\n\n{tables}")
 
 
 if __name__ == "__main__":

@@ -25,12 +25,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
+PAGE = ROOT / "docs" / "scale.md"
 sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.append(str(ROOT / "scripts"))
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pandas as pd
+from renew_page import renew_page
 
 import helpers
 from helpers import LABELS, PATHOLOGIES, PROBS, describe_machine
@@ -343,14 +346,6 @@ def draw_table(stages):
     return "\n".join(lines)
 
 
-def write_page(name, text):
-    """Renews a part of docs/scale.md, between its two marks."""
-    page = ROOT / "docs" / "scale.md"
-    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- end of {name} -->")
-    page.write_text(f"{before}{mark}{text}\n{end}{after}", encoding="utf-8")
-
-
 def main():
     """Measures, prints a table and writes benchmarks/results/scale.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -399,7 +394,7 @@ def main():
     table = draw_table(stages)
     print(f"\n{table}")
     if not arguments.only and arguments.target == RESULTS:
-        write_page("scale", f"{results['machine']}; {results['study']}; {results['busy']}.\n\n{table}")
+        renew_page(PAGE, "scale", f"{results['machine']}; {results['study']}; {results['busy']}.\n\n{table}")
 
 
 if __name__ == "__main__":

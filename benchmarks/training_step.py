@@ -27,14 +27,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
 sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
-sys.path.append(str(WORKERS))
+sys.path += [str(WORKERS), str(ROOT / "scripts")]
 
 import numpy as np
 import speed_page
+from renew_page import renew_page
 
 from helpers import describe_machine
 
 RESULTS = ROOT / "benchmarks" / "results" / "training_step.json"
+PAGE = ROOT / "docs" / "speed.md"
 OURS, KERAS = "TensorFlow, as notebook 2", "TensorFlow, Keras's batch normalization"
 TORCH = {"PyTorch, channels last": "channels_last", "PyTorch, channels first": "channels_first"}
 EXPERIMENTS = {  # what differs from notebook 2 in setup and environment
@@ -245,7 +247,7 @@ def main():
     print(json.dumps(results, indent=1))
     target.write_text(json.dumps(results, indent=1) + "\n")
     if target == RESULTS:
-        speed_page.write_page(results)
+        renew_page(PAGE, "results", speed_page.draw_results(results).rstrip("\n"))
 
 
 if __name__ == "__main__":

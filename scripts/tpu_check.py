@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from renew_page import renew_page
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "02_train_densenet121.ipynb"
@@ -690,13 +691,6 @@ def draw_tables(results):
     return "\n".join(lines)
 
 
-def write_page(results):
-    """Renews the tables of docs/tpu.md between its two marks."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- results -->\n")
-    _, mark, after = rest.partition("<!-- end of results -->")
-    PAGE.write_text(f"{before}<!-- results -->\n{draw_tables(results)}\n{mark}{after}", encoding="utf-8")
-
-
 def parse_arguments(words=None):
     """Returns the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -727,7 +721,7 @@ def main():
         print(" ".join(keys), json.dumps(result, indent=1), flush=True)
         file_result(results, keys, result)
         write_json(RESULTS, results)
-    write_page(results)
+    renew_page(PAGE, "results", draw_tables(results))
     print(draw_tables(results))
 
 

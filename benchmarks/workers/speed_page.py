@@ -1,9 +1,4 @@
-"""Writes what `training_step.py` found into docs/speed.md."""
-
-from pathlib import Path
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "speed.md"
-MARKS = "<!-- results -->\n", "<!-- end of results -->\n"
+"""Draws what `training_step.py` found as the tables of docs/speed.md."""
 
 
 def draw_table(head, rows):
@@ -50,11 +45,3 @@ def draw_results(results):
         ]
         text += draw_table(["against notebook 2's step", "times as fast", "by processor time"], rows)
     return text
-
-
-def write_page(results):
-    """Puts the tables between the marks in docs/speed.md."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(before + MARKS[0] + draw_results(results) + MARKS[1] + after, encoding="utf-8")

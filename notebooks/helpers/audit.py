@@ -10,8 +10,8 @@ import pandas as pd
 from .files import as_path
 from .labels import PATHOLOGIES, has_patients
 from .nih_counts import compare_counts, tell_study
+from .splits import SUBSETS
 from .study_tables import (
-    SUBSETS,
     age_table,
     band_table,
     count_together,

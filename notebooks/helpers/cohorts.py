@@ -27,8 +27,7 @@ from .labels import (
     name_some,
 )
 from .openi import load_openi_films
-from .packed import SUBSETS
-from .splits import CHESTMNIST
+from .splits import CHESTMNIST, SUBSETS
 
 _BOX_COLUMNS = ["image", "pathology", "x", "y", "width", "height"]
 _JSRT_FRAME = 2048  # pixels a side, of the films that JSRT's positions refer to (Shiraishi et al., AJR 2000)

@@ -12,11 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from .files import hash_file, is_remote, local_draft, measure_file, write_text
-from .film_stream import BATCH, FilmFiles, ShrunkFilm, count_cores, encode_film
+from .film_stream import BATCH, FACTS, FilmFiles, ShrunkFilm, count_cores, encode_film
 from .labels import name_some
 
 FORMAT = 1  # of the JSON file; a store of another one is made anew
-_FACTS = ("width", "height", "mode", "n_bytes")
 _CHUNK = 64  # films that are taken from a store at a time to be encoded
 
 
@@ -77,7 +76,7 @@ def shrink_films(paths, folder, name, *, side, n_threads=None, progress=None):
         )
     source = FilmFiles(paths, side, n_threads=n_threads)
     target.with_suffix(".json").unlink(missing_ok=True)
-    images, facts, excluded = [], {key: [] for key in _FACTS}, []
+    images, facts, excluded = [], {key: [] for key in FACTS}, []
     bar = progress(total=len(paths), unit="film") if progress else None
     with local_draft(target) as draft:
         with open(draft, "wb") as file:
@@ -90,7 +89,7 @@ def shrink_films(paths, folder, name, *, side, n_threads=None, progress=None):
                 else:
                     file.write(film.data)
                     images.append(image)
-                    for key in _FACTS:
+                    for key in FACTS:
                         facts[key].append(getattr(film, key))
             file.seek(0)
             _write_header(file, len(images), side)
@@ -133,7 +132,7 @@ def load_film_store(folder, name, side=None):
             return None
         if measure_file(path) != content["bytes"] or hash_file(path) != content["sha256"]:
             return None
-        facts = {key: content[key] for key in _FACTS}
+        facts = {key: content[key] for key in FACTS}
         return FilmStore(path, content["side"], content["images"], facts, content["excluded"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no store, or a power cut emptied its JSON file
         return None
@@ -166,7 +165,7 @@ class StoredFilms:
             twice += [film["image"] for film in store.excluded if film["image"] in self._places]
             if twice:
                 raise ValueError(f"{store.path}: {name_some(twice)} in another store too; leave one of them out.")
-            facts = zip(*(store.facts[key] for key in _FACTS), strict=True)
+            facts = zip(*(store.facts[key] for key in FACTS), strict=True)
             for number, (image, of_film) in enumerate(zip(store.images, facts, strict=True)):
                 self._places[image] = films, number, of_film
             self._excluded |= {film["image"]: film for film in store.excluded}

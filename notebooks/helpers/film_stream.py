@@ -39,6 +39,9 @@ class ShrunkFilm(NamedTuple):
     n_bytes: int
 
 
+FACTS = ShrunkFilm._fields[1:]  # of each film's file: also columns of a packed study's index
+
+
 def count_cores():
     """Returns the cores that this process may use, which on a shared cluster are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

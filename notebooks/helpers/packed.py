@@ -16,11 +16,9 @@ import pandas as pd
 from .files import as_path, hash_file, measure_file, read_csv
 from .labels import PATHOLOGIES
 from .records import FORMAT, parse_records
-from .splits import assert_no_patient_overlap
+from .splits import SUBSETS, assert_no_patient_overlap
 
-SUBSETS = ("train", "val", "test")
 COLUMNS = ("subset", "image", "patient_id", "follow_up", "age", "sex", "view", *PATHOLOGIES)
-FACTS = ("width", "height", "mode", "n_bytes")  # of each film's file, the last columns of the index
 _MANIFEST_KEYS = {
     *("format", "name", "side", "encoding", "classes", "split", "split_sha256"),
     *("index_sha256", "study_files", "shards"),

@@ -15,12 +15,10 @@ import tensorflow as tf
 
 from .files import as_path, copy_file, hash_file, local_draft, measure_file, write_text
 from .film_stores import StoredFilms
-from .film_stream import FilmFiles
+from .film_stream import FACTS, FilmFiles
 from .labels import PATHOLOGIES, list_small_files, name_some
 from .packed import (
     COLUMNS,
-    FACTS,
-    SUBSETS,
     assert_split_by_patient,
     is_intact,
     load_packed_study,
@@ -28,7 +26,7 @@ from .packed import (
     read_manifest,
 )
 from .records import ENCODINGS, FORMAT, encode_record
-from .splits import hash_split
+from .splits import SUBSETS, hash_split
 
 
 class _Plan(NamedTuple):

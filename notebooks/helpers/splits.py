@@ -8,6 +8,7 @@ import pandas as pd
 from .labels import PATHOLOGIES, has_patients, load_official_lists, name_some
 
 SPLITS = ("official", "random_patients", "leaky_images")
+SUBSETS = ("train", "val", "test")  # the parts of each
 CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's films, which come with it and without patients
 
 _TEST_SHARE = 0.2  # The community's 70/10/20.

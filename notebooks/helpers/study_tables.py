@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .labels import PATHOLOGIES
-
-SUBSETS = ("train", "val", "test")
+from .splits import SUBSETS
 
 _NAMES = list(PATHOLOGIES)
 _BANDS = (0, 1, 2, 4, 8, 16, 32, 64)  # lower ends

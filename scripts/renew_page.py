@@ -1,0 +1,14 @@
+"""Puts measured tables into a page, between marks that everything else on it stays outside of."""
+
+
+def renew_page(page, name, text):
+    """Replaces what stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
+
+    Args:
+        page: pathlib.Path of a Markdown file.
+        name: of the part.
+        text: Markdown, without the last end of line.
+    """
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    page.write_text(f"{before}{mark}{text}\n{end}{after}", encoding="utf-8")
