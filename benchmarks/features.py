@@ -26,17 +26,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from helpers import (
+from helpers.runtime import describe_machine
+from helpers.study import plan_nodule_study, write_phantom_study
+from helpers.xvision import (
     XVISION,
     HeadTrainer,
     build_backbone,
-    describe_machine,
     join_head,
     load_folder_cohort,
-    plan_nodule_study,
     read_cohort_films,
     write_feature_bank,
-    write_phantom_study,
 )
 
 BATCH = 32

@@ -36,8 +36,9 @@ from fit_input_gate import vary
 from PIL import Image
 from scipy.stats import binomtest
 
-from helpers import check_films, input_gate, measure_color, write_phantom_study
-from helpers.input_gate import CODES
+from helpers.export import check_films, input_gate, measure_color
+from helpers.export.input_gate import CODES
+from helpers.study import write_phantom_study
 
 SIDE, SEED = 256, 4321  # no seed that the model was fitted with
 TARGET = 0.01  # share of false alarms allowed on the half on which the limit is chosen

@@ -31,16 +31,11 @@ import psutil
 import tensorflow as tf
 from PIL import Image
 
-from helpers import (
-    PATHOLOGIES,
-    Augmentation,
-    describe_machine,
-    draw_film,
-    make_eval_dataset,
-    make_train_dataset,
-    pack_study,
-    pipeline,
-)
+from helpers import pipeline
+from helpers.packing import pack_study
+from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
+from helpers.runtime import describe_machine
+from helpers.study import PATHOLOGIES, draw_film
 
 SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
 

@@ -20,7 +20,7 @@ sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statisti
 
 import numpy as np
 
-from helpers import write_phantom_study
+from helpers.study import write_phantom_study
 
 N_FILMS = 1800  # as in notebook 1
 

@@ -31,7 +31,7 @@ path, task, folder = sys.argv[1:]
 sys.path.insert(0, folder)
 import h5py
 if task == "check":
-    from helpers import check_model_file as run
+    from helpers.training import check_model_file as run
 elif task == "keras":
     import keras
     run = lambda path: keras.models.load_model(path, compile=False)
@@ -57,7 +57,7 @@ def make_files(folder):
     import keras
     import tensorflow as tf
 
-    from helpers import build_densenet121
+    from helpers.training import build_densenet121
 
     model = build_densenet121()
     good = folder / "good.keras"
@@ -141,7 +141,7 @@ def main():
         import keras
         import tensorflow as tf
 
-        from helpers import describe_machine
+        from helpers.runtime import describe_machine
 
         results = {
             "machine": describe_machine(keras, tf, h5py, np),

@@ -26,7 +26,9 @@ import numpy as np
 import tensorflow as tf
 from input_pipeline import BATCH_SIZE, IMAGE_SIZE, SIDE, find_films, make_rows, measure
 
-from helpers import Augmentation, describe_machine, load_packed_study, make_eval_dataset, make_train_dataset, pack_study
+from helpers.packing import load_packed_study, pack_study
+from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
+from helpers.runtime import describe_machine
 
 SIDES = (224, 256, 320, 512, 1024)
 

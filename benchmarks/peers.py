@@ -44,7 +44,9 @@ from input_pipeline import SIDE, find_films, make_rows
 from peer_readers.read import count_processor_seconds
 from scale import PAGE, renew_page
 
-from helpers import PATHOLOGIES, decode_film, describe_machine, pack_study
+from helpers.packing import decode_film, pack_study
+from helpers.runtime import describe_machine
+from helpers.study import PATHOLOGIES
 
 N_FILES, N_SMALL = 768, 4096
 FILES, PACKED, EVALUATION = "training, from files", "training, films shrunk once", "evaluation, films shrunk once"

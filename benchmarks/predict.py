@@ -29,17 +29,10 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image
 
-from helpers import (
-    ExportedModel,
-    check_films,
-    decode_film,
-    describe_machine,
-    draw_film,
-    load_film,
-    measure_color,
-    open_export,
-    predict_folder,
-)
+from helpers.export import ExportedModel, check_films, measure_color, open_export, predict_folder
+from helpers.packing import decode_film, load_film
+from helpers.runtime import describe_machine
+from helpers.study import draw_film
 
 BATCH, SIDE, N_FILES = 32, 1024, 48
 

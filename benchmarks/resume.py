@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,7 +30,7 @@ import numpy as np
 import resumable_run
 import tensorflow as tf
 
-from helpers import describe_machine
+from helpers.runtime import describe_machine
 
 BATCH, SIZE = 16, 224
 INTERVAL = 500  # SAVE_STEPS of the full profile
@@ -39,7 +39,7 @@ EPOCHS = 40  # of the small run, of 7 steps each; patience is longer, so that al
 
 def measure_costs(rounds, folder):
     """Returns a dict of seconds and bytes for both ways, and of the seconds of a training step."""
-    from helpers import StateStore, TrainingState, build_densenet121, make_loss
+    from helpers.training import StateStore, TrainingState, build_densenet121, make_loss
 
     def build():
         keras.utils.set_random_seed(0)
@@ -108,7 +108,9 @@ def measure_costs(rounds, folder):
 
 def train_with_peer(packed, run_dir):
     """The same small run with Keras's own callback, as its documentation says; writes outcome.json at the end."""
-    from helpers import ValidationAUC, count_steps, load_packed_study, make_eval_dataset, make_train_dataset
+    from helpers.packing import load_packed_study
+    from helpers.pipeline import count_steps, make_eval_dataset, make_train_dataset
+    from helpers.training import ValidationAUC
 
     study = load_packed_study(packed)
     model = resumable_run.build_model(0)
@@ -195,7 +197,8 @@ def kill_again_and_again(kills, packed, folder, backend, peer=False):
 
 def pack_small_study(folder):
     """Draws and packs the study of the small run; returns its folder."""
-    from helpers import list_images, load_metadata, make_split, match_images, pack_study, write_phantom_study
+    from helpers.packing import pack_study
+    from helpers.study import list_images, load_metadata, make_split, match_images, write_phantom_study
 
     write_phantom_study(folder / "study", n_images=90, size=64, seed=5)
     images = list_images(folder / "study")

@@ -35,8 +35,33 @@ import numpy as np
 import pandas as pd
 from renew_page import renew_page
 
-import helpers
-from helpers import LABELS, PATHOLOGIES, PROBS, describe_machine
+from helpers import evaluation
+from helpers.evaluation import (
+    LABELS,
+    PROBS,
+    apply_platt,
+    auc_table,
+    bootstrap_calibration_error,
+    delong,
+    fit_platt,
+    list_subgroups,
+    rates_table,
+    subgroup_table,
+)
+from helpers.packing import load_packed_study, pack_study
+from helpers.pipeline import make_eval_dataset, make_train_dataset
+from helpers.runtime import describe_machine
+from helpers.study import (
+    PATHOLOGIES,
+    FilmHashes,
+    find_duplicates,
+    hash_films,
+    list_images,
+    load_metadata,
+    make_split,
+    match_images,
+    write_phantom_study,
+)
 
 SIDE, CROP, BATCH, N_DRAWN = 64, 56, 128, 512  # pixels, pixels, films, films
 SHARE, SEED = 0.1, 0
@@ -46,7 +71,7 @@ BOOTSTRAP = {"n_resamples": 1000, "seed": SEED}
 def write_studies(metadata, folder):
     """Writes two studies in NIH's layout, a tenth of the patients and all; returns their folders."""
     table = pd.read_csv(sorted(metadata.glob("Data_Entry_2017*.csv"))[-1], dtype=str)
-    helpers.write_phantom_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
+    write_phantom_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
     drawn = sorted((folder / "drawn" / "images").glob("*.png"))
     patients = np.random.default_rng(SEED).permutation(table["Patient ID"].unique())
     n_films = table["Patient ID"].value_counts()[patients].cumsum()
@@ -102,13 +127,11 @@ def take_part(predictions, name):
 
 
 # Each stage prepares what earlier ones left, and returns the task to be measured. The task returns how many films it
-# had, and may return what later stages need. The helpers that it uses are looked up before, so that their import and
-# that of TensorFlow are not counted.
+# had, and may return what later stages need.
 
 
 def read_metadata(study):
     """Label file, list of the images on disk, and how they meet."""
-    load_metadata, list_images, match_images = helpers.load_metadata, helpers.list_images, helpers.match_images
 
     def task():
         images = list_images(study)
@@ -120,7 +143,7 @@ def read_metadata(study):
 
 def split(study):
     """NIH's test list, and validation by whole patients."""
-    make_split, films = helpers.make_split, pd.read_pickle(study / "films.pickle")
+    films = pd.read_pickle(study / "films.pickle")
 
     def task():
         films["split"] = make_split(films, study, split="official", val_share=0.1, seed=SEED)
@@ -131,7 +154,7 @@ def split(study):
 
 def pack(study):
     """Decoding, resizing, shards, index and manifest; or, where all is there, the check of it."""
-    pack_study, rows = helpers.pack_study, pd.read_pickle(study / "rows.pickle")
+    rows = pd.read_pickle(study / "rows.pickle")
     images = pd.read_pickle(study / "images.pickle").to_dict()
 
     def task():
@@ -143,13 +166,12 @@ def pack(study):
 
 def load_packed(study):
     """Presence, sizes and SHA-256 of all shards, and the index."""
-    load_packed_study = helpers.load_packed_study
     return lambda: (len(load_packed_study(study / "packed").index), {})
 
 
 def train(study):
     """Shuffled and augmented batches."""
-    packed, make_train_dataset = helpers.load_packed_study(study / "packed"), helpers.make_train_dataset
+    packed = load_packed_study(study / "packed")
 
     def task():
         return sum(len(images) for images, _ in make_train_dataset(packed, CROP, BATCH, seed=SEED, epochs=1)), {}
@@ -159,7 +181,7 @@ def train(study):
 
 def read_evaluation(study):
     """Every film of every part once, in order."""
-    packed, make_eval_dataset = helpers.load_packed_study(study / "packed"), helpers.make_eval_dataset
+    packed = load_packed_study(study / "packed")
 
     def task():
         parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
@@ -170,8 +192,7 @@ def read_evaluation(study):
 
 def hash_pixels(study):
     """Exact and perceptual hashes, as notebook 3 takes them."""
-    packed, make_eval_dataset = helpers.load_packed_study(study / "packed"), helpers.make_eval_dataset
-    hash_films = helpers.hash_films
+    packed = load_packed_study(study / "packed")
 
     def task():
         parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
@@ -191,9 +212,8 @@ def search_duplicates(study):
     rng = np.random.default_rng(SEED)
     perceptual = pd.read_pickle(study / "perceptual.pickle").to_numpy("uint8")
     perceptual = perceptual ^ np.packbits(rng.random((len(rows), 256), "float32") < 0.4, axis=1)
-    hashes = helpers.FilmHashes(rng.integers(0, 256, (len(rows), 16), dtype="uint8"), perceptual)
+    hashes = FilmHashes(rng.integers(0, 256, (len(rows), 16), dtype="uint8"), perceptual)
     hashes.perceptual[-1] = hashes.perceptual[0]
-    find_duplicates = helpers.find_duplicates
 
     def task():
         assert len(find_duplicates(rows, hashes, across="image")) >= 1, "the planted pair was not found"
@@ -205,14 +225,13 @@ def search_duplicates(study):
 def table_aucs(study):
     """AUCs and average precision, 1,000 resamples of the patients."""
     part, labels, probs = take_part(draw_predictions(study), "test")
-    auc_table, patients = helpers.auc_table, part["patient_id"].to_numpy()
+    patients = part["patient_id"].to_numpy()
     return lambda: (len(auc_table(labels, probs, patients, PATHOLOGIES, **BOOTSTRAP)) and len(part), {})
 
 
 def run_delong(study):
     """AUCs with DeLong's intervals."""
     part, labels, probs = take_part(draw_predictions(study), "test")
-    delong = helpers.delong
     return lambda: (len(delong(labels, probs)) and len(part), {})
 
 
@@ -220,8 +239,7 @@ def calibrate(study):
     """Platt scaling on validation films, calibration errors of test films in 1,000 resamples."""
     predictions = draw_predictions(study)
     (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
-    fit_platt, apply_platt = helpers.fit_platt, helpers.apply_platt
-    bootstrap_calibration_error, patients = helpers.bootstrap_calibration_error, part["patient_id"].to_numpy()
+    patients = part["patient_id"].to_numpy()
 
     def task():
         slope, intercept = fit_platt(val_labels, np.log(val_probs / (1 - val_probs)))
@@ -236,7 +254,7 @@ def choose_thresholds(study):
     """Thresholds on validation films, rates at them on test films in 1,000 resamples."""
     predictions = draw_predictions(study)
     (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
-    choose, rates_table, patients = helpers.choose_thresholds, helpers.rates_table, part["patient_id"].to_numpy()
+    choose, patients = evaluation.choose_thresholds, part["patient_id"].to_numpy()
 
     def task():
         rates_table(labels, probs, choose(val_labels, val_probs), patients, PATHOLOGIES, **BOOTSTRAP)
@@ -248,8 +266,7 @@ def choose_thresholds(study):
 def table_subgroups(study):
     """AUC and sensitivity of each finding in each sex, view and band of age, 1,000 resamples each."""
     part, labels, probs = take_part(draw_predictions(study), "test")
-    masks, patients = helpers.list_subgroups(part), part["patient_id"].to_numpy()
-    subgroup_table = helpers.subgroup_table
+    masks, patients = list_subgroups(part), part["patient_id"].to_numpy()
 
     def task():
         subgroup_table(labels, probs, np.full(len(PATHOLOGIES), 0.3), masks, patients, PATHOLOGIES, **BOOTSTRAP)

@@ -30,7 +30,8 @@ import psutil
 import tensorflow as tf
 from PIL import Image
 
-from helpers import ExportedModel, draw_film
+from helpers.export import ExportedModel
+from helpers.study import draw_film
 
 BATCH, CLIENTS, MEMORY_REQUESTS = 32, 8, 1000
 

@@ -32,7 +32,9 @@ import sklearn
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from helpers import PATHOLOGIES, bootstrap_auc, delong, delong_test, describe_machine, load_metadata, shuffled_auc
+from helpers.evaluation import bootstrap_auc, delong, delong_test, shuffled_auc
+from helpers.runtime import describe_machine
+from helpers.study import PATHOLOGIES, load_metadata
 
 N_RESAMPLES, SEED = 1000, 0
 N_FILMS, N_PATIENTS = 25596, 2797  # the official test set

@@ -33,7 +33,7 @@ import numpy as np
 import speed_page
 from renew_page import renew_page
 
-from helpers import describe_machine
+from helpers.runtime import describe_machine
 
 RESULTS = ROOT / "benchmarks" / "results" / "training_step.json"
 PAGE = ROOT / "docs" / "speed.md"

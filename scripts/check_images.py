@@ -38,7 +38,7 @@ except RuntimeError as error: print(error)
 # What the kernel would have where the overlay is chosen, and a fit in it.
 FIT = """
 import json, os, sys; sys.path.insert(0, {helpers!r})
-from helpers.packages import install_tensorflow_tpu
+from helpers.runtime.packages import install_tensorflow_tpu
 overlay = install_tensorflow_tpu()
 sys.path.insert(0, str(overlay.folder))
 os.environ |= {{"TPU_LIBRARY_PATH": str(overlay.libtpu), "KERAS_BACKEND": "tensorflow"}}
@@ -55,8 +55,8 @@ print(f"TensorFlow {{tf.__version__}} of the folder with NumPy {{numpy.__version
 """
 LOAD = """
 import sys; sys.path.insert(0, {helpers!r})
-from helpers.packages import install, install_tensorflow_tpu
-from helpers.probes import probe
+from helpers.runtime.packages import install, install_tensorflow_tpu
+from helpers.runtime.probes import probe
 overlay = install_tensorflow_tpu()
 install(["libtpu=={version}"], "--no-deps", "--target", {folder!r}, free=("libtpu",))
 code = '''import json, tensorflow as tf

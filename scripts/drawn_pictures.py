@@ -1,6 +1,6 @@
 """Draws what is no frontal chest film: laterals, other radiographs, pages and plots, noise, scenes.
 
-The gate of notebooks/helpers/input_gate.py learns from these pictures, and is measured on others of them. Shapes and
+The gate of helpers/export/input_gate.py learns from these pictures, and is measured on others of them. Shapes and
 strengths were chosen by eye; no real picture went into them. Each function takes
 a generator and a side in pixels and returns uint8 (side, side).
 """
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from helpers.phantom_anatomy import dome, ramp
+from helpers.study.synthetic_anatomy import dome, ramp
 
 __all__ = ["draw_extremity", "draw_lateral", "draw_noise", "draw_page", "draw_scene", "mottle"]
 

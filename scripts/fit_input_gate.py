@@ -1,4 +1,4 @@
-"""Fits the linear model of the input gate to drawn pictures and writes notebooks/helpers/input_gate.json.
+"""Fits the linear model of the input gate to drawn pictures and writes notebooks/helpers/export/input_gate.json.
 
 Chests come from the phantom in all eight combinations of quarter turns and inversion; laterals, other radiographs,
 pages, noise and scenes from drawn_pictures.py. All are zoomed, shifted, tilted, shuttered and exposed at random, since
@@ -20,8 +20,8 @@ import numpy as np
 from drawn_pictures import draw_extremity, draw_lateral, draw_noise, draw_page, draw_scene, mottle
 from sklearn.linear_model import LogisticRegression
 
-from helpers.input_gate import KINDS, film_features
-from helpers.phantom import draw_film, plan_phantom_study
+from helpers.export.input_gate import KINDS, film_features
+from helpers.study.synthetic import draw_film, plan_phantom_study
 
 SIDE = 96
 REPEATS = 3  # versions of each drawn chest

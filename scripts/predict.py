@@ -14,7 +14,9 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 from tqdm import tqdm
 
-from helpers import ExportedModel, ModelFileError, predict_folder, resolve_path
+from helpers.export import ExportedModel, predict_folder
+from helpers.runtime import resolve_path
+from helpers.training import ModelFileError
 
 
 def parse_arguments():

@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 
-from helpers import gather_release, inspect_release, resolve_path
+from helpers.export import gather_release, inspect_release
+from helpers.runtime import resolve_path
 
 
 def parse_arguments():

@@ -22,7 +22,7 @@ import papermill
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 
-from helpers import copy_file, is_remote, read_csv, resolve_path
+from helpers.runtime import copy_file, is_remote, read_csv, resolve_path
 
 NOTEBOOKS = [
     *("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"),

@@ -99,7 +99,7 @@ def load_recipe(profile="full"):
     """
     import keras
 
-    from helpers import choose_settings
+    from helpers.runtime import choose_settings
 
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     settings = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
@@ -123,7 +123,7 @@ def build_model(recipe, *, shallow=False, frozen_statistics=False, fused=True, j
     """
     import keras
 
-    from helpers import build_densenet121, fuse_batch_norm, make_loss
+    from helpers.training import build_densenet121, fuse_batch_norm, make_loss
 
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(recipe["PRECISION"])
@@ -296,16 +296,8 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
     """
     import keras
 
-    from helpers import (
-        StateStore,
-        TrainingState,
-        ValidationAUC,
-        count_steps,
-        fit_from_state,
-        make_eval_dataset,
-        make_train_dataset,
-        predict_logits,
-    )
+    from helpers.pipeline import count_steps, make_eval_dataset, make_train_dataset
+    from helpers.training import StateStore, TrainingState, ValidationAUC, fit_from_state, predict_logits
 
     def make_train(first_epoch, first_step, epochs):
         return make_train_dataset(
@@ -382,7 +374,7 @@ def check_parallel(folder):
 
 
 def _check_devices(folder, one, many):
-    from helpers import load_packed_study
+    from helpers.packing import load_packed_study
 
     study, runs = load_packed_study(folder), []
     for scope in (one, many):
@@ -394,7 +386,8 @@ def _check_devices(folder, one, many):
 
 def make_study(folder):
     """Packs a small synthetic study, whose validation films do not fill batches of 8; returns its folder."""
-    from helpers import list_images, load_metadata, make_split, match_images, pack_study, write_phantom_study
+    from helpers.packing import pack_study
+    from helpers.study import list_images, load_metadata, make_split, match_images, write_phantom_study
 
     write_phantom_study(folder / "phantom", n_images=60, size=64, seed=5, n_workers=1)
     images = list_images(folder / "phantom")
@@ -711,7 +704,7 @@ def main():
     if arguments.inside:
         print(json.dumps(_run_inside(arguments)))
         return
-    from helpers import write_json
+    from helpers.runtime import write_json
 
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     results |= {"what": "compiled, not run: no TPU was available", "date": str(date.today())}

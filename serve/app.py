@@ -189,7 +189,7 @@ def parse_arguments():
 
 def main():
     """Loads the model, has it answer once, and serves it until it is interrupted."""
-    from helpers import ExportedModel
+    from helpers.export import ExportedModel
 
     arguments = parse_arguments()
     folder = Path(arguments.model).resolve()

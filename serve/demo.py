@@ -28,7 +28,9 @@ except ModuleNotFoundError as error:
 from PIL import Image
 from serve import page
 
-from helpers import PATHOLOGIES, check_film, decode_film, draw_film, load_film, measure_color
+from helpers.export import check_film, measure_color
+from helpers.packing import decode_film, load_film
+from helpers.study import PATHOLOGIES, draw_film
 
 _WELCOME = "What the model says of a film, and what is unusual about the file, appears here."
 _SHOWN_SIDE = 768  # pixels of the film as it is shown
@@ -157,7 +159,7 @@ def _forget():
 
 def main():
     """Loads the model and opens the page, on this machine alone."""
-    from helpers import ExportedModel
+    from helpers.export import ExportedModel
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="models/densenet121/saved_model", help="folder of the SavedModel")

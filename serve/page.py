@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from helpers import resize_maps
+from helpers.evaluation import resize_maps
 
 AGAINST, FOR = (37, 99, 235), (220, 38, 38)  # blue, red: the ends of the colors of a heatmap
 _LEAST_SCALE = 1.0  # logit; a film on which nothing speaks shall look like it

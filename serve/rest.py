@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from helpers import FilmError, inspect_film
+from helpers.packing import FilmError, inspect_film
 
 # The one input of each signature; TensorFlow Serving's REST API refuses signatures without any, this one answers them.
 INPUTS = {"serving_default": "image_bytes", "explain": "image_bytes", "pixels": "pixels", "metadata": None}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tests" / "support"), str(ROOT)]
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -50,7 +50,7 @@ def shared_data():
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """A synthetic study of 90 films at 64 pixels; never written to by a test."""
-    from helpers import write_phantom_study
+    from helpers.study import write_phantom_study
 
     folder = tmp_path_factory.mktemp("studies") / "phantom"
     write_phantom_study(folder, n_images=90, size=64, seed=5, n_workers=1)
@@ -60,7 +60,7 @@ def phantom_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def films_and_paths(phantom_dir):
     """The rows of `phantom_dir` with their official split, and the paths of its films."""
-    from helpers import list_images, load_metadata, make_split, match_images
+    from helpers.study import list_images, load_metadata, make_split, match_images
 
     images = list_images(phantom_dir)
     films, _ = match_images(load_metadata(phantom_dir), images)
@@ -71,7 +71,7 @@ def films_and_paths(phantom_dir):
 @pytest.fixture(scope="session")
 def packed(films_and_paths, tmp_path_factory):
     """`phantom_dir` packed at 48 pixels in shards of 16 films; never written to by a test."""
-    from helpers import pack_study
+    from helpers.packing import pack_study
 
     films, images = films_and_paths
     return pack_study(films, images, tmp_path_factory.mktemp("packed"), split_name="official", side=48, shard_films=16)
@@ -84,7 +84,7 @@ def make_films():
     import pandas as pd
     from PIL import Image
 
-    from helpers import PATHOLOGIES
+    from helpers.study import PATHOLOGIES
 
     def make(folder, *, train=0, val=0, test=0, side=16):
         """Returns the rows (with `split`) and the paths; film i has bit k of i as its label k, and its own patient."""
@@ -122,6 +122,6 @@ def tiny_export(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny_export):
     """The model of `tiny_export`, opened."""
-    from helpers import ExportedModel
+    from helpers.export import ExportedModel
 
     return ExportedModel(tiny_export)

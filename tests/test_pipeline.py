@@ -11,18 +11,17 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from helpers import (
-    PATHOLOGIES,
+from helpers.packing import load_packed_study, pack_study
+from helpers.pipeline import (
+    N_DRAWS,
     Augmentation,
     augment,
     count_steps,
     list_batch,
-    load_packed_study,
     make_eval_dataset,
     make_train_dataset,
-    pack_study,
 )
-from helpers.pipeline import N_DRAWS
+from helpers.study import PATHOLOGIES
 
 SIDE = 16
 NO_CHANGE = Augmentation(min_area=1, max_stretch=1, rotation=0, translation=0, contrast=0, brightness=0)

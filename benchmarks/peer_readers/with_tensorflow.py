@@ -10,8 +10,9 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter  # what `Model.fit` reads it with
 from PIL import Image
 
-from helpers import Augmentation, augment, load_packed_study, make_eval_dataset, make_train_dataset
-from helpers.images import decode_film
+from helpers.packing import load_packed_study
+from helpers.packing.decoding import decode_film
+from helpers.pipeline import Augmentation, augment, make_eval_dataset, make_train_dataset
 
 SIDE, CROP, BATCH = 256, 224, 64
 ENDLESS = 1_000_000  # epochs

@@ -67,15 +67,9 @@ def open_batches(setup, folder):
     """Returns an endless iterator of batches: one drawn batch again and again, or the repository's own input."""
     side, batch = setup["side"], setup["batch"]
     if setup["images"] == "packed":
-        from helpers import (
-            list_images,
-            load_metadata,
-            make_split,
-            make_train_dataset,
-            match_images,
-            pack_study,
-            write_phantom_study,
-        )
+        from helpers.packing import pack_study
+        from helpers.pipeline import make_train_dataset
+        from helpers.study import list_images, load_metadata, make_split, match_images, write_phantom_study
 
         write_phantom_study(folder / "study", 12 * batch, side * 8 // 7, n_workers=1)
         images = list_images(folder / "study")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from .labels import PATHOLOGIES
+from .study.labels import PATHOLOGIES
 
 N_DRAWS = 8  # random numbers that `augment` uses for a film
 

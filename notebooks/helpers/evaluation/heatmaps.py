@@ -1,0 +1,163 @@
+"""Heatmaps: exact class activation maps where the architecture has them, Grad-CAM elsewhere.
+
+A network that ends in global average pooling and one dense layer needs no gradient to be explained: the dense layer
+applied to every cell of the last map, before averaging, gives a map whose mean is the logit (Zhou et al., CVPR 2016;
+here the bias is part of every cell). A cell is the logit that a film of nothing but such cells would have: positive
+ones speak for the finding, negative ones against it.
+"""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.ndimage import map_coordinates
+
+from ..pipeline import shift_films
+from .gradients import compile_gradient
+
+
+def build_activation_model(model):
+    """Builds the model that gives class activation maps beside the logits, on the same weights.
+
+    Args:
+        model: a functional keras.Model whose last layer is a Dense of no activation on a GlobalAveragePooling2D.
+
+    Returns:
+        A keras.Model from the same images to float32 maps (batch, height, width, classes) and logits (batch, classes),
+        where `maps.mean((1, 2))` is the logits.
+
+    Raises:
+        ValueError: if the model ends otherwise; `grad_cam` explains such models.
+    """
+    head = model.layers[-1]
+    linear = isinstance(head, keras.layers.Dense) and head.activation is keras.activations.linear
+    pooling = head.input._keras_history.operation if linear else None
+    if not isinstance(pooling, keras.layers.GlobalAveragePooling2D):
+        raise ValueError(
+            f"{model.name} does not end in global average pooling and one linear dense layer, so its logits have no "
+            "exact map; use grad_cam"
+        )
+    cells = keras.layers.Dense(head.units, dtype="float32", name="maps")
+    activation_model = keras.Model(model.inputs, [cells(pooling.input), model.output], name="activation")
+    cells.kernel.assign(head.kernel)
+    cells.bias.assign(head.bias)
+    return activation_model
+
+
+def grad_cam(model, images, layer, classes):
+    """Computes Grad-CAM heatmaps (Selvaraju et al., ICCV 2017) of any functional model.
+
+    Args:
+        model: a functional keras.Model from images to (batch, classes) logits.
+        images: float array (batch, height, width, channels).
+        layer: name of the convolutional layer whose map is weighed; all of the model's paths must lead through it.
+        classes: indices of the classes to explain.
+
+    Returns:
+        float32 array (batch, h, w, len(classes)), 0 or more.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    to_features, differentiate = _split_at(model, layer)
+    cells = to_features(keras.ops.convert_to_tensor(images), training=False)
+    maps = []
+    for number in classes:
+        weights = keras.ops.mean(differentiate(cells, number), axis=(1, 2), keepdims=True)
+        maps.append(keras.ops.relu(keras.ops.sum(weights * cells, axis=-1)))
+    return keras.ops.convert_to_numpy(keras.ops.stack(maps, axis=-1)).astype("float32")
+
+
+@functools.lru_cache(maxsize=1)  # films come in many batches, and compiling takes longer than one
+def _split_at(model, layer):
+    """Returns the model up to a layer, and the compiled gradient of what follows by that layer's map."""
+    features = model.get_layer(layer).output
+    return keras.Model(model.inputs, features), compile_gradient(keras.Model(features, model.output))
+
+
+def resize_maps(maps, side, shift=(0, 0)):
+    """Interpolates maps to the pixels of their film, each cell's value standing at the cell's center.
+
+    DenseNet divides a film by powers of two and drops what is left over at the right and at the bottom, so a cell is
+    the power of two nearest to side / h, and beyond the outermost centers the map goes on unchanged.
+
+    Args:
+        maps: float array (n, h, w).
+        side: int, pixels of the square film.
+        shift: pixels down and to the right by which the film was moved before; the maps are moved back.
+
+    Returns:
+        float32 array (n, side, side).
+    """
+    maps = np.asarray(maps, dtype="float32")
+    at = []
+    for cells, moved in zip(maps.shape[1:], shift, strict=True):
+        stride = 2 ** round(np.log2(side / cells))
+        at.append((np.arange(side) + moved + 0.5) / stride - 0.5)
+    grid = np.meshgrid(*at, indexing="ij")
+    resized = np.empty((len(maps), side, side), dtype="float32")
+    for one, target in zip(maps, resized, strict=True):
+        map_coordinates(one, grid, output=target, order=1, mode="nearest")
+    return resized
+
+
+def explain_films(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):
+    """Computes heatmaps at the film's resolution: where a film differs from others in the evidence for a class.
+
+    Two things blur a map that are no evidence. What stands at the same place on every film, such as the trace that
+    padding leaves along the edges, cancels when the mean map of reference films is subtracted. And a map of a few
+    cells says little about the places between their centers; shifting the film by less than a cell samples them, and
+    the maps of such views are moved back and averaged.
+
+    Args:
+        compute_maps: function from a float32 array (batch_size, side, side, 1), 0 to 255, to maps (batch_size, h, w,
+            classes), such as those of `build_activation_model` and of `grad_cam`.
+        images: float32 array (films, side, side, 1), 0 to 255.
+        pairs: (n, 2) integers: for each heatmap the number of its film and the index of its class.
+        reference: float32 array (m, side, side, 1) of films whose mean map is subtracted, or None for nothing.
+        shifts: tuples of pixels down and to the right.
+        batch_size: films at once; the last batch is filled up, so that there is one shape to compile.
+
+    Returns:
+        float32 array (n, side, side). Of exact maps, its cells average to the logit less the reference films' mean
+        logit; negative cells speak against the class.
+    """
+    films, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
+    side = images.shape[1]
+
+    def compute_all(images, shift):
+        maps = []
+        for start in range(0, len(images), batch_size):
+            numbers = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+            views = shift_films(tf.convert_to_tensor(images[numbers]), shift)
+            maps.append(np.asarray(compute_maps(views.numpy()))[: len(images) - start])
+        return np.concatenate(maps)
+
+    heatmaps = np.zeros((len(films), side, side), dtype="float32")
+    for shift in shifts if len(films) else ():
+        maps = compute_all(images, shift)
+        if reference is not None and len(reference):
+            maps = maps - compute_all(reference, shift).mean(axis=0)
+        heatmaps += resize_maps(maps[films, :, :, classes], side, shift) / len(shifts)
+    return heatmaps
+
+
+def make_shifts(n_views, step):
+    """Lists the shifts of a square grid of views around the film as it is.
+
+    Args:
+        n_views: 1, 9, 25, ...: the square of an odd number.
+        step: pixels between neighboring views.
+
+    Returns:
+        List of (down, right) in pixels, the unmoved view first.
+
+    Raises:
+        ValueError: if `n_views` is not the square of an odd number.
+    """
+    reach = round(n_views**0.5) // 2
+    if (2 * reach + 1) ** 2 != n_views:
+        raise ValueError(f"n_views is {n_views}; expected 1, 9, 25 or another square of an odd number")
+    grid = [(step * i, step * j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)]
+    return sorted(grid, key=lambda shift: (abs(shift[0]) + abs(shift[1]), shift))

@@ -1,0 +1,307 @@
+"""Scores heatmaps against the radiologists' boxes, beside controls that saw no film. NumPy, SciPy and pandas only.
+
+A heatmap is an (h, w) array of finite numbers, larger for more suspicious, whose cells cover the square film evenly.
+Boxes refer to a frame of 1024x1024 whatever the size of the image on disk. A finding is a pair of image and pathology
+with at least one box. Predicted boxes, IoU and IoBB follow Wang et al. (CVPR 2017) as far as that describes them. It
+leaves open how intensities are scaled to [0, 255]: here from each map's minimum to its maximum. Its average numbers of
+false positives are all multiples of 1/984, so they seem to count over all 984 boxed findings; here each pathology has
+maps of its own findings only, and these numbers do not compare.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from ..study.labels import BOX_FRAME, PATHOLOGIES, name_some
+from .auc import bootstrap_ratio, interval_around
+
+IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+# Tenths as for IoU, and 0.1, 0.25, 0.5, 0.75, 0.9 as in Wang's table 4.
+IOBB_LEVELS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.9)
+
+_TOLERANCE = 0.5  # Pixels of the frame.
+_HEAT_LEVELS = (60, 180)  # Of 255, as in Wang et al.
+# Cells a side on which regions are drawn; boxes stay exact. On NIH's boxes 512 cells move the mean IoU, IoBB and energy
+# by 0.002 or less and take ten times as long.
+_GRID = 128
+_CHUNK = 128  # Maps at once: 17 MB an array.
+_FLAT = 1e-6  # A range that float32 rounding alone can give, relative to the largest value.
+_IN_PLANE = np.stack([np.zeros((3, 3)), ndimage.generate_binary_structure(2, 1), np.zeros((3, 3))])
+_FIGURES = ("pointing", "energy")
+_SCORES = (
+    *("n_boxes", "area", "reachable", *_FIGURES, "iou", "iobb", "n_predicted"),
+    *(f"iou_{level:g}" for level in IOU_LEVELS),
+    *(f"{name}_{level:g}" for name in ("iobb", "afp") for level in IOBB_LEVELS),
+)
+
+
+def check_boxes(boxes, images):
+    """Checks that boxes lie in the frame, to half a pixel, and belong to images of the study.
+
+    Args:
+        boxes: frame of `load_boxes`.
+        images: names of the images in the study's label file.
+
+    Raises:
+        ValueError: naming the file, and the first box outside the frame by row, image and pathology, or up to five
+            images that have boxes and are not among `images`.
+    """
+    source = boxes.attrs.get("source", "the list of boxes")
+    low = boxes[["x", "y"]].to_numpy("float64")
+    high = low + boxes[["width", "height"]].to_numpy("float64")
+    inside = ((low >= -_TOLERANCE) & (high <= BOX_FRAME + _TOLERANCE) & (high > low)).all(axis=1)
+    if not inside.all():
+        box = boxes.iloc[int(inside.argmin())]
+        place = f"x {box['x']:g}, y {box['y']:g}, width {box['width']:g}, height {box['height']:g}"
+        raise ValueError(
+            f"{source}, row {box.name}: the box of {box['pathology']} in {box['image']} has {place}, which is not "
+            f"inside the frame of {BOX_FRAME}x{BOX_FRAME} pixels, to which boxes refer whatever the image's size; "
+            "correct or remove it"
+        )
+    unknown = sorted(set(boxes["image"]) - set(images))
+    if unknown:
+        row = boxes.index[boxes["image"].eq(unknown[0])][0]
+        raise ValueError(
+            f"{source}, row {row}: {name_some(unknown)} not in the study's label file; use files of one release"
+        )
+
+
+def boxed_findings(boxes, films):
+    """Lists the findings that have boxes: those for which `score_maps` needs a heatmap.
+
+    Args:
+        boxes: frame of `load_boxes`.
+        films: frame with `image` and `patient_id`; boxes of other films, such as those not downloaded, are left out.
+
+    Returns:
+        DataFrame, one row a finding in the order of `boxes`: `image`, `patient_id`, `pathology`.
+    """
+    pairs = boxes[["image", "pathology"]].drop_duplicates()
+    return pairs.merge(films[["image", "patient_id"]], on="image")[["image", "patient_id", "pathology"]]
+
+
+def score_maps(maps, findings, boxes):
+    """Scores one heatmap for each finding.
+
+    Predicted boxes enclose the connected regions (cells that share an edge) of the map, scaled to [0, 255], above 60
+    and, separately, above 180; both sets count. Between the centers of its cells a map is interpolated bilinearly. A
+    constant map (up to float32 rounding) predicts no box and points nowhere; it scores what a random point would.
+
+    Args:
+        maps: (n, h, w) heatmaps; they may be negative.
+        findings: frame of `boxed_findings`, n rows.
+        boxes: frame of `load_boxes`; boxes of other findings are ignored.
+
+    Returns:
+        DataFrame, one row a finding: `image`, `patient_id`, `pathology`, and as float64
+
+        - `n_boxes`; `area`, the share of the film that they cover; `n_predicted`, the number of predicted boxes;
+        - `pointing`: 1 where the map's maximum lies in a box, else 0 (the pointing game, Zhang et al., ECCV 2016,
+          without its margin of 15 pixels); of tied maxima, the share that does; for a constant map, `area`;
+        - `reachable`: 1 where the center of some cell lies in a box, else 0. Interpolated maps have their maximum at
+          such a center, so this bounds `pointing`: coarse maps miss small boxes whatever they show;
+        - `energy`: share of the map's positive part in the boxes (Wang et al., Score-CAM, CVPR workshops 2020);
+          `area` where nothing is positive, as a map that says nothing should not look worse than chance;
+        - `iou`, `iobb`: intersection over union and over the predicted box's area with the best predicted box (one for
+          each measure), mean over the finding's boxes; 0 without predicted boxes;
+        - `iou_0.1` to `iou_0.7`, `iobb_0.1` to `iobb_0.9`: number of the finding's boxes for which that is larger;
+        - `afp_0.1` to `afp_0.9`: number of predicted boxes without a larger IoBB with any of the finding's boxes.
+
+    Raises:
+        ValueError: if shapes disagree, a map is not finite or a finding has no box; names pathology and image.
+    """
+    maps = np.asarray(maps, dtype="float64")
+    if len(maps) != len(findings) or (len(maps) and maps.ndim != 3):
+        raise ValueError(f"maps have shape {maps.shape}; expected ({len(findings)}, h, w), one map a finding")
+    corners_of = {pair: _corners(group) for pair, group in boxes.groupby(["image", "pathology"])}
+    pairs = list(zip(findings["image"], findings["pathology"], strict=True))
+    for pair, heat in zip(pairs, maps, strict=True):
+        if not np.isfinite(heat).all():
+            raise ValueError(f"the map of {pair[1]} in {pair[0]} holds {heat[~np.isfinite(heat)][0]}")
+        if pair not in corners_of:
+            raise ValueError(f"there is no box of {pair[1]} in {pair[0]}; list the findings with boxed_findings")
+    rows = []
+    for start in range(0, len(maps), _CHUNK):
+        chunk = maps[start : start + _CHUNK]
+        corners = [corners_of[pair] for pair in pairs[start : start + _CHUNK]]
+        flat = np.ptp(chunk, axis=(1, 2)) <= _FLAT * np.abs(chunk).max(axis=(1, 2))
+        fine = _upsample(chunk)
+        rows += map(_score, chunk, fine, flat, _predict_boxes(fine, flat), corners)
+    scores = pd.DataFrame(rows, columns=list(_SCORES), dtype="float64")
+    return pd.concat([findings[["image", "patient_id", "pathology"]].reset_index(drop=True), scores], axis=1)
+
+
+def center_prior(shape, sigma=0.2):
+    """Makes the control that points to the film's center, a Gaussian that is the same for all films.
+
+    Args:
+        shape: (h, w) of the map.
+        sigma: standard deviation as a share of the film's side. Of 0.1 to 0.4, 0.2 finds the most of NIH's boxes at an
+            IoU above 0.1: a control should be a strong one.
+
+    Returns:
+        (h, w) float64 in (0, 1].
+    """
+    # Whole numbers keep the four middle cells of an even map exactly equal.
+    y, x = ((2 * np.arange(size) + 1 - size) / (2 * size) for size in shape)
+    return np.exp(-(y[:, None] ** 2 + x**2) / (2 * sigma**2))
+
+
+def location_prior(findings, boxes, shape=(64, 64)):
+    """Makes the control that knows where a pathology's boxes lie on other patients' films, and nothing of this film.
+
+    Args:
+        findings: frame of `boxed_findings`, n rows.
+        boxes: frame of `load_boxes`.
+        shape: (h, w) of the maps.
+
+    Returns:
+        (n, h, w) float64: how many boxes of the finding's pathology cover a cell, over the other patients in
+        `findings`; 0 throughout where there is no other.
+    """
+    known = findings.merge(boxes, on=["image", "pathology"])
+    cover = np.array([_cover(box[None], shape) for box in _corners(known)]).reshape(-1, *shape)
+    patient, pathology = known["patient_id"].to_numpy(), known["pathology"].to_numpy()
+    pairs = zip(findings["patient_id"], findings["pathology"], strict=True)
+    maps = [cover[(pathology == name) & (patient != own)].sum(axis=0) for own, name in pairs]
+    return np.array(maps).reshape(-1, *shape)
+
+
+def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.95):
+    """Builds the table of localization figures with patient-wise bootstrap intervals, model beside controls.
+
+    Args:
+        scores: frame of `score_maps`.
+        controls: dict from a control's name to its frame of `score_maps` for the same findings in the same order.
+        n_resamples: number of resamples.
+        seed: seed of the draw.
+        level: share of the resamples inside an interval.
+
+    Returns:
+        DataFrame with a row a pathology that has boxes and a last row `mean`; no row at all without boxes. `pathology`,
+        `n_boxes`, `n_images`, `n_patients`; for `pointing` and `energy` the mean over images with `_low` and `_high`
+        and, for each control, say center, `pointing_center` and the model's lead `pointing_minus_center` with `_low`
+        and `_high`, whose resamples draw the same patients for both; means over images of `area`, `reachable`, `iou`,
+        `iobb`, `n_predicted` and `afp_...`; and `iou_...`, `iobb_...`, the shares of the boxes that are found. In the
+        row `mean` the counts are totals and all else means over the pathologies, which weigh the same.
+
+    Raises:
+        ValueError: if a control was scored on other findings or is called low or high.
+    """
+    controls = dict(controls or {})
+    keys = scores[["image", "pathology"]].to_numpy()
+    for name, control in controls.items():
+        if not np.array_equal(control[["image", "pathology"]].to_numpy(), keys):
+            raise ValueError(f"control {name!r} has other findings, or another order of them, than the scores")
+    if controls.keys() & {"low", "high"}:
+        raise ValueError("a control cannot be called low or high, which name the ends of intervals")
+    names = sorted(set(scores["pathology"]), key=PATHOLOGIES.index)
+    of_class = (scores["pathology"].to_numpy(object)[:, None] == np.array(names, object)).astype("float64")
+
+    def estimate(values, weights=1.0):
+        weights = np.broadcast_to(weights, len(scores))
+        return _with_mean((values.to_numpy() @ of_class / (weights @ of_class))[None])[0]
+
+    def resample(values):
+        parts = of_class * values.to_numpy()[:, None], of_class
+        return _with_mean(bootstrap_ratio(*parts, scores["patient_id"], n_resamples, seed))
+
+    n_patients = [scores["patient_id"][scores["pathology"] == name].nunique() for name in names]
+    counts = {"n_boxes": scores["n_boxes"] @ of_class, "n_images": of_class.sum(axis=0), "n_patients": n_patients}
+    columns = {"pathology": [*names, "mean"]}
+    columns |= {name: np.append(count, np.sum(count)).astype("int64") for name, count in counts.items()}
+    for figure in _FIGURES:
+        value, samples = estimate(scores[figure]), resample(scores[figure])
+        low, high = interval_around(value, samples, level, 0, 1)
+        columns |= {figure: value, f"{figure}_low": low, f"{figure}_high": high}
+        for name, control in controls.items():
+            other, lead = estimate(control[figure]), f"{figure}_minus_{name}"
+            low, high = interval_around(value - other, samples - resample(control[figure]), level, -1, 1)
+            columns |= {f"{figure}_{name}": other, lead: value - other, f"{lead}_low": low, f"{lead}_high": high}
+    for name in (name for name in _SCORES if name not in columns):
+        columns[name] = estimate(scores[name], scores["n_boxes"] if name.startswith(("iou_", "iobb_")) else 1.0)
+    return pd.DataFrame(columns)[: len(names) + 1 if names else 0]
+
+
+def _with_mean(values):
+    # A resample holds some row and every row has a pathology, so that no mean is over nothing.
+    mean = np.nanmean(values, axis=1, keepdims=True) if values.shape[1] else np.full((len(values), 1), np.nan)
+    return np.concatenate([values, mean], axis=1)
+
+
+def _corners(boxes):
+    """Returns (n, 4) left, top, right and bottom as shares of the film's side."""
+    low = boxes[["x", "y"]].to_numpy("float64")
+    return np.clip(np.hstack([low, low + boxes[["width", "height"]].to_numpy("float64")]) / BOX_FRAME, 0, 1)
+
+
+def _cover(corners, shape):
+    """Computes which share of each cell of an (h, w) grid one of the boxes covers; of several, the largest."""
+    (x, y), (h, w) = (corners[:, [axis, axis + 2]] for axis in (0, 1)), shape
+    parts = []
+    for ends, size in ((y, h), (x, w)):
+        low, high, cell = ends[:, :1] * size, ends[:, 1:] * size, np.arange(size)
+        parts.append(np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0, 1))
+    return (parts[0][:, :, None] * parts[1][:, None, :]).max(axis=0)
+
+
+def _contain(corners, shape):
+    """Finds the cells of an (h, w) grid whose center lies in one of the boxes: (h, w) bool."""
+    y, x = ((np.arange(size) + 0.5) / size for size in shape)
+    left, top, right, bottom = corners.T[:, :, None]
+    return (((top <= y) & (y < bottom))[:, :, None] & ((left <= x) & (x < right))[:, None, :]).any(axis=0)
+
+
+def _upsample(maps):
+    """Interpolates (n, h, w) maps bilinearly between the centers of their cells, constant beyond the outermost."""
+    for _ in range(2):  # Along the last axis, which then changes places with the other.
+        size = maps.shape[2]
+        n_points = max(_GRID, size)
+        position = np.clip((np.arange(n_points) + 0.5) * size / n_points - 0.5, 0, size - 1)
+        before = position.astype("int64")
+        part = position - before
+        after = np.minimum(before + 1, size - 1)
+        maps = (maps[:, :, before] * (1 - part) + maps[:, :, after] * part).swapaxes(1, 2)
+    return maps
+
+
+def _predict_boxes(fine, flat):
+    """Draws boxes around the hot regions of (n, h, w) maps: a list of n arrays (boxes, 4) of corners."""
+    low, high = fine.min(axis=(1, 2)), fine.max(axis=(1, 2))
+    scaled = 255 * (fine - low[:, None, None]) / np.where(flat, np.inf, high - low)[:, None, None]
+    found = [[] for _ in fine]
+    for level in _HEAT_LEVELS:
+        # One call for all maps: the structure does not join cells of different maps.
+        regions, _ = ndimage.label(scaled > level, _IN_PLANE)
+        for which, rows, cells in ndimage.find_objects(regions):
+            found[which.start].append((cells.start, rows.start, cells.stop, rows.stop))
+    h, w = fine.shape[1:]
+    return [np.array(boxes, dtype="float64").reshape(-1, 4) / (w, h, w, h) for boxes in found]
+
+
+def _score(heat, fine, flat, predicted, corners):
+    """Computes one map's figures, in the order of `_SCORES`."""
+    cover, hit = _cover(corners, fine.shape), _contain(corners, heat.shape)
+    area, positive = cover.mean(), np.maximum(fine, 0)
+    # The maximum of a bilinear interpolation lies at a center of the map's own cells: no search on the fine grid.
+    pointing = area if flat else hit[heat == heat.max()].mean()
+    energy = (positive * cover).sum() / positive.sum() if positive.any() else area
+
+    iou, iobb = _overlap(predicted, corners)
+    best_iou, best_iobb = iou.max(axis=0, initial=0), iobb.max(axis=0, initial=0)
+    purity = iobb.max(axis=1, initial=0)
+    return (
+        *(len(corners), area, hit.any(), pointing, energy, best_iou.mean(), best_iobb.mean(), len(predicted)),
+        *((best_iou > level).sum() for level in IOU_LEVELS),
+        *((best_iobb > level).sum() for level in IOBB_LEVELS),
+        *((purity <= level).sum() for level in IOBB_LEVELS),
+    )
+
+
+def _overlap(predicted, corners):
+    """Computes (predicted, boxes) intersection over union and over the predicted box's area."""
+    low = np.maximum(predicted[:, None, :2], corners[:, :2])
+    high = np.minimum(predicted[:, None, 2:], corners[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=-1)
+    ours, theirs = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=-1) for boxes in (predicted, corners))
+    return shared / (ours[:, None] + theirs - shared), shared / ours[:, None]

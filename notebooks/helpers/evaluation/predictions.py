@@ -1,0 +1,234 @@
+"""Predictions as one table: read from any model's CSV, joined with the study's metadata, named after their images.
+
+A frame of predictions has a row an image: `image`, `patient_id`, `split`, then `prob_<Pathology>` in [0, 1] and
+`label_<Pathology>` of 0 and 1 for each of the 14, in that order, then `follow_up`, `age`, `sex`, `view`.
+"""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import pandas as pd
+
+from ..runtime.files import as_path, read_text
+from ..study.labels import PATHOLOGIES, name_some, parse_pathology, read_table
+from ..study.splits import assert_no_patient_overlap
+
+PROBS = [f"prob_{name}" for name in PATHOLOGIES]
+LABELS = [f"label_{name}" for name in PATHOLOGIES]
+CONTRACT = ["image", "patient_id", "split", *PROBS, *LABELS]  # the columns of RUN_DIR/predictions.csv
+
+_METADATA = ["follow_up", "age", "sex", "view"]
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinReport:
+    """Counts how a CSV of predictions and a study's label file meet; `unknown` and `unscored` name the first five.
+
+    `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the parts scored,
+    such as the official test list, have no prediction. `n_relabeled` images carry labels in the CSV that differ from
+    the study's, which are the ones that count.
+    """
+
+    n_rows: int
+    n_joined: int
+    n_unknown: int
+    n_unscored: int
+    n_relabeled: int
+    unknown: tuple[str, ...]
+    unscored: tuple[str, ...]
+
+
+def join_predictions(rows, probs, split):
+    """Builds a frame of predictions from a study's rows and the probabilities of a model.
+
+    Args:
+        rows: DataFrame of metadata as `load_metadata` gives it, one row an image.
+        probs: (n, 14) probabilities in [0, 1], in the order of `rows` and of `PATHOLOGIES`.
+        split: (n,) part of each image.
+
+    Returns:
+        Frame of predictions, see the module.
+
+    Raises:
+        ValueError: if an image is in it twice.
+    """
+    twice = rows["image"][rows["image"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{twice.iloc[0]} is predicted twice")
+    columns = {"image": rows["image"], "patient_id": rows["patient_id"], "split": np.asarray(split)}
+    columns |= dict(zip(PROBS, np.asarray(probs, dtype="float64").T, strict=True))
+    columns |= {f"label_{name}": rows[name].astype("int64") for name in PATHOLOGIES}
+    return pd.DataFrame(columns | {name: rows[name] for name in _METADATA}).reset_index(drop=True)
+
+
+def load_predictions(path, metadata, lists):
+    """Loads the predictions of any model and joins labels, patients and views from the study's metadata.
+
+    The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
+    by it, with or without `prob_`; other columns are passed over. Where it has a column `split`, such as that of our
+    own predictions.csv, its parts are kept apart, and of several one must be called "test"; thresholds and calibration
+    may be chosen on "val". Parts are named after what their images are: `official-test`, `official-train_val`, or
+    `mixed` with images of both lists; two parts that would get one name keep their own in addition, such as
+    `mixed-val` and `mixed-test`.
+
+    Args:
+        path: path of the CSV.
+        metadata: frame of `load_metadata`.
+        lists: pair of sets of image names, of `load_official_lists`.
+
+    Returns:
+        Tuple of the frame of predictions, sorted by image, with `attrs["parts"]`, a dict from the name of each part to
+        what `split` called it ("" without such a column, else "test", "val" or another word), and a `JoinReport`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is lacking, an image is listed twice or in neither list, a probability is not a number
+            in [0, 1], a patient is in two parts, or no image is one of the study; names the file, and row and column.
+    """
+    table = read_predictions(path)
+    known = table["image"].isin(metadata["image"])
+    if not known.any():
+        raise ValueError(
+            f"{path}: none of its {len(table)} images, such as {table['image'].iloc[0]}, is in the study's label file; "
+            "images keep the names that NIH gave them, such as 00000001_000.png, without folders"
+        )
+    unknown = table["image"][~known].tolist()
+    table = table[known].sort_values("image")
+    rows = metadata.set_index("image").loc[table["image"]].reset_index()
+    if (table[PROBS].to_numpy() == rows[list(PATHOLOGIES)].to_numpy()).all() and len(table) > 1:
+        raise ValueError(f"{path}: its probabilities are the study's labels; give the columns of the model's answers")
+    relabeled = _count_relabeled(table, rows)
+    in_train_val, in_test = (table["image"].isin(names).to_numpy() for names in lists)
+    unlisted = table["image"][~in_train_val & ~in_test].tolist()
+    if unlisted:
+        raise ValueError(f"{path}: {name_some(unlisted)} in neither train_val_list.txt nor test_list.txt of the study")
+    try:
+        assert_no_patient_overlap(rows["patient_id"], table["split"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; a score of such a part would be flattered") from None
+    parts = _name_parts(table["split"], in_test)
+    predictions = join_predictions(rows, table[PROBS], table["split"].map(parts))
+    predictions.attrs["parts"] = {name: called for called, name in parts.items()}
+
+    wanted = set()
+    for is_scored, names in zip((in_train_val.any(), in_test.any()), lists, strict=True):
+        wanted |= names if is_scored else set()
+    unscored = sorted((wanted & set(metadata["image"])) - set(table["image"]))
+    counts = len(known), len(table), len(unknown), len(unscored), relabeled
+    return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]))
+
+
+def read_predictions(path):
+    """Reads and checks a CSV of predictions, without a study.
+
+    Args:
+        path: path of the CSV, see `load_predictions`.
+
+    Returns:
+        DataFrame indexed by the rows of the file as a text editor counts them: `image`, `prob_<Pathology>` of all 14,
+        `split` ("test", "val" or another word; "" without such a column) and, as text, the `label_` columns that it
+        has.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as for `load_predictions`.
+    """
+    path = as_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of predictions {path}")
+    try:
+        header = [name.strip() for name in next(csv.reader(io.StringIO(read_text(path), newline="")), [])]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8; save it as a plain CSV") from None
+    if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
+        raise ValueError(f"{path}: its columns are not separated by commas; save it as a plain CSV with decimal points")
+    image = next((name for name in header if name.casefold() in ("image", "image index", "image_index")), None)
+    if image is None:
+        raise ValueError(
+            f"{path} has no column image or Image Index; rename that of the file names. It has "
+            f"{', '.join(header) or 'no header'}"
+        )
+    columns = _find_columns(path, header)
+    extra = [name for name in ("split", *LABELS) if name in header]
+    table = read_table(path, [image, *columns.values(), *extra])
+    if table.empty:
+        raise ValueError(f"{path} has a header and no rows")
+    table = table.rename(columns={image: "image"} | {column: f"prob_{name}" for name, column in columns.items()})
+    first = {}
+    for line, name in table["image"].items():
+        if name in first:
+            raise ValueError(f"{path}: {name} is listed twice, in rows {first[name]} and {line}; keep one")
+        first[name] = line
+    for column in PROBS:
+        table[column] = _parse_probs(path, table, column, columns[column.removeprefix("prob_")])
+    table["split"] = _parse_split(path, table["split"]) if "split" in table else ""
+    return table
+
+
+def _parse_probs(path, table, column, called):
+    values = pd.to_numeric(table[column], errors="coerce")
+    bad = ~values.between(0, 1)
+    if bad.any():
+        line = bad.index[bad.to_numpy().argmax()]
+        hint = ""
+        if values.notna().all():
+            percent = values.min() >= 0 and values.max() <= 100
+            hint = "; are these percent?" if percent else "; are these logits? Their sigmoid is a probability"
+        raise ValueError(
+            f"{path}, row {line} ({table['image'][line]}), column {called}: {table[column][line]!r} is not a "
+            f"probability in [0, 1]{hint}"
+        )
+    return values
+
+
+def _parse_split(path, split):
+    """Returns the parts under the names "test" and "val" where they go by these or usual others."""
+    usual = {"testing": "test", "official-test": "test", "valid": "val", "validation": "val", "dev": "val"}
+    split = split.str.casefold().replace(usual | {"official-train_val": "val"})
+    parts = pd.unique(split)
+    if len(parts) > 1 and "test" not in parts:
+        named = ", ".join(sorted(part or "(empty)" for part in parts))
+        raise ValueError(f"{path}: the column split names {named}; call the part to be measured test, or leave it out")
+    return split
+
+
+def _find_columns(path, header):
+    """Finds the column of each pathology: those with `prob_` if all have one, else those with the bare names."""
+    found = {"prob_": {}, "": {}}
+    for column in header:
+        prefix = "prob_" if column.startswith("prob_") else ""
+        try:
+            name = parse_pathology(column.removeprefix(prefix))
+        except ValueError:
+            continue
+        if name in found[prefix]:
+            raise ValueError(f"{path}: the columns {found[prefix][name]} and {column} both name {name}; keep one")
+        found[prefix][name] = column
+    columns = max(found.values(), key=len)  # of equally many, those with `prob_`
+    lacking = [name for name in PATHOLOGIES if name not in columns]
+    if lacking:
+        raise ValueError(
+            f"{path} has no probabilities for {', '.join(lacking)}; expected a column for each of the 14 pathologies, "
+            f"all named like {lacking[0]} or all like prob_{lacking[0]}. It has {', '.join(header)}"
+        )
+    return {name: columns[name] for name in PATHOLOGIES}
+
+
+def _count_relabeled(table, rows):
+    differs = np.zeros(len(rows), dtype=bool)
+    for name in PATHOLOGIES:
+        if f"label_{name}" in table:
+            differs |= pd.to_numeric(table[f"label_{name}"], errors="coerce").to_numpy() != rows[name].to_numpy()
+    return int(differs.sum())
+
+
+def _name_parts(split, in_test):
+    """Returns a dict from each value of `split` to the name of its part."""
+    names = {}
+    for called in pd.unique(split):
+        inside = in_test[split.eq(called).to_numpy()]
+        names[called] = "official-test" if inside.all() else "mixed" if inside.any() else "official-train_val"
+    shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {called: f"{name}-{called}" if name in shared else name for called, name in names.items()}

@@ -1,0 +1,7 @@
+"""`python -m helpers.export RUN_DIR FORMAT ...`: writes exported models in a process of its own, on TensorFlow."""
+
+import sys
+
+from .formats import write_formats
+
+write_formats(sys.argv[1], sys.argv[2:])

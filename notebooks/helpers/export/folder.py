@@ -1,0 +1,235 @@
+"""Predicts a folder of films, PNG, JPEG and DICOM mixed, into one CSV that is written as it goes."""
+
+import contextlib
+import io
+import os
+import stat
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from ..packing.decoding import decode_film
+from ..packing.dicom import load_film
+from ..packing.image_files import FilmError
+from ..runtime.files import read_text, write_text
+from ..runtime.settings import read_json, write_json
+from ..training.model_files import hash_model
+from .input_gate import check_films, measure_color
+
+FILMS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+PICTURES = (".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # listed as unreadable, not passed over
+
+
+def list_films(images):
+    """Lists the files of a folder, and of the folders in it, that may be films.
+
+    These are the endings of films and of other pictures, and names without an ending or with a number for one, as
+    archives export DICOM. Hidden files and folders are left out, links to folders are not followed. A folder that
+    cannot be opened, or that is named like a film, is listed too, lest it be missed in silence.
+
+    Args:
+        images: path of a folder on a local disk, or of one film.
+
+    Returns:
+        List of (name, path), sorted. The name is the path below the folder, with slashes; one with a backslash or
+        with what cannot be printed (an end of line, bytes that are no text) is escaped as in Python's strings.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing in it that may be a film.
+    """
+    images = Path(images)
+    if images.is_file():
+        return [(_escape(images.name), images)]
+    closed, found = [], []
+    for folder, folders, names in os.walk(images, onerror=closed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".") and _may_be_film(name)]
+        found += [Path(folder, name) for name in folders if name.lower().endswith(FILMS)]
+    found = {*found, *(Path(error.filename) for error in closed)}
+    if not images.exists() or not found:
+        fault = "holds no film" if images.exists() else "is missing"
+        raise FileNotFoundError(f"{images} {fault}. Give a folder with .png, .jpg, .jpeg or .dcm files, or one file.")
+    return sorted((_escape(path.relative_to(images).as_posix()), path) for path in found)
+
+
+def _may_be_film(name):
+    ending = os.path.splitext(name)[1].lower()
+    return ending in ("", *FILMS, *PICTURES) or ending[1:].isdigit()  # a DICOM is often named by its UID
+
+
+def _escape(name):
+    """Returns a name that takes one line of UTF-8; no two names become the same."""
+    return name if name.isprintable() and "\\" not in name else name.encode("unicode_escape").decode()
+
+
+def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progress=None):
+    """Predicts all films of a folder, beginning where an earlier call was interrupted.
+
+    Films are read and decoded by threads, two batches ahead of the model. After each batch its rows are in the CSV.
+    A film whose file has another size or time than when it was predicted is predicted anew; rows of files that are
+    gone stay. Two calls at once must not write the same CSV.
+
+    Args:
+        model: an `ExportedModel`.
+        images: path of a folder on a local disk, or of one film.
+        out: path of the CSV to write, on a local disk: a row a film with `file` (see `list_films`), `bytes`,
+            `modified` (UTC), `findings` (those above their thresholds), `warnings`, then `prob_<Pathology>`
+            (calibrated) and `threshold_<Pathology>`. Beside it go `<out>_model.json`, what the model and the folder
+            are, and `<out>_unreadable.csv`, the files that are no films, with reasons.
+        batch_size: films a step.
+        n_workers: int, threads that read; None for one a core. More help where the disk is slow to answer.
+        progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with
+            `update(n)` and `close()`.
+
+    Returns:
+        A namespace: `out`, `unreadable_csv` (path or None); counts `films`, `predicted` (now), `earlier`; `unreadable`
+        and `warned`, DataFrames with `file` and `reason`, of this call.
+
+    Raises:
+        FileNotFoundError: see `list_films`.
+        ValueError: `out` holds predictions of another model or folder, or is no such CSV; or the films of the model
+            are too small for the gate.
+        OSError: `out` cannot be written.
+    """
+    films, out = list_films(images), Path(out)
+    table = _open_table(model, images, out)
+    status = {name: _measure(path) for name, path in films}
+    found = zip(table["file"], zip(table["bytes"], table["modified"], strict=True), strict=True)
+    same = [status.get(name, known) == known for name, known in found]
+    kept = table[np.array(same, dtype=bool)]
+    done = set(kept["file"])
+    todo = [(name, path) for name, path in films if name not in done]
+    write_text(out, kept.to_csv(index=False, lineterminator="\n"))
+    unreadable, warned = [], []
+    with contextlib.ExitStack() as stack:
+        bar = progress(total=len(films), initial=len(films) - len(todo), unit="film") if progress else None
+        if bar:
+            stack.callback(bar.close)
+        file = stack.enter_context(out.open("a", encoding="utf-8", newline=""))
+        pool = ThreadPoolExecutor(n_workers or os.cpu_count())
+        stack.callback(pool.shutdown, cancel_futures=True)  # who interrupts does not wait for what was to be read
+        for batch in _read_ahead(pool, todo, batch_size, model.facts["side"]):
+            unreadable += [(name, film.reason) for name, film in batch if film.reason]
+            readable = [(name, film) for name, film in batch if not film.reason]
+            if readable:
+                rows = _predict(model, readable, status)
+                rows.to_csv(file, index=False, header=False, lineterminator="\n")
+                file.flush()
+                warned += rows.loc[rows["warnings"].ne(""), ["file", "warnings"]].itertuples(index=False, name=None)
+            if bar:
+                bar.update(len(batch))
+    columns = ["file", "reason"]
+    failures, path = pd.DataFrame(unreadable, columns=columns), out.with_name(f"{out.stem}_unreadable.csv")
+    if len(failures):
+        write_text(path, failures.to_csv(index=False))
+    else:
+        path.unlink(missing_ok=True)
+    return SimpleNamespace(
+        out=out,
+        unreadable_csv=path if len(failures) else None,
+        films=len(films),
+        predicted=len(todo) - len(failures),
+        earlier=len(films) - len(todo),
+        unreadable=failures,
+        warned=pd.DataFrame(warned, columns=columns),
+    )
+
+
+def _measure(path):
+    """Returns (bytes, modified) of a file as they stand in the CSV, empty for what is not there."""
+    try:
+        status = path.stat()
+    except OSError:  # a link to nothing, for instance: `_read` will say so
+        return "", ""
+    return str(status.st_size), str(np.datetime64(status.st_mtime_ns, "ns"))
+
+
+def _open_table(model, images, out):
+    """Returns what an earlier call left in `out`, as text, without a line that was cut short.
+
+    The model must be the same, and so must the folder: two may have films of one name and size.
+    """
+    names = model.facts["class_names"]
+    columns = ["file", "bytes", "modified", "findings", "warnings"]
+    columns += [f"{kind}_{name}" for kind in ("prob", "threshold") for name in names]
+    same = {"model_sha256": hash_model(model.folder), "images": os.fspath(Path(images).resolve())}
+    note = out.with_name(f"{out.stem}_model.json")
+    if not out.exists():
+        write_json(note, same | model.facts)
+        return pd.DataFrame(columns=columns)
+    try:
+        told, text = read_json(note), read_text(out)
+        table = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), dtype=str, keep_default_na=False)
+        if list(table) == columns and all(told[key] == value for key, value in same.items()):
+            return table
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # no note, no text, no table
+        pass
+    raise ValueError(f"{out} is no CSV of this model and this folder. Choose another file, or remove it.")
+
+
+def _read_ahead(pool, todo, batch_size, side):
+    """Yields batches of (name, what `_read` gives), while the next two are being read."""
+    batches = (todo[start : start + batch_size] for start in range(0, len(todo), batch_size))
+    ahead = deque()
+    for batch in batches:
+        ahead.append([(name, pool.submit(_read, path, side)) for name, path in batch])
+        if len(ahead) > 2:
+            yield [(name, future.result()) for name, future in ahead.popleft()]
+    while ahead:
+        yield [(name, future.result()) for name, future in ahead.popleft()]
+
+
+_decode = tf.function(decode_film)  # traced once a side; threads do not wait for each other in a graph
+
+
+def _read(path, side):
+    """Returns a namespace with `film` (uint8), `notes` and `color`, or with the `reason` why it is none."""
+    try:
+        _check_plain(path)
+        data, notes = load_film(path)
+        film = _decode(tf.constant(data), side).numpy()
+        return SimpleNamespace(film=film, notes=notes, color=measure_color(data), reason="")
+    except tf.errors.InvalidArgumentError:  # the header is fine, what follows is not
+        return SimpleNamespace(reason="damaged or cut short: its pixels cannot be decoded")
+    except (FilmError, OSError) as error:
+        return SimpleNamespace(reason=str(error) if isinstance(error, FilmError) else error.strerror or str(error))
+    except Exception as error:  # one strange file must not keep the rest from ever being done
+        return SimpleNamespace(reason=f"cannot be read ({type(error).__name__})")  # its message might name a patient
+
+
+def _check_plain(path):
+    """Raises FilmError or OSError for what is no plain file: reading a pipe would never end."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        os.scandir(path).close()
+        raise FilmError("a folder; what is in it was looked at as well")
+    if not stat.S_ISREG(mode):
+        raise FilmError("no plain file, but a pipe or a device")
+
+
+def _predict(model, batch, status):
+    names, films = zip(*batch, strict=True)
+    squares = np.stack([film.film for film in films])
+    answer = model.predict_pixels(squares)
+    gate = check_films(squares, [film.color for film in films])
+    classes = np.array(model.facts["class_names"])
+    rows = {
+        "file": names,
+        "bytes": [status[name][0] for name in names],
+        "modified": [status[name][1] for name in names],
+        "findings": [" ".join(classes[above]) for above in answer["above_threshold"]],
+        "warnings": [
+            "; ".join([*film.notes, *(warning.reason for warning in found)])
+            for film, found in zip(films, gate, strict=True)
+        ],
+    }
+    rows |= {f"prob_{name}": answer["probabilities"][:, k].round(6) for k, name in enumerate(classes)}
+    rows |= {
+        f"threshold_{name}": round(value, 6) for name, value in zip(classes, model.facts["thresholds"], strict=True)
+    }
+    return pd.DataFrame(rows)

@@ -1,0 +1,275 @@
+"""Writes a trained classifier as files that need nothing of this repository: a SavedModel, ONNX, LiteRT.
+
+TensorFlow writes them, whatever Keras trained on, so this runs in a process of its own, on that backend and in float32:
+`KERAS_BACKEND=tensorflow python -m helpers.export RUN_DIR saved_model onnx litert`.
+
+Every file takes films as they come and gives what its user asks for: calibrated probabilities, raw ones, and whether a
+finding is above its threshold. `describe_export` has what else must be known, and each file carries it.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from scipy.special import logit
+
+from ..evaluation.calibration import apply_platt
+from ..runtime.files import as_path, is_remote, local_draft, remove_folder
+from ..runtime.settings import read_json, write_json
+
+FORMATS = {
+    "saved_model": ["saved_model"],
+    "onnx": ["exports/model.onnx"],
+    "litert": ["exports/model.tflite", "exports/model_int8.tflite"],
+}
+_USE = "For research and teaching only, not for clinical use. Code under the Apache License 2.0. "
+_NOTICE = _USE + (
+    "Weights trained on NIH ChestX-ray14 or on films in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
+    "NIH Clinical Center as the data provider."
+)
+_SYNTHETIC_NOTICE = _USE + "Trained on synthetic, drawn films: says nothing about real radiographs."
+
+
+def describe_export(run_dir):
+    """Gathers what the user of an exported model must know beside its weights.
+
+    Args:
+        run_dir: path of a run's folder, with `run.json` of notebook 2 and `thresholds.json` of notebook 3.
+
+    Returns:
+        A dict of plain values. By finding, in one order: `class_names`; `thresholds`, for calibrated probabilities, and
+        `raw_thresholds`, for raw ones; `calibration_slope` and `calibration_intercept` (Platt's, of the logit);
+        `prevalence` among the training films. Then `side` of the square film in pixels; `split` and `split_sha256`;
+        `study`, `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
+
+    Raises:
+        FileNotFoundError: a file of the run is missing.
+        ValueError: the thresholds were chosen for other weights.
+    """
+    run_dir = as_path(run_dir)
+    for name, notebook in {"run.json": "02_train_densenet121", "thresholds.json": "03_evaluate"}.items():
+        if not (run_dir / name).is_file():
+            raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook}.ipynb with this RUN_DIR first.")
+    run, chosen = (read_json(run_dir / name) for name in ("run.json", "thresholds.json"))
+    _check_weights(run_dir / "thresholds.json", chosen, run, "03_evaluate")
+    points = [chosen["pathologies"][name] for name in run["classes"]]
+    raw_thresholds = [point["threshold"] for point in points]
+    slope, intercept = ([point["calibration"][key] for point in points] for key in ("slope", "intercept"))
+    return {
+        "class_names": run["classes"],
+        "thresholds": apply_platt(logit(raw_thresholds), slope, intercept).tolist(),
+        "raw_thresholds": raw_thresholds,
+        "calibration_slope": slope,
+        "calibration_intercept": intercept,
+        "prevalence": [run["prevalence"][name] for name in run["classes"]],
+        "side": run["side"],
+        "study": run["study"],
+        "synthetic": run["synthetic"],
+        "split": run["split"]["name"],
+        "split_sha256": run["split"]["sha256"],
+        "weights_sha256": run["weights_sha256"],
+        "commit": str(run["runtime"]["commit"]),
+        "versions": f"TensorFlow {run['runtime']['tensorflow']}, Keras {run['runtime']['keras']}",
+        "input": "a frontal chest radiograph, upright, bone bright; fitted into a square inside the model",
+        "notice": _SYNTHETIC_NOTICE if run["synthetic"] else _NOTICE,
+    }
+
+
+def _check_weights(path, content, run, notebook):
+    if content.get("weights_sha256") != run["weights_sha256"]:
+        raise ValueError(f"{path} was made from other weights than those of run.json. Run {notebook}.ipynb again.")
+
+
+def export_model(run_dir, formats=tuple(FORMATS)):
+    """Exports the model of a run in a fresh Python process on the TensorFlow backend, in float32.
+
+    SavedModel signatures, all with a batch of any size from one film on:
+
+    - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
+      million pixels. Gives `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided
+      on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the
+      probability over the finding's share of the training films.
+    - `explain`: the same input. Gives `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
+      the same less what every film shows (`reference_maps.json` of notebook 4); `films`, the uint8 squares
+      (n, side, side, 1) that they lie on.
+    - `pixels`: `pixels` (n, height, width, 1) float32, 0 to 255, gray films of one size; other values are an error.
+      Gives what `serving_default` gives.
+    - `metadata`: no input. Gives `describe_export` as constants.
+
+    ONNX and LiteRT take `pixels` and give `probabilities`, `raw_probabilities` and `above_threshold`; they carry
+    `describe_export` as `model.json`, among the metadata of ONNX and in a zip archive at the end of a LiteRT file.
+
+    A synthetic film and the SavedModel's answer go to `exports/golden.png` and `exports/golden.json`, to check any
+    installation against.
+
+    Args:
+        run_dir: path of the folder that 02_train_densenet121 and 03_evaluate wrote.
+        formats: some of "saved_model", "onnx" (needs tf2onnx) and "litert".
+
+    Returns:
+        List of the paths written, those of `FORMATS` below the run's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: see `describe_export`.
+        ModuleNotFoundError: a format needs a package that is not installed; before anything is written.
+        RuntimeError: the export failed; with the last lines of its error.
+    """
+    unknown = set(formats) - set(FORMATS)
+    if unknown:
+        raise ValueError(f"unknown formats {sorted(unknown)}; expected some of {', '.join(FORMATS)}")
+    if "onnx" in formats and importlib.util.find_spec("tf2onnx") is None:
+        raise ModuleNotFoundError('ONNX needs tf2onnx: pip install tf2onnx, or leave "onnx" out of the formats.')
+    describe_export(run_dir)
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-m", "helpers.export", os.fspath(run_dir), *formats]
+    folder = Path(__file__).resolve().parents[2]
+    answer = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    if answer.returncode:
+        raise RuntimeError(f"The model in {run_dir} could not be exported:\n{answer.stderr[-2000:]}")
+    return [as_path(run_dir) / name for form in formats for name in FORMATS[form]]
+
+
+def write_formats(run_dir, formats):
+    """Writes the formats in this process, which must run on TensorFlow; see `export_model`."""
+    run_dir = as_path(run_dir)
+    facts = describe_export(run_dir)
+    weights, signatures, judge_pixels = _build_signatures(run_dir, facts)
+    if "saved_model" in formats:
+        _write_saved_model(weights, signatures, run_dir / "saved_model")
+        _write_golden(signatures["serving_default"], facts["weights_sha256"], run_dir / "exports")
+    if "onnx" in formats:
+        _write_onnx(judge_pixels, facts, run_dir / "exports" / "model.onnx")
+    if "litert" in formats:
+        _write_litert(weights, judge_pixels, facts, run_dir / "exports")
+
+
+def _build_signatures(run_dir, facts):
+    """Returns a tf.Module with the weights, the functions of all signatures on them, and that of the other formats."""
+    import numpy as np
+    import tensorflow as tf
+
+    from ..evaluation.heatmaps import build_activation_model
+    from ..packing.decoding import decode_films, fit_films, refuse_pixels
+    from ..training.model import load_densenet121
+
+    side = facts["side"]
+    network = build_activation_model(load_densenet121(run_dir))
+    slope, intercept, thresholds, prevalence = (
+        np.asarray(facts[key], "float32")  # no tensors: ONNX would make inputs of them
+        for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")
+    )
+    reference = 0.0
+    if (run_dir / "reference_maps.json").is_file():
+        stored = read_json(run_dir / "reference_maps.json")
+        _check_weights(run_dir / "reference_maps.json", stored, read_json(run_dir / "run.json"), "04_explain")
+        reference = np.asarray(stored["maps"], "float32")
+
+    def judge(films):
+        _, logits = network(films, training=False)
+        raw = tf.sigmoid(logits)
+        probs = tf.sigmoid(slope * logits + intercept)
+        return {"probabilities": probs, "raw_probabilities": raw, "above_threshold": raw >= thresholds}
+
+    def rank(answer):
+        top5 = tf.math.top_k(answer["probabilities"], 5)
+        lift = top5.values / tf.gather(np.maximum(prevalence, 1e-3), top5.indices)  # a finding nobody had has no lift
+        names = tf.gather(facts["class_names"], top5.indices)
+        return answer | {"top5_label": names, "top5_prob": top5.values, "top5_lift": lift}
+
+    # The input is named `image_bytes`: TensorFlow Serving decodes base64 for names that end in `_bytes`.
+    files = tf.TensorSpec([None], tf.string, name="image_bytes")
+    pixels = tf.TensorSpec([None, None, None, 1], tf.float32, name="pixels")
+
+    @tf.function(input_signature=[files])
+    def classify(image_bytes):
+        return rank(judge(tf.cast(decode_films(image_bytes, side), tf.float32)))
+
+    @tf.function(input_signature=[files])
+    def explain(image_bytes):
+        films = decode_films(image_bytes, side)
+        maps, _ = network(tf.cast(films, tf.float32), training=False)
+        return {"maps": maps, "heatmaps": maps - reference, "films": films}
+
+    @tf.function(input_signature=[pixels])
+    def judge_pixels(pixels):
+        return judge(fit_films(pixels, side))
+
+    @tf.function(input_signature=[pixels])
+    def classify_pixels(pixels):
+        with tf.control_dependencies([refuse_pixels(pixels)]):
+            return rank(judge(fit_films(tf.identity(pixels), side)))
+
+    @tf.function(input_signature=[])
+    def metadata():
+        return {
+            name: tf.constant(value, tf.float32 if isinstance(value, list) and name != "class_names" else None)
+            for name, value in facts.items()
+        }
+
+    weights = tf.Module()
+    # The plain variables: Keras's own objects would be written a second time beside them.
+    weights.variables_in_order = [variable.value for variable in network.variables]
+    signatures = {"serving_default": classify, "explain": explain, "pixels": classify_pixels, "metadata": metadata}
+    return weights, signatures, judge_pixels
+
+
+def _write_saved_model(weights, signatures, folder):
+    """Writes a SavedModel; on a local disk it takes the old one's place only once it is whole."""
+    import tensorflow as tf
+
+    draft = folder if is_remote(folder) else folder.with_name("part-" + folder.name)
+    remove_folder(draft)
+    tf.saved_model.save(weights, os.fspath(draft), signatures=signatures)
+    if draft != folder:
+        remove_folder(folder)
+        os.replace(draft, folder)
+
+
+def _write_golden(classify, weights_sha256, folder):
+    """Draws a film whose sides differ, which takes all of the reading path, and notes what the model says of it."""
+    import tensorflow as tf
+    from PIL import Image
+
+    from ..study.synthetic import draw_film
+
+    film, _ = draw_film(7, ["Cardiomegaly", "Effusion"], size=512)
+    with local_draft(folder / "golden.png") as draft:
+        Image.fromarray(film[:, 32:-32]).save(draft)
+    data = (folder / "golden.png").read_bytes()
+    answer = {name: value.numpy() for name, value in classify(tf.constant([data])).items()}
+    answer["top5_label"] = answer["top5_label"].astype(str)
+    expected = {name: value[0].tolist() for name, value in answer.items()}
+    about = {"film": "golden.png", "sha256": hashlib.sha256(data).hexdigest(), "weights_sha256": weights_sha256}
+    write_json(folder / "golden.json", about | expected)
+
+
+def _write_onnx(judge_pixels, facts, path):
+    import tf2onnx
+
+    inputs = judge_pixels.input_signature
+    proto, _ = tf2onnx.convert.from_function(judge_pixels, input_signature=inputs, opset=17)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "model.json", json.dumps(facts, indent=1)
+    with local_draft(path) as draft:
+        draft.write_bytes(proto.SerializeToString())
+
+
+def _write_litert(weights, judge_pixels, facts, folder):
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as scratch:
+        tf.saved_model.save(weights, scratch, signatures={"serving_default": judge_pixels})
+        for name, optimizations in {"model.tflite": [], "model_int8.tflite": [tf.lite.Optimize.DEFAULT]}.items():
+            converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
+            converter.optimizations = optimizations  # DEFAULT without samples: int8 weights, float32 activations
+            with local_draft(folder / name) as draft:
+                draft.write_bytes(converter.convert())
+                with zipfile.ZipFile(draft, "a") as archive:  # readers of the model stop before it
+                    archive.writestr("model.json", json.dumps(facts, indent=1))
+                    archive.writestr("labels.txt", "\n".join(facts["class_names"]))

@@ -1,0 +1,267 @@
+"""Warns before predicting: color, screenshots, empty files, inverted or turned films, laterals, what is no chest.
+
+A model of chest films gives probabilities for anything. The gate measures a few plain statistics and asks a linear
+model, learned from drawn pictures only, which of ten kinds of picture a film resembles most. It warns with a reason and
+never withholds a film. What it was measured on, and what it cannot see, stands in docs/input_gate.md.
+"""
+
+import io
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..packing.image_files import FilmError, inspect_film
+
+# Kinds of picture that the model tells apart: chests turned counterclockwise, the same inverted, and two more.
+KINDS = (
+    *("upright", "turned 90", "turned 180", "turned 270"),
+    *("inverted", "inverted 90", "inverted 180", "inverted 270"),
+    *("lateral", "not_chest"),
+)
+CODES = ("color", "empty", "screenshot", "inverted", "rotated", "lateral", "not_chest")
+
+# Limits lie between the values of real films and those of what should be warned of; docs/input_gate.md has both. That
+# of the evidence is the only one chosen by counting: on half of the real patients, see benchmarks/input_gate.py.
+MAX_COLOR = 3.0  # gray levels; JPEG of gray stored as RGB stays below 1
+MIN_CONTRAST = 40.0  # gray levels; 551 real films have 130 or more
+MAX_FLAT = 0.25  # share of the picture; real films have 0.12 at most, drawn ones 0.20
+MAX_EVIDENCE = 1.0  # difference of log-odds
+
+_MIDDLE, _SMALL = 64, 32  # pixels a side: borders are found on the first, the model sees the second
+_BLACK, _WHITE = 12, 243  # gray levels: rows and columns at the edge that lie beyond are border
+_MIN_BOX = _MIDDLE // 4  # a picture narrower than this is left in its border
+_BATCH = 128  # films at once: 34 MB at 512 pixels
+
+
+class FilmWarning(NamedTuple):
+    """Why a film may not be what the model was trained on.
+
+    Attributes:
+        code: one of `CODES`.
+        reason: a sentence or two with what was measured, its limit, and what to do.
+    """
+
+    code: str
+    reason: str
+
+
+def check_film(film, color=None):
+    """Checks one film; see `check_films`.
+
+    Args:
+        film: uint8 array (side, side) or (side, side, 1).
+        color: float, what `measure_color` gives for the file, or None if it was not measured.
+
+    Returns:
+        List of `FilmWarning`; empty for an ordinary frontal film.
+
+    Raises:
+        ValueError: if the film has another type or shape, or a side below 32 pixels.
+    """
+    return check_films(np.asarray(film)[None], None if color is None else [color])[0]
+
+
+def check_films(films, colors=None):
+    """Looks for what the model was not made for, in thousands of films a second.
+
+    - color: the mean color of the file, if measured.
+    - empty: 98 % of the picture lie within few gray levels. Nothing else is then looked for.
+    - screenshot: much of the picture is one flat gray, without the noise that every detector has.
+    - inverted, rotated, lateral, not_chest: the linear model gives another kind more evidence than the upright chest.
+
+    Args:
+        films: uint8 array (n, side, side) or (n, side, side, 1), as `decode_film` gives them, with sides from 32
+            pixels; those below 64, on which the rates were not measured, are enlarged. Black or white borders are cut
+            off before anything is measured.
+        colors: n floats of `measure_color`, NaN where it was not measured, or None.
+
+    Returns:
+        List of n lists of `FilmWarning`; an empty list means that there was nothing to warn of.
+
+    Raises:
+        ValueError: if films have another type or shape, a side below 32 pixels, or another number than colors.
+    """
+    films = np.asarray(films)
+    colors = np.full(len(films), np.nan) if colors is None else np.asarray(colors, "float64")
+    if colors.shape != films.shape[:1]:
+        raise ValueError(f"colors have shape {colors.shape}; expected one for each of the {len(films)} films")
+    _check(films)
+    if films.shape[1] < _MIDDLE:
+        images = (Image.fromarray(film.squeeze()) for film in films)
+        films = np.array([np.asarray(image.resize((_MIDDLE, _MIDDLE), Image.Resampling.BILINEAR)) for image in images])
+        films = films.reshape(-1, _MIDDLE, _MIDDLE)
+    weights = _load_model()
+    warnings = []
+    for start in range(0, len(films), _BATCH):
+        small, flat = _shrink(films[start : start + _BATCH])
+        contrast = _measure_contrast(small)
+        evidence = _find_features(small) @ weights[:, :-1].T + weights[:, -1]
+        measured = zip(colors[start:], contrast, flat, evidence, strict=False)
+        warnings += [_judge(*numbers) for numbers in measured]
+    return warnings
+
+
+def measure_color(data):
+    """Measures how colorful a file is: the mean difference between the largest and the smallest of R, G and B.
+
+    Gray stored as RGB, RGBA or palette gives 0, or below 1 after JPEG. Files whose header says gray are not decoded;
+    others are, PNGs in full and JPEGs at an eighth of their size where they are large.
+
+    Args:
+        data: bytes of a PNG or JPEG.
+
+    Returns:
+        float, 0 to 255.
+
+    Raises:
+        FilmError: the file cannot be read.
+    """
+    header = inspect_film(data)
+    if header["mode"] not in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
+        return 0.0
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (64, 64))
+            pixels = image.convert("RGB")
+            pixels.thumbnail((64, 64), Image.Resampling.BOX)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
+        raise FilmError(f"cannot be decoded: {error}") from None
+    return float(np.ptp(np.asarray(pixels), axis=-1).mean())
+
+
+def film_features(films):
+    """Returns what the linear model sees of films: gray levels, and the edges across and down.
+
+    The film without its borders is brought to 32 x 32 pixels, squeezed if it must be, and to zero mean and unit
+    deviation; 16 x 16 of its means and 2 x 8 x 8 means of the root of the differences between neighbors are the
+    features. Neither brightness nor contrast changes them, but for clipping.
+
+    Args:
+        films: uint8 array as for `check_films`.
+
+    Returns:
+        float32 (n, 384).
+    """
+    films = np.asarray(films)
+    _check(films)
+    batches = [_find_features(_shrink(films[i : i + _BATCH])[0]) for i in range(0, len(films), _BATCH)]
+    return np.concatenate([np.empty((0, 384), "float32"), *batches])
+
+
+def _check(films):
+    side = films.shape[1] if films.ndim > 1 else 0
+    if films.dtype != np.uint8 or films.shape not in [(len(films), side, side), (len(films), side, side, 1)]:
+        raise ValueError(f"films are {films.dtype} of shape {films.shape}; expected uint8 (n, side, side)")
+    if side < _SMALL:
+        raise ValueError(f"films have sides of {side} pixels; expected {_SMALL} or more")
+
+
+@lru_cache(maxsize=4096)
+def _average(n, n_out, start, stop):
+    """Returns float32 (n_out, n): weights that average the cells from start to stop into n_out cells."""
+    edges = np.linspace(start, stop, n_out + 1)
+    cells = np.arange(n)
+    weights = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    weights = np.clip(weights, 0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
+
+
+def _shrink(films):
+    """Returns films without borders, float32 (n, 32, 32), 0 to 255, and the share of each that is flat, float (n,)."""
+    n, side = films.shape[:2]
+    films = films.reshape(n, side, side)
+    step = side // _MIDDLE
+    if side == _MIDDLE * step and step < 257:  # sums of whole numbers are faster, and fit into 16 bits
+        rows = films.reshape(n, _MIDDLE, step, side).sum(axis=2, dtype="uint16").astype("float32") / step
+    else:
+        rows = _average(side, _MIDDLE, 0, side) @ films.astype("float32")
+    middle = rows @ _average(side, _MIDDLE, 0, side).T
+    down, across = (_find_box(middle, axis) for axis in (2, 1))
+    cut_down = np.stack([_average(_MIDDLE, _SMALL, *ends) for ends in down.tolist()])
+    cut_across = np.stack([_average(_MIDDLE, _SMALL, *ends) for ends in across.tolist()])
+    small = cut_down @ middle @ cut_across.transpose(0, 2, 1)
+
+    same = np.abs(np.diff(middle, axis=1))[:, :, :-1] < 0.5
+    same &= np.abs(np.diff(middle, axis=2))[:, :-1] < 0.5
+    place = np.arange(_MIDDLE - 1)
+    inside_down, inside_across = (
+        ((place >= box[:, :1]) & (place < box[:, 1:] - 1)).astype("float32") for box in (down, across)
+    )
+    count = np.matmul(inside_down[:, None], np.matmul(same.astype("float32"), inside_across[:, :, None]))[:, 0, 0]
+    return small, count / (inside_down.sum(axis=1) * inside_across.sum(axis=1))
+
+
+def _find_box(middle, axis):
+    """Returns int (n, 2): the first row (axis 2) or column (axis 1) that is not border, and one past the last."""
+    filled = (middle.max(axis=axis) >= _BLACK) & (middle.min(axis=axis) <= _WHITE)
+    ends = np.stack([filled.argmax(axis=1), _MIDDLE - filled[:, ::-1].argmax(axis=1)], axis=1)
+    ends[(np.ptp(ends, axis=1) < _MIN_BOX) | ~filled.any(axis=1)] = 0, _MIDDLE
+    return ends
+
+
+def _measure_contrast(small):
+    """Returns float (n,): gray levels between the 1st and the 99th percentile of small films."""
+    ranks = _SMALL**2 // 100, _SMALL**2 - 1 - _SMALL**2 // 100
+    ordered = np.partition(small.reshape(len(small), -1), ranks, axis=1)
+    return ordered[:, ranks[1]] - ordered[:, ranks[0]]
+
+
+def _find_features(small):
+    n = len(small)
+    small = small - small.mean(axis=(1, 2), keepdims=True)
+    small /= np.maximum(small.std(axis=(1, 2), keepdims=True), 2)  # a blank film stays blank
+    edges = [np.zeros_like(small), np.zeros_like(small)]
+    edges[0][:, :, :-1], edges[1][:, :-1] = np.abs(np.diff(small, axis=2)), np.abs(np.diff(small, axis=1))
+    edges = [3 * np.sqrt(edge + 0.01) for edge in edges]  # 3, to weigh about as much as the gray levels
+    parts = ((small, 16), (edges[0], 8), (edges[1], 8))
+    pooled = [_average(_SMALL, side, 0, _SMALL) @ part @ _average(_SMALL, side, 0, _SMALL).T for part, side in parts]
+    return np.concatenate([part.reshape(n, -1) for part in pooled], axis=1)
+
+
+@lru_cache(maxsize=1)
+def _load_model():
+    """Returns float32 (10, 385): the weights of each of `KINDS` and its intercept."""
+    model = json.loads(Path(__file__).with_suffix(".json").read_text())
+    return np.array([model["weights"][kind] for kind in KINDS], "float32")
+
+
+def _judge(color, contrast, flat, evidence):
+    found = []
+    if color > MAX_COLOR:
+        found.append(FilmWarning("color", _REASONS["color"].format(color, MAX_COLOR)))
+    if contrast < MIN_CONTRAST:
+        return [*found, FilmWarning("empty", _REASONS["empty"].format(contrast, MIN_CONTRAST))]
+    if flat > MAX_FLAT:
+        found.append(FilmWarning("screenshot", _REASONS["screenshot"].format(100 * flat, 100 * MAX_FLAT)))
+    kind, excess = int(evidence.argmax()), float(evidence.max() - evidence[0])
+    if excess <= MAX_EVIDENCE:
+        return found
+    numbers = f"(evidence {excess:.1f} above that for an upright chest, limit {MAX_EVIDENCE:.1f})"
+    if 4 <= kind < 8:
+        found.append(FilmWarning("inverted", _REASONS["inverted"].format(numbers)))
+    if kind < 8 and kind % 4:
+        turns = "90° counterclockwise", "by 180°", "90° clockwise"
+        reason = _REASONS["rotated"].format(turns[kind % 4 - 1], numbers, turns[3 - kind % 4])
+        found.append(FilmWarning("rotated", reason))
+    if kind >= 8:
+        found.append(FilmWarning(KINDS[kind], _REASONS[KINDS[kind]].format(numbers)))
+    return found
+
+
+_REASONS = {
+    "color": "The file is in color: R, G and B differ by {:.1f} gray levels on average (limit {:.1f}). Radiographs are "
+    "gray; use the exported film, not a photograph or a colored picture of it.",
+    "empty": "The film is almost empty: 98 % of it lie within {:.0f} gray levels (at least {:.0f} expected). Check the "
+    "exposure, and that 16-bit pixels were scaled to the full range.",
+    "screenshot": "{:.0f} % of the picture is flat gray without noise (limit {:.0f} %), as in screenshots, text and "
+    "drawings. Use the exported film itself.",
+    "inverted": "The film looks inverted, bone dark and air bright {}. If it is a chest at all, invert its gray "
+    "levels; in DICOM such films are marked MONOCHROME1.",
+    "rotated": "The film looks turned {} {}. If it is a chest at all, turn it back {}.",
+    "lateral": "The film looks like a lateral view {}. The model was trained on frontal films only.",
+    "not_chest": "The picture looks like no frontal chest film {}. Look at it before you believe any score.",
+}

@@ -1,0 +1,302 @@
+"""Where a study comes from: attached on Kaggle, by kagglehub, NIH's Box or Hugging Face; and what files lie there.
+
+What is fetched is fetched by the room `streaming`. Archives' sizes are those that Box tells; their MD5s those of NIH's
+FAQ_CHESTXRAY.pdf, question 7; the films in each add up to the label file's 112,120. The label file of Hugging Face,
+revision below, and that of Box differ in the header of one column, "Patient Gender" and "Patient Sex", and no more.
+"""
+
+import dataclasses
+import fnmatch
+import os
+import re
+
+from ..runtime.files import as_path, is_remote
+from ..study.labels import CHESTMNIST_MARK, SMALL_FILES
+from .downloads import DownloadError, assert_space
+
+BOX_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+HUGGING_FACE = "https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset"
+KAGGLE_HANDLE = "nih-chest-xrays/data"
+KAGGLE_MOUNTS = ("data", f"datasets/{KAGGLE_HANDLE}")  # below /kaggle/input: the older way and today's
+
+_REVISION = "36778e3b0e4f4b4fad31d1728d6190f3eda5b543"  # of the mirror; its files stay as they are there
+_BOX_FILE = "https://nihcc.app.box.com/index.php?rm=box_download_shared_file&vanity_name=ChestXray-NIHCC&file_id=f_{}"
+_BOX_ARCHIVE = "https://nihcc.box.com/shared/static/{}.gz"
+_ARCHIVES = (  # id in Box, bytes and MD5 of the tar.gz, films
+    ("vfk49d74nhbxq3nqjg0900w5nvkorp5c", 2_008_470_987, "fe8ed0a6961412fddcbb3603c11b3698", 4_999),
+    ("i28rlmbvmfjbl8p2n3ril0pptcmcu9d1", 3_952_623_504, "ab07a2d7cbe6f65ddd97b4ed7bde10bf", 10_000),
+    ("f1t00wrtdk94satdfb9olcolqx20z2jp", 3_929_234_850, "2301d03bde4c246388bad3876965d574", 10_000),
+    ("0aowwzs5lhjrceb3qp67ahp0rd1l1etg", 3_838_903_983, "9f1b7f5aae01b13f4bc8e2c44a4b8ef6", 10_000),
+    ("v5e3goj22zr6h8tzualxfsqlqaygfbsn", 3_935_496_531, "1861f3cd0ef7734df8104f2b0309023b", 10_000),
+    ("asi7ikud9jwnkrnkj99jnpfkjdes7l6l", 3_986_301_172, "456b53a8b351afd92a35bc41444c58c8", 10_000),
+    ("jn1b4mw4n6lnh74ovmcjb8y48h8xj07n", 4_016_328_426, "1075121ea20a137b87f290d6a4a5965e", 10_000),
+    ("tvpxmn7qyrgl0w8wfh9kqfjskv6nmm1j", 4_018_347_353, "b61f34cec3aa69f295fbb593cbd9d443", 10_000),
+    ("upyy3ml7qdumlgk2rfcvlb9k6gvqq2pj", 4_111_327_929, "442a3caa61ae9b64e61c561294d1e183", 10_000),
+    ("l6nilvfa9cg3s28tqv1qc1olm3gnz54p", 4_181_556_296, "09ec81c4c31e32858ad8cf965c494b74", 10_000),
+    ("hhq8fkdgvcari67vfhs7ppg2w6ni4jze", 4_187_084_020, "499aefc67207a5a97692424cf5dbeed5", 10_000),
+    ("ioqwiy20ihqwyr8pf4c24eazhh281pbu", 2_914_187_733, "dc9fda1757c2de0032b63347a7d2895c", 7_121),
+)
+_BOX_LABELS = "c69a6daca3549af707ca9cacbdf9f9a7b6a9188e8c61157df653520bb72d8eb1"  # of 9,003,496 bytes
+_METADATA = (  # name, id in Box, SHA-256 in the mirror
+    (
+        "Data_Entry_2017_v2020.csv",
+        219760887468,
+        "dc1d2df67fdc1c5a7601d48699cda2b13dc2c4841488b4183dcf04884dbaca11",
+    ),
+    ("train_val_list.txt", 256056636701, "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81"),
+    ("test_list.txt", 256055473534, "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"),
+    ("BBox_List_2017.csv", 219760940956, "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
+)
+_MARKS = ("phantom.json", CHESTMNIST_MARK)  # of studies that are not NIH's
+_MAX_FOLDERS, _MAX_ENTRIES = 2_000, 1_000  # that a search opens, and reads of each: Kaggle's disk is a slow one
+_KAGGLE_BYTES = 2 * 45_000_000_000  # kagglehub keeps the archive until it is unpacked
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """A file to fetch.
+
+    Attributes:
+        name: under which it is kept.
+        url: its address.
+        about: bytes it has, more or less; 0 where nobody knows.
+        size: bytes it must have, or None.
+        sha256: SHA-256 that it must have, in hexadecimal, or None.
+        md5: MD5 that it must have, in hexadecimal, or None.
+        films: films in an archive, 0 for other files.
+    """
+
+    name: str
+    url: str
+    about: int = 0
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    films: int = 0
+
+    @property
+    def stem(self):
+        """The name without its endings."""
+        return self.name.partition(".")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteStudy:
+    """The files of a study elsewhere: `metadata` and `archives` of `RemoteFile`, and a `page` for people."""
+
+    metadata: tuple[RemoteFile, ...]
+    archives: tuple[RemoteFile, ...]
+    page: str
+
+
+def list_remote_study(source, archives="1-12", mirror=""):
+    """Lists the files of NIH ChestX-ray14 at a source.
+
+    Args:
+        source: "nih_box", archives as tar.gz, or "hugging_face", as zip.
+        archives: which of the 12, such as "1", "1-12" or "1,3-5"; each but the first and last has 10,000 films.
+        mirror: address of a copy with the same names, instead of the source's own: for NIH's Box the files in one
+            folder, for Hugging Face what follows `/resolve/<revision>`.
+
+    Returns:
+        A `RemoteStudy`.
+
+    Raises:
+        ValueError: unknown source, archives that are no such list, or a mirror that is no address.
+    """
+    numbers = parse_archives(archives)
+    if source not in ("nih_box", "hugging_face"):
+        raise ValueError(f"unknown source {source!r}; expected nih_box or hugging_face")
+    mirror = parse_mirror(mirror)
+    chosen = [(number, *_ARCHIVES[number - 1]) for number in numbers]
+    if source == "nih_box":
+        labels = {_METADATA[0][0]: _BOX_LABELS}
+        files = [
+            RemoteFile(name, f"{mirror}/{name}" if mirror else _BOX_FILE.format(key), sha256=labels.get(name, sha256))
+            for name, key, sha256 in _METADATA
+        ]
+        names = {number: f"images_{number:03d}.tar.gz" for number in numbers}
+        urls = {
+            number: f"{mirror}/{names[number]}" if mirror else _BOX_ARCHIVE.format(key) for number, key, *_ in chosen
+        }
+        packed = [
+            RemoteFile(names[number], urls[number], n_bytes, n_bytes, md5=md5, films=films)
+            for number, _, n_bytes, md5, films in chosen
+        ]
+        return RemoteStudy(tuple(files), tuple(packed), BOX_PAGE)
+    root = mirror or f"{HUGGING_FACE}/resolve/{_REVISION}"
+    files = [RemoteFile(name, f"{root}/data/{name}", sha256=sha256) for name, _, sha256 in _METADATA]
+    names = [f"images_{number:03d}.zip" for number in numbers]
+    packed = [
+        RemoteFile(name, f"{root}/data/images/{name}", about=n_bytes, films=films)  # the same films, packed otherwise
+        for name, (_, _, n_bytes, _, films) in zip(names, chosen, strict=True)
+    ]
+    return RemoteStudy(tuple(files), tuple(packed), HUGGING_FACE)
+
+
+def is_known_metadata(name, sha256):
+    """Whether a file of NIH's metadata is one of the editions that the sources have."""
+    known = {(file, digest) for file, _, digest in _METADATA} | {(_METADATA[0][0], _BOX_LABELS)}
+    return (name, sha256) in known
+
+
+def parse_mirror(text):
+    """Returns the address of a mirror without a slash at its end, "" for none; ValueError if it is no address."""
+    if text and not re.match("https?://", text):
+        raise ValueError(f"MIRROR is {text!r}; expected an address, http:// or https://, or nothing")
+    return text.rstrip("/")
+
+
+def parse_archives(text):
+    """Returns the numbers that "1,3-5", a number or a list of some names; ValueError unless all are of 1 to 12."""
+    numbers = set()
+    for part in (",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)).split(","):
+        match = re.fullmatch(r"\s*(\d{1,2})\s*(?:-\s*(\d{1,2})\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= len(_ARCHIVES):
+            raise ValueError(f'ARCHIVES is {text!r}; expected numbers from 1 to 12, such as "1", "1-12" or "1,3-5"')
+        numbers |= set(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+def assert_no_other_films(folder, allowed=()):
+    """Raises ValueError if a folder holds drawn films or ChestMNIST's, which others would be taken for or mixed with.
+
+    Args:
+        folder: path of the folder that a study is to come to.
+        allowed: names of the marks that are not refused.
+    """
+    marks = [mark for mark in _MARKS if mark not in allowed and (as_path(folder) / mark).exists()]
+    if marks:
+        raise ValueError(f"{folder} holds another study, by its {marks[0]}: name another DATA_DIR, such as data/nih")
+
+
+def find_attached_study(root="/kaggle/input", max_depth=4):
+    """Finds the study that is attached to a Kaggle notebook.
+
+    Both places where Kaggle has mounted `nih-chest-xrays/data` are tried, then every folder down to a depth. Folders
+    of images are not opened: some hold 10,000 films.
+
+    Args:
+        root: path of the folder with what is attached.
+        max_depth: folders between it and a study.
+
+    Returns:
+        Path of the study, a folder with `Data_Entry_2017*.csv` and `images*/`.
+
+    Raises:
+        FileNotFoundError: nothing is attached, or nothing in NIH's layout.
+        ValueError: there are several; names them.
+    """
+    root = as_path(root)
+    remedy = (
+        f"On Kaggle, attach the data set {KAGGLE_HANDLE} by “Add Input”; elsewhere choose another FETCH, such as "
+        "nih_box, or name a folder as DATA_DIR with FETCH = “folder”."
+    )
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no {root}: this is no Kaggle notebook, or nothing is attached. {remedy}")
+    mounts = [root / place for place in KAGGLE_MOUNTS]
+    for folder in mounts:
+        if folder.is_dir() and _look_into(folder)[0]:
+            return folder
+    found, level, opened = [], [root], 0
+    for _ in range(max_depth + 1):
+        below = []
+        for folder in level[: _MAX_FOLDERS - opened]:
+            is_study, folders = _look_into(folder)
+            found += [folder] * is_study
+            below += [] if is_study else folders
+        opened, level = opened + len(level), below
+    if len(found) > 1:
+        named = ", ".join(map(str, sorted(found)))
+        raise ValueError(f"{len(found)} studies are attached: {named}. Name one as DATA_DIR with FETCH = “folder”.")
+    if not found:
+        raise FileNotFoundError(
+            f"no study is attached: neither {' nor '.join(map(str, mounts))} nor a folder below {root} holds "
+            f"Data_Entry_2017*.csv beside images*/. {remedy}"
+        )
+    return found[0]
+
+
+def _look_into(folder):
+    """Returns whether a folder is a study in NIH's layout, and its folders but those of images and hidden ones."""
+    files, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry, _ in zip(entries, range(_MAX_ENTRIES), strict=False):
+                (folders if entry.is_dir() else files).append(entry.name)
+    except OSError:  # what cannot be opened holds no study for us
+        return False, []
+    images = fnmatch.filter(folders, "images*")
+    is_study = bool(images) and bool(fnmatch.filter(files, "Data_Entry_2017*.csv"))
+    return is_study, [folder / name for name in sorted(folders) if name not in images and not name.startswith(".")]
+
+
+def download_with_kagglehub(handle=KAGGLE_HANDLE):
+    """Downloads a study by kagglehub, Kaggle's own program, which keeps it in a cache of its own and resumes.
+
+    Args:
+        handle: data set on Kaggle, `owner/name`.
+
+    Returns:
+        Path of the study's folder.
+
+    Raises:
+        ModuleNotFoundError: kagglehub is not installed.
+        DownloadError: Kaggle refuses, or the disk lacks space; says what to do.
+        FileNotFoundError: what came is no study in NIH's layout.
+    """
+    try:
+        import kagglehub  # optional: only who chooses it needs it
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "FETCH = “kagglehub” needs kagglehub: pip install kagglehub, or choose another FETCH"
+        ) from None
+    cache = as_path(os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub"))
+    if not (cache / "datasets" / handle).exists() and not os.path.isdir("/kaggle/input"):  # on Kaggle it only mounts
+        cache.mkdir(parents=True, exist_ok=True)
+        assert_space(cache, _KAGGLE_BYTES)
+    try:
+        folder = as_path(kagglehub.dataset_download(handle))
+    except Exception as error:  # its kinds of errors change from version to version
+        raise DownloadError(
+            f"Kaggle does not give {handle} ({type(error).__name__}: {error}). Run this again to go on; where a log-in "
+            "is asked for, see https://github.com/Kaggle/kagglehub#authenticate, or choose another FETCH"
+        ) from error
+    if not _look_into(folder)[0]:
+        raise FileNotFoundError(
+            f"{folder} holds no Data_Entry_2017*.csv beside images*/: is {handle} the right data set?"
+        )
+    return folder
+
+
+def link_study(source, folder):
+    """Makes a study that lies elsewhere appear in a folder, by links: nothing is copied, and its name names the study.
+
+    Args:
+        source: path of a study in NIH's layout, such as a read-only mount.
+        folder: path of the folder; made if missing.
+
+    Raises:
+        ValueError: the folder is in a bucket, or holds other films, or other files under these names.
+    """
+    if is_remote(folder):
+        raise ValueError(f"DATA_DIR is {folder}, but links need a local folder: name one, such as data/nih")
+    source, folder = as_path(source).resolve(), as_path(folder)
+    if folder.exists() and folder.resolve() == source:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    assert_no_other_films(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
+    patterns = ("images*", *SMALL_FILES)  # with the marks of drawn films and of ChestMNIST's, which are read otherwise
+    for entry in sorted(source.iterdir()):
+        link = folder / entry.name
+        if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
+            continue
+        if link.is_symlink():
+            if link.resolve() == entry.resolve():
+                continue
+            if not link.exists():  # a mount that has moved, as Kaggle's have
+                link.unlink()
+        if link.is_symlink() or link.exists():
+            raise ValueError(f"{link} is there already and is not {entry}; name another DATA_DIR, or remove it")
+        link.symlink_to(entry, target_is_directory=entry.is_dir())

@@ -1,0 +1,311 @@
+"""Packs films into the shards of a packed study: resumable, in parts on several hosts, the same bytes every time."""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from ..runtime.files import as_path, copy_file, hash_file, local_draft, measure_file, write_text
+from ..study.labels import PATHOLOGIES, list_small_files, name_some
+from ..study.splits import SUBSETS, hash_split
+from .image_cache import StoredFilms
+from .image_stream import FACTS, FilmFiles
+from .packed import (
+    COLUMNS,
+    assert_split_by_patient,
+    is_intact,
+    load_packed_study,
+    read_index,
+    read_manifest,
+)
+from .records import ENCODINGS, FORMAT, encode_record
+
+
+class _Plan(NamedTuple):
+    """A shard to be: its subset, its file's name, the rows of its films, and the hash of all that goes into it."""
+
+    subset: str
+    file: str
+    rows: pd.DataFrame
+    key: str
+
+
+def parse_part(text):
+    """Reads which part of the shards a process packs.
+
+    Args:
+        text: "3/8" for the third of eight parts, "" for all of them.
+
+    Returns:
+        Tuple (3, 8), or None.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not text:
+        return None
+    number, sign, n_parts = str(text).partition("/")
+    if not (sign and number.isdecimal() and n_parts.isdecimal() and 1 <= int(number) <= int(n_parts)):
+        raise ValueError(f'PART is {text!r}; expected "" for all shards, or "1/8" to "8/8" on eight hosts.')
+    return int(number), int(n_parts)
+
+
+def pack_study(
+    rows,
+    films,
+    folder,
+    *,
+    split_name,
+    side=256,
+    shard_films=512,
+    seed=0,
+    n_threads=None,
+    progress=None,
+    encoding="raw",
+    part=None,
+    study_dir=None,
+    name=None,
+):
+    """Packs films into TFRecord shards, shard by shard; an interrupted run goes on where it stopped.
+
+    A finished shard is recognized by the hash of what went into it, kept beside it until the manifest is there. The
+    bytes depend neither on interruptions, threads and parts, nor on whether films come from files or from stores. Films
+    that cannot be read are left out and listed; they are tried again each time, and a shard is rewritten once one of
+    them can be read. Where a finished and intact study is asked for again, nothing is written.
+
+    Several processes, also on several hosts, pack a `part` of the shards each, into one folder or into folders whose
+    files are then copied together; a call without `part` afterwards checks them, packs what is lacking and writes index
+    and manifest. Memory does not grow with the study's films, see `film_stream`.
+
+    Args:
+        rows: DataFrame with `image`, `patient_id`, `follow_up`, `age`, `sex`, `view`, 14 label columns and `split`
+            ("train", "val" or "test").
+        films: dict image -> path of its file, or a list of `FilmStore`s at that side.
+        folder: path to write to; made if missing.
+        split_name: which split this is, kept in the manifest.
+        side: pixels, of the square films to write.
+        shard_films: films a shard at most; 512 films of 256 pixels are 33 MB.
+        seed: of the order in which films are dealt to shards.
+        n_threads: threads that read and decode; by default one a core.
+        progress: callable such as `tqdm`, called with `total=` and `unit=`, returning an object with `update(n)` and
+            `close()`.
+        encoding: of the films, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
+        part: tuple (i, n) to pack every n-th shard from the i-th, counted from 1; None for all, and for the manifest.
+        study_dir: folder of the study, whose label files and lists are copied to `study/`; None for no copies.
+        name: of the study, kept in the manifest; by default that of `study_dir`.
+
+    Returns:
+        The `PackedStudy`, or None after a part.
+
+    Raises:
+        ValueError: `folder` holds a finished study of other films, another split, side or encoding; one patient is in
+            two subsets of a split that is meant to be by patient; rows have no film in `films`; or none can be read.
+        OSError: the disk is full; finished shards stay.
+        tf.errors.OpError: the bucket that the films' files are in cannot be reached.
+    """
+    folder = as_path(folder)
+    if encoding not in ENCODINGS:
+        raise ValueError(f"RECORDS is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
+    number, n_parts = part or (1, 1)
+    if not 1 <= number <= n_parts:
+        raise ValueError(f"part is {part}; expected (1, {n_parts}) to ({n_parts}, {n_parts}).")
+    assert_split_by_patient(folder, split_name, rows["patient_id"], rows["split"])
+    make_source = FilmFiles if isinstance(films, dict) else StoredFilms
+    source = make_source(films, side, encoding=encoding, n_threads=n_threads)
+    if lacking := source.lacking(rows["image"]):
+        raise ValueError(f"{name_some(lacking)} in the rows, but there is no film: drop the rows, or add the films.")
+    asked = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
+    asked |= {"seed": seed, "shard_films": shard_films, "asked_sha256": hash_split(rows["image"], rows["split"])}
+    held = _read_held_manifest(folder, asked)
+    plans = _plan_shards(rows, source, shard_films, seed, json.dumps(asked), number, n_parts)
+    bar = progress(total=sum(len(plan.rows) for plan in plans), unit="film") if progress else None
+    shards = _find_current_shards(folder, plans, source, held, bar)
+    _write_shards(folder, [plan for plan in plans if plan.file not in shards], source, shards, bar)
+    if bar:
+        bar.close()
+    if part:
+        return None
+    left_out = [film for plan in plans for film in shards[plan.file]["excluded"]]
+    if len(left_out) == len(rows):
+        some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
+        raise ValueError(f"none of the {len(rows)} films can be read{some}. Fetch or unpack them again.")
+    name = name or (as_path(study_dir).name if study_dir else "")
+    _write_manifest(folder, asked | {"name": name}, plans, shards, study_dir)
+    _remove_leftovers(folder, {plan.file for plan in plans})
+    return load_packed_study(folder)
+
+
+def _read_held_manifest(folder, asked):
+    """Returns the manifest in a folder, {} if there is none; ValueError if it is one of another study."""
+    if not (folder / "manifest.json").exists():
+        return {}
+    held = read_manifest(folder)
+    differing = ["format"] if held.get("format") != FORMAT else [key for key in asked if held.get(key) != asked[key]]
+    if differing:
+        changes = [f"{key} was {held.get(key)}, now {asked[key]}" for key in differing if key != "asked_sha256"]
+        changes += ["the films or their split are others than then"] if "asked_sha256" in differing else []
+        raise ValueError(
+            f"{folder} already holds another packed study ({'; '.join(changes)}). Delete that folder to pack anew, or "
+            "set PACKED_DIR to another one; a run trained on the old one needs a new RUN_DIR too."
+        )
+    return held
+
+
+def _plan_shards(rows, source, shard_films, seed, settings, number, n_parts):
+    """Deals the rows of each subset to shards at random, so that any few shards are a fair sample; returns `_Plan`s."""
+    dealt = []
+    for subset in SUBSETS:
+        of_subset = rows[rows["split"].eq(subset)].sort_values("image")
+        order = np.random.default_rng([seed, SUBSETS.index(subset)]).permutation(len(of_subset))
+        pieces = np.array_split(order, -(-len(of_subset) // shard_films)) if len(of_subset) else []
+        for k, piece in enumerate(pieces):
+            dealt.append((subset, f"{subset}-{k:05d}-of-{len(pieces):05d}.tfrecord", of_subset.iloc[piece]))
+    dealt = dealt[number - 1 :: n_parts]
+    n_bytes = iter(source.measure([image for *_, part in dealt for image in part["image"]]))
+    plans = []
+    for subset, file, part in dealt:
+        # The size of the image files stands for their content.
+        described = part.assign(n_bytes=list(itertools.islice(n_bytes, len(part))))
+        text = f"{settings}, TensorFlow image ops\n" + described.to_csv(index=False)
+        plans.append(_Plan(subset, file, part, hashlib.sha256(text.encode()).hexdigest()))
+    return plans
+
+
+def _find_current_shards(folder, plans, source, held, bar):
+    """Returns what earlier runs or other parts have packed and is intact: dict file name -> shard with its facts."""
+    found = _list_shards(folder, held)
+    planned = [plan for plan in plans if plan.file in found and found[plan.file]["key"] == plan.key]
+    with ThreadPoolExecutor() as pool:
+        intact = list(pool.map(lambda plan: is_intact(folder, found[plan.file]), planned))
+    current = {}
+    for plan in (plan for plan, is_good in zip(planned, intact, strict=True) if is_good):
+        shard = found[plan.file]
+        left_out = {film["image"] for film in shard["excluded"]}
+        if any(not isinstance(source.read_one(image), str) for image in left_out):
+            continue  # a film has been mended; its file may well have kept its size
+        if shard["facts"] is None:
+            shard["facts"] = source.inspect(plan.rows["image"][~plan.rows["image"].isin(left_out)])
+        current[plan.file] = shard
+        if bar:
+            bar.update(len(plan.rows))
+    return current
+
+
+def _list_shards(folder, held):
+    """Shards that an earlier run finished, by file name, from the manifest and from the receipts beside them."""
+    facts, shards = None, {}
+    if (folder / "index.csv").exists() and held and hash_file(folder / "index.csv") == held["index_sha256"]:
+        facts = iter(read_index(folder)[list(FACTS)].to_numpy(object).tolist())
+    for shard in held.get("shards", []):
+        shards[shard["file"]] = shard | {"facts": facts and list(itertools.islice(facts, shard["count"]))}
+    for path in folder.glob("*.tfrecord.json"):
+        with contextlib.suppress(ValueError):  # a receipt that a power cut emptied: its shard is written anew
+            shards[path.name.removesuffix(".json")] = json.loads(path.read_text(encoding="utf-8"))
+    return shards
+
+
+def _write_shards(folder, plans, source, shards, bar):
+    """Writes shards and their receipts, and adds them to `shards`.
+
+    The films of all of them are one stream, which does not stop at a shard's end; a shard is hashed and put in its
+    place while the next one is written.
+    """
+    films = iter(source.read(image for plan in plans for image in plan.rows["image"]))
+    finishing = []
+
+    def finish(draft, stack, shard):
+        with stack:
+            shard |= {"bytes": measure_file(draft), "sha256": hash_file(draft)}
+        write_text(folder / f"{shard['file']}.json", json.dumps(shard))
+        shards[shard["file"]] = shard
+
+    with ThreadPoolExecutor(1) as finisher:
+        for plan in plans:
+            with contextlib.ExitStack() as stack:
+                draft = stack.enter_context(local_draft(folder / plan.file))
+                shard = _write_records(draft, plan, films, bar)
+                while finishing:
+                    finishing.pop().result()
+                finishing.append(finisher.submit(finish, draft, stack.pop_all(), shard))
+        while finishing:
+            finishing.pop().result()
+
+
+def _write_records(draft, plan, films, bar):
+    """Writes the records of a shard; returns its entry, still without size and hash."""
+    excluded, facts = [], []
+    with _open_writer(draft) as writer:
+        for row, film in zip(plan.rows.to_dict("records"), films, strict=False):
+            if bar:
+                bar.update(1)
+            if isinstance(film, str):
+                excluded.append({"image": row["image"], "reason": film})
+            else:
+                writer.write(encode_record(film.data, row))
+                facts.append([getattr(film, name) for name in FACTS])
+    shard = {"subset": plan.subset, "key": plan.key, "file": plan.file, "count": len(facts)}
+    return shard | {"excluded": excluded, "facts": facts}
+
+
+@contextlib.contextmanager
+def _open_writer(draft):
+    """Opens a TFRecord file for a `with` block; OSError with the remedy where the disk is full."""
+    try:
+        with tf.io.TFRecordWriter(str(draft)) as writer:
+            yield writer
+    except tf.errors.ResourceExhaustedError as error:
+        if os.strerror(errno.ENOSPC) not in error.message:  # of memory, for one
+            raise
+        remedy = "full; finished shards stay. Make room or name another PACKED_DIR; RECORDS = 'png' takes less"
+        raise OSError(errno.ENOSPC, remedy, str(draft.parent)) from error
+
+
+def _write_manifest(folder, asked, plans, shards, study_dir):
+    """Writes the copies of the study's small files, the index, and last the manifest, so far as they are not there."""
+    study_files = {}
+    for path in list_small_files(study_dir) if study_dir else []:
+        study_files[path.name] = hash_file(path)
+        copy = folder / "study" / path.name
+        if not copy.exists() or hash_file(copy) != study_files[path.name]:
+            copy_file(path, copy)
+    index = []
+    for plan in plans:
+        left_out = {film["image"] for film in shards[plan.file]["excluded"]}
+        kept = plan.rows[~plan.rows["image"].isin(left_out)].assign(subset=plan.subset)
+        facts = pd.DataFrame(shards[plan.file]["facts"], columns=list(FACTS), index=kept.index)
+        index.append(pd.concat([kept[list(COLUMNS)], facts], axis=1))
+    index = pd.concat(index)
+    text = index.to_csv(index=False)
+    _write_if_other(folder / "index.csv", text)
+    manifest = asked | {
+        "split_sha256": hash_split(index["image"], index["subset"]),
+        "counts": {subset: int(index["subset"].eq(subset).sum()) for subset in SUBSETS},
+        "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "study_files": study_files,
+        "shards": [{key: value for key, value in shards[plan.file].items() if key != "facts"} for plan in plans],
+    }
+    _write_if_other(folder / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def _write_if_other(path, text):
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def _remove_leftovers(folder, kept):
+    """Removes receipts, half-written files and the shards of an unfinished run with other settings."""
+    for receipt in folder.glob("*.tfrecord.json"):
+        shard = receipt.with_suffix("")
+        if shard.name not in kept:  # without a receipt beside it a shard is not known to be ours, and stays
+            shard.unlink(missing_ok=True)
+        receipt.unlink()
+    for draft in folder.glob("part-*.tfrecord*"):
+        draft.unlink()

@@ -1,0 +1,256 @@
+"""Packed studies: what packing leaves in a folder, and how it is found, checked and read.
+
+A packed study is one folder: `train-00000-of-00004.tfrecord`, ..., `index.csv` (a row a film, in the order of the
+records), `study/` (the study's label files and lists) and `manifest.json`, written last. Everything in it is relative,
+so the folder can be moved, attached or put into a bucket.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from ..runtime.files import as_path, hash_file, measure_file, read_csv
+from ..runtime.settings import read_json, resolve_path
+from ..study.labels import PATHOLOGIES
+from ..study.splits import SUBSETS, assert_no_patient_overlap
+from .records import FORMAT, parse_records
+
+COLUMNS = ("subset", "image", "patient_id", "follow_up", "age", "sex", "view", *PATHOLOGIES)
+_MANIFEST_KEYS = {
+    *("format", "name", "side", "encoding", "classes", "split", "split_sha256"),
+    *("index_sha256", "study_files", "shards"),
+}
+
+
+@dataclass(frozen=True)
+class PackedStudy:
+    """A packed study that was checked on loading.
+
+    Attributes:
+        folder: path of the folder.
+        name: of the study that was packed.
+        side: pixels, of the square films in the shards.
+        encoding: of the films in the records, one of `records.ENCODINGS`.
+        split_name: which split, one of `splits.SPLITS`.
+        split_sha256: `splits.hash_split` of the films in it.
+        index_sha256: of `index.csv`, in which the labels are.
+        shards: dict subset -> list of dicts with `file`, `count`, `bytes`, `sha256`.
+        index: DataFrame in the order of the records: `subset`, the metadata columns, 14 label columns, and of each
+            film's file `width`, `height` (pixels), `mode` (Pillow's name of its pixel format) and `n_bytes`.
+        excluded: list of dicts `image`, `reason`: films that could not be read.
+    """
+
+    folder: os.PathLike
+    name: str
+    side: int
+    encoding: str
+    split_name: str
+    split_sha256: str
+    index_sha256: str
+    shards: dict
+    index: pd.DataFrame
+    excluded: list
+
+    def files(self, subset):
+        """Paths of a subset's shards, as strings, in order."""
+        return [str(self.folder / shard["file"]) for shard in self.shards[subset]]
+
+    def rows(self, subset):
+        """The index of one subset, in the order in which `make_eval_dataset` gives the films."""
+        return self.index[self.index["subset"].eq(subset)].reset_index(drop=True)
+
+    def labels(self, subset):
+        """Labels of one subset: float32 array (films, 14) of 0 and 1, in the order of `rows`."""
+        return self.rows(subset)[list(PATHOLOGIES)].to_numpy(np.float32)
+
+    def parse(self, serialized):
+        """Films and labels of a batch of its records, see `records.parse_records`."""
+        return parse_records(serialized, self.side, self.encoding)
+
+
+def read_manifest(folder):
+    """Reads the manifest of a packed study, whose format may be another one than this code's.
+
+    Args:
+        folder: path object of the folder.
+
+    Returns:
+        dict.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it holds no object")
+        lacking = _MANIFEST_KEYS - manifest.keys()
+        if lacking and manifest.get("format", FORMAT) == FORMAT:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        return manifest
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} holds no manifest.json: it is no packed study, or packing did not finish. "
+            "Run 01_prepare_data.ipynb; it goes on where it stopped."
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'manifest.json'} is damaged ({error}). Delete it and run 01_prepare_data.ipynb."
+        ) from None
+
+
+def load_packed_study(folder, classes=PATHOLOGIES):
+    """Loads and checks a packed study: every file's presence, size and SHA-256, the class order, the patients.
+
+    A TFRecord file cut at the border of a record reads as a shorter file without any error, so sizes and hashes are
+    compared before the first record is used. Hashing runs at about a gigabyte a second and core.
+
+    Args:
+        folder: path of the folder that `pack_study` wrote.
+        classes: sequence of class names in the order that the caller will use.
+
+    Returns:
+        The `PackedStudy`.
+
+    Raises:
+        FileNotFoundError: no manifest, or a shard is missing.
+        ValueError: a file differs from the manifest, the classes or the format differ, or one patient is in two
+            subsets of a split that is meant to be by patient.
+    """
+    folder = as_path(folder)
+    manifest = read_manifest(folder)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / 'manifest.json'} has record format {manifest['format']}, this code reads {FORMAT}. "
+            "Delete that folder and run 01_prepare_data.ipynb."
+        )
+    if list(manifest["classes"]) != list(classes):
+        raise ValueError(
+            f"{folder / 'manifest.json'} has the classes {manifest['classes']}, asked for are {list(classes)}. "
+            "Ask for the packed order, or delete that folder and run 01_prepare_data.ipynb."
+        )
+    missing = [shard["file"] for shard in manifest["shards"] if not (folder / shard["file"]).exists()]
+    if missing:
+        raise FileNotFoundError(f"{folder / missing[0]} is missing ({len(missing)} in all). Run 01_prepare_data.ipynb.")
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
+        intact = list(pool.map(lambda shard: is_intact(folder, shard), manifest["shards"]))
+    damaged = [shard["file"] for shard, ok in zip(manifest["shards"], intact, strict=True) if not ok]
+    if damaged:
+        raise ValueError(
+            f"{folder / damaged[0]} does not match its size and SHA-256 in manifest.json ({len(damaged)} in all): "
+            "cut short or altered. Run 01_prepare_data.ipynb; it rewrites damaged shards only."
+        )
+    small = {"index.csv": manifest["index_sha256"]}
+    small |= {f"study/{name}": sha256 for name, sha256 in manifest["study_files"].items()}
+    for name, sha256 in small.items():
+        if not (folder / name).exists() or hash_file(folder / name) != sha256:
+            raise ValueError(f"{folder / name} is missing or altered. Run 01_prepare_data.ipynb.")
+    index = read_index(folder)
+    assert_split_by_patient(folder, manifest["split"], index["patient_id"], index["subset"])
+    return PackedStudy(
+        folder=folder,
+        name=manifest["name"],
+        side=manifest["side"],
+        encoding=manifest["encoding"],
+        split_name=manifest["split"],
+        split_sha256=manifest["split_sha256"],
+        index_sha256=manifest["index_sha256"],
+        shards={subset: [s for s in manifest["shards"] if s["subset"] == subset] for subset in SUBSETS},
+        index=index,
+        excluded=[film for shard in manifest["shards"] for film in shard["excluded"]],
+    )
+
+
+def read_index(folder):
+    """Reads `index.csv` of a packed study as it was written."""
+    text = {"subset": str, "image": str, "sex": str, "view": str, "mode": str}
+    return read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
+
+
+def is_intact(folder, shard):
+    """Whether a shard has the size and the SHA-256 that its entry in the manifest says."""
+    path = folder / shard["file"]
+    return path.exists() and measure_file(path) == shard["bytes"] and hash_file(path) == shard["sha256"]
+
+
+def assert_split_by_patient(folder, split_name, patient_ids, subsets):
+    """Raises ValueError if a patient is in two subsets, unless the split is the one that shows what leakage does."""
+    if split_name == "leaky_images":  # the demonstration split leaks on purpose, and says so in its name
+        return
+    try:
+        assert_no_patient_overlap(patient_ids, subsets)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}. Split by patient and pack into an empty folder.") from None
+
+
+def find_packed_studies(root, split_name):
+    """Finds packed studies of a split below a folder, such as where Kaggle attaches data sets.
+
+    Args:
+        root: path of the folder; one that is not there holds none.
+        split_name: one of `splits.SPLITS`.
+
+    Returns:
+        dict path of the packed study's folder -> its name, in the order of the paths.
+    """
+    found = {}
+    for path, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("images"))  # NIH's take minutes to list
+        if "manifest.json" not in files:
+            continue
+        folders.clear()  # a packed study holds no other one
+        try:
+            manifest = read_manifest(as_path(path))
+        except ValueError:  # another program's manifest
+            continue
+        if manifest.get("format") == FORMAT and manifest.get("split") == split_name:
+            found[as_path(path)] = manifest["name"]
+    return found
+
+
+def resolve_paths(data_dir, run_dir, packed_dir, split, profile, attached="/kaggle/input"):
+    """Turns the path settings of the notebooks into paths; relative ones are relative to the repository's root.
+
+    A packed study is enough to train and evaluate on: it is looked for where Kaggle attaches data sets if no other one
+    is named or at its usual place, and its copies of the label files serve where the study itself is not there.
+
+    Args:
+        data_dir: folder of a study in NIH layout; only the synthetic study is ever written to.
+        run_dir: folder of one training run; made if missing.
+        packed_dir: folder of the packed study; empty for `data/packed/<study>-<split>-<profile>`.
+        split: name of the split.
+        profile: name of the profile.
+        attached: folder below which packed studies of that split are recognized by their manifest; None for a study
+            that is still to be packed.
+
+    Returns:
+        A namespace with the paths `study`, `packed`, `run`, and `name`, that of the study.
+
+    Raises:
+        ValueError: several packed studies could be meant.
+    """
+    study, run = resolve_path(data_dir), resolve_path(run_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    packed, name = resolve_path(packed_dir or f"data/packed/{study.name}-{split}-{profile}"), study.name
+    if attached is None:
+        return SimpleNamespace(study=study, packed=packed, run=run, name=name)
+    is_missing = not study.is_dir()
+    if not packed_dir and not packed.is_dir() and as_path(attached).is_dir():
+        packed = _choose_packed(attached, split, packed, None if is_missing else name)
+    if is_missing and (packed / "study").is_dir() and (packed / "manifest.json").is_file():
+        study, name = packed / "study", read_json(packed / "manifest.json")["name"]
+    return SimpleNamespace(study=study, packed=packed, run=run, name=name)
+
+
+def _choose_packed(attached, split, usual, name):
+    """Returns the folder of the one packed study of a split, and of a name unless that is None; else the usual one."""
+    found = [path for path, called in find_packed_studies(attached, split).items() if name in (None, called)]
+    if len(found) > 1:
+        raise ValueError(f"Several packed studies fit: {', '.join(map(str, found))}. Set PACKED_DIR to one of them.")
+    return found[0] if found else usual

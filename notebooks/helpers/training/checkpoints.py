@@ -1,0 +1,224 @@
+"""State files that survive kills, full disks and dropped mounts: whole or not there, checked when read, one writer."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.files import as_path, is_remote, local_draft, only_os_errors
+
+NEWEST, PREVIOUS = "state.bin", "state.previous.bin"
+_DIGEST_BYTES = 32  # SHA-256 stands before what it is of
+_locks = {}  # of this process, by path: a notebook cell that is run again meets its own lock
+
+
+class StateStore:
+    """Keeps the newest two states of a run in a folder, and copies of them in a second one where that is asked for.
+
+    A state is one file: the SHA-256 of all that follows, then an NPZ archive of arrays with a JSON text among them. It
+    is written to a temporary name, flushed to the disk and renamed, and the one before it is kept, so that a kill at
+    any moment leaves a good one.
+
+    Args:
+        folder: path of the folder that stays, such as `RUN_DIR/state`; may be on a mounted Drive or in a bucket.
+        local: path of a folder on the machine's own disk to write to first, of which one of its own for this run is
+            made; None writes to `folder` only, or, if that is in a bucket, to the system's temporary folder first. A
+            mount that drops then costs a warning, not the run.
+        writes: whether this process writes; of several hosts, one does.
+
+    Raises:
+        RuntimeError: another process has opened the folder.
+    """
+
+    def __init__(self, folder, local=None, writes=True):
+        folder = as_path(folder)
+        local = local or (tempfile.gettempdir() if is_remote(folder) else None)
+        name = f"state-{hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]}"
+        self.folders = ([Path(local) / name] if local and writes else []) + [folder]
+        self.writes = writes
+        self._last_written = {}  # digest by folder: what must be there before the next write
+        if writes:
+            for path in self.folders:
+                _lock(path)
+
+    def close(self):
+        """Lets other processes have the folder."""
+        for path in self.folders:
+            if file := _locks.pop(path / "lock", None):
+                file.close()
+
+    def clear(self):
+        """Deletes every state."""
+        for path in self.folders:
+            for name in (NEWEST, PREVIOUS, NEWEST + ".part"):
+                (path / name).unlink(missing_ok=True)
+        self._last_written.clear()
+
+    def write(self, arrays, meta):
+        """Writes a state.
+
+        Args:
+            arrays: dict name -> numpy array.
+            meta: dict of JSON values; `serial`, a count of the writes, decides which of two states is newer, and states
+                whose `run` is another are of another run.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk. The states before it are still there. Where there is a
+                local folder, a failing copy is a warning.
+            RuntimeError: another process has written to the folder since.
+        """
+        if not self.writes:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)
+        content = buffer.getbuffer()
+        digest = hashlib.sha256(content).digest()
+        for path in self.folders:
+            try:
+                with only_os_errors(path):
+                    self._write_to(path, digest, content)
+            except OSError as error:
+                message = _explain(error, path, len(content) + _DIGEST_BYTES)
+                if path is self.folders[0]:
+                    raise OSError(error.errno, message) from None
+                warnings.warn(f"{message} Training goes on with the states in {self.folders[0]}.", stacklevel=2)
+
+    def _write_to(self, folder, digest, content):
+        folder.mkdir(parents=True, exist_ok=True)
+        newest, part = folder / NEWEST, folder / (NEWEST + ".part")
+        expected = self._last_written.get(folder)
+        if expected and newest.exists() and _read_digest(newest) != expected:
+            raise RuntimeError(f"Another process writes to {folder}. Stop one of the two, or use another RUN_DIR.")
+        is_good = expected is not None and newest.exists()  # a damaged one must not take the place of the one before
+        if is_remote(folder):
+            if is_good:
+                newest.replace(folder / PREVIOUS)
+            with local_draft(newest) as draft:
+                draft.write_bytes(digest + content)
+        else:
+            try:
+                with open(part, "wb") as file:
+                    file.write(digest)
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    part.unlink()  # gives the space back
+                raise
+            if is_good:
+                os.replace(newest, folder / PREVIOUS)
+            os.replace(part, newest)
+            _flush_folder(folder)
+        self._last_written[folder] = digest
+
+    def read(self):
+        """Reads the newest good state, wherever it is; warns of each damaged or missing one that it passes over.
+
+        Returns:
+            The dicts `arrays` and `meta` as they were written; None and None where no state was ever written.
+
+        Raises:
+            ValueError: there are states, but none is good; or the folder that stays holds none, but the local one does.
+        """
+        good, found, self._last_written = [], [], {}
+        for folder in self.folders:
+            for name in (NEWEST, PREVIOUS):
+                path = folder / name
+                if not path.exists():
+                    if name == NEWEST and (folder / PREVIOUS).exists():
+                        warnings.warn(f"{path} is missing; the state before it is looked at.", stacklevel=2)
+                    continue
+                found.append(path)
+                if state := _read_good(path):
+                    digest, arrays, meta = state
+                    good.append((folder, arrays, meta))
+                    if name == NEWEST:
+                        self._last_written[folder] = digest
+                        break  # the one before is older
+                else:
+                    warnings.warn(f"{path} is damaged and is passed over.", stacklevel=2)
+        if not found:
+            return None, None
+        if not good:
+            places = " and ".join(map(str, self.folders))
+            raise ValueError(f"Every state in {places} is damaged. Set START_OVER = True to begin anew.")
+        kept = [meta for folder, _, meta in good if folder == self.folders[-1]]
+        if not kept and not any(path.parent == self.folders[-1] for path in found):
+            raise ValueError(
+                f"{self.folders[-1]} holds no state, but {self.folders[0]} holds one of the same run. Mount what was "
+                "mounted there, or set START_OVER = True to begin anew."
+            )
+        if kept:
+            good = [state for state in good if state[2].get("run") == kept[0].get("run")]  # not those of an earlier run
+        _, arrays, meta = max(good, key=lambda state: state[2]["serial"])
+        return arrays, meta
+
+
+def _read_good(path):
+    """Returns digest, arrays and meta of a state, or None where it is damaged."""
+    content = path.read_bytes()
+    digest, content = content[:_DIGEST_BYTES], memoryview(content)[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = dict(archive)
+    return digest, arrays, json.loads(str(arrays.pop("meta")))
+
+
+def _read_digest(path):
+    with path.open("rb") as file:
+        return file.read(_DIGEST_BYTES)
+
+
+def _flush_folder(folder):
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError:
+        pass  # mounted drives need not know how to flush a folder
+    finally:
+        os.close(number)
+
+
+def _explain(error, folder, size):
+    try:
+        free = f"{shutil.disk_usage(folder).free:,} are free there"
+    except OSError:
+        free = "the folder cannot be reached"
+    return f"{folder / NEWEST} cannot be written ({error.strerror or error}): it takes {size:,} bytes, {free}."
+
+
+def _lock(folder):
+    """Takes the folder for this process. The kernel lets go of the lock when the process ends, however it ends."""
+    path = folder / "lock"
+    if is_remote(folder) or path in _locks:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115, it stays open as long as the lock is held
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RuntimeError(
+            f"Another process ({holder}) trains in {folder.parent}. Let it end or stop it (in Jupyter, shut its kernel "
+            "down), or use another RUN_DIR."
+        ) from None
+    except OSError:  # a mounted drive may know no locks; the digests still tell that another one writes
+        file.close()
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _locks[path] = file

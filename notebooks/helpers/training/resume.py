@@ -1,0 +1,399 @@
+"""Runs that go on where they broke off, within the epoch and bit by bit, and that pause when their time is over."""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+import uuid
+import warnings
+from datetime import UTC, datetime
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..runtime.files import as_path, only_os_errors, write_text
+
+
+class _Paused(Exception):
+    """Leaves `fit` between two steps, once the state is written."""
+
+
+class TrainingState(keras.callbacks.Callback):
+    """Writes all that a run needs to go on bit by bit as if it had never stopped, and brings it back.
+
+    That is: the variables of model, optimizer and metrics (weights, moments, moving averages, random seeds), the
+    counters and kept weights of the other callbacks, epoch, step and history. It stands last in the list of callbacks,
+    and `fit_from_state` is what calls `fit`. A state is written after the first step, which shows early that the disk
+    takes it, then after every so many steps and after each epoch.
+
+    Args:
+        store: a `StateStore`.
+        settings: dict of what must not change between the parts of a run, JSON values.
+        history_path: CSV file with a row an epoch.
+        every: int, steps of an epoch between two writes; None writes at the ends of epochs only.
+        max_share: share of the time that writes within epochs may take, 0 to 1; one that would take more waits for the
+            next turn. Several hosts keep to `every`, since their clocks differ.
+        stop_at: time as of `time.time()` before which training must have paused; None for never.
+        devices: `Devices`; of several hosts, the first decides when to pause. None for one machine.
+        name_films: function from epoch and step, both counted from 0, to the images of that batch, for the error that
+            reports a loss that is not finite.
+
+    Attributes:
+        history: list of dicts, a row an epoch, over all parts and stages of the run.
+        parts: list of dicts, one for each time that the run was begun or went on: `began` (UTC), `epoch`, `step`,
+            `seconds` until the last write, `backend`, and `strategy` and `n_replicas` where `devices` are given.
+        trained: bool, whether this process has trained, rather than found all done.
+        stopped: bool, whether another callback has ended the stage early.
+        pause: str, why training paused before its end and how to go on; empty where it did not.
+        write_seconds: float, seconds of the slowest write so far.
+    """
+
+    def __init__(
+        self, store, settings, history_path, *, every=None, max_share=0.01, stop_at=None, devices=None, name_films=None
+    ):
+        super().__init__()
+        self.store, self.history_path = store, as_path(history_path)
+        self.settings = json.loads(json.dumps(settings))
+        self.every, self.max_share, self.stop_at = every, max_share, stop_at
+        self.devices, self.name_films = devices, name_films
+        self.history, self.parts, self.others = [], [], []
+        self.stage, self.epoch, self.step, self.stopped, self.pause = None, 0, 0, False, ""
+        self.write_seconds = self._validation_seconds = 0.0
+        self.trained, self._run, self._stages = False, uuid.uuid4().hex, []
+        self._began, self._serial, self._signal, self._pending = time.time(), 0, None, None
+        self._written = None  # time of the last write of this process
+        self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
+
+    def restore(self, model, stage, callbacks=()):
+        """Brings back the newest good state, if there is one. Called after `compile`, before `fit`.
+
+        Args:
+            model: compiled keras.Model.
+            stage: name of the stage; optimizer and callbacks are brought back only within the same stage.
+            callbacks: the other callbacks of the coming `fit`.
+
+        Returns:
+            Epoch and step to begin with, both counted from 0.
+
+        Raises:
+            ValueError: the state belongs to a run with other settings, which the message names, or to another model;
+                or no state is left of an earlier run.
+        """
+        self.stage, self.others = stage, list(callbacks)
+        self.epoch, self.step, self.stopped, self._pending = 0, 0, False, None
+        self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
+        if self._several_hosts:
+            self.devices.wait()  # until the first host has written
+        arrays, meta = self.store.read()
+        if meta is None:
+            if self.history_path.exists():
+                raise ValueError(
+                    f"{self.history_path} is of an earlier run, but its state is gone from {self.store.folders[-1]}. "
+                    "Bring it back, use another RUN_DIR, or set START_OVER = True to begin anew."
+                )
+            return 0, 0
+        if meta.get("format") != _FORMAT:
+            raise ValueError(
+                f"The state in {self.store.folders[-1]} was written by another version of this code. "
+                "Use another RUN_DIR, or set START_OVER = True to begin anew."
+            )
+        differing = [key for key in self.settings if meta["settings"].get(key) != self.settings[key]]
+        if differing:
+            was = ", ".join(f"{key} was {meta['settings'].get(key)!r}, now {self.settings[key]!r}" for key in differing)
+            raise ValueError(
+                f"{self.store.folders[-1]} holds a run with other settings ({was}). "
+                "Set them back, use another RUN_DIR, or set START_OVER = True."
+            )
+        same_stage = meta["stage"] == stage
+        _assign(model.variables, arrays, "model")
+        if same_stage:
+            model.optimizer.build(model.trainable_variables)
+            _assign(model.optimizer.variables, arrays, "optimizer")
+            self._metrics = [arrays[f"metrics/{number}"] for number in range(meta["n_metrics"])]
+            self._callbacks = {
+                name: values | {key: [arrays[f"{name}/{key}/{i}"] for i in range(n)] for key, n in lists.items()}
+                for name, (values, lists) in meta["callbacks"].items()
+            }
+            self._epoch_seconds = meta["epoch_seconds"]
+        # A stage that another has followed is done, even if it was stopped before its last epoch.
+        self.stopped = meta["stopped"] if same_stage else stage in meta["stages"]
+        self.history, self._serial, self._run, self._stages = (
+            meta[name] for name in ("history", "serial", "run", "stages")
+        )
+        self.epoch, self.step = meta["epoch"], meta["step"]
+        if self.history:
+            self._validation_seconds = self.history[-1]["validation_seconds"]
+            self._write_history()  # a kill may have come between the state and this file
+        self.parts = self.parts or meta["parts"]
+        self.on_train_begin()
+        return self.epoch, self.step
+
+    def begin_part(self):
+        """Notes that training begins or goes on in this process, once."""
+        if self.trained:
+            return
+        self.trained = True
+        part = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "epoch": self.epoch, "step": self.step}
+        part |= {"seconds": 0.0, "backend": keras.backend.backend()}
+        if self.devices:
+            part |= {"strategy": self.devices.name, "n_replicas": self.devices.n_replicas}
+        self.parts.append(part)
+
+    def on_train_begin(self, logs=None):
+        """Brings back the other callbacks again, last of all, since some of them have just reset themselves."""
+        for name, callback in _named(self.others):
+            vars(callback).update(self._callbacks.get(name, {}))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Brings back the metrics of an epoch that was broken off: Keras has just reset them."""
+        if self.step:
+            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
+                variable.assign(value)
+        self.epoch, self._first_step = epoch, self.step
+        self._epoch_began = time.perf_counter() - self._epoch_seconds
+        self._step_ended = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the loss, writes the state if it is due, and pauses if there is a reason to.
+
+        Raises:
+            FloatingPointError: the loss is not finite. The states of before are kept.
+        """
+        # The loss of the step before: waiting for this one would leave the accelerator idle.
+        self._check_loss()
+        self.step = self._first_step + batch + 1
+        self._pending = self.epoch, self.step - 1, logs["loss"]
+        now = time.perf_counter()
+        step_seconds, self._step_ended = now - self._step_ended, now
+        left = self._first_step + self.params["steps"] - self.step
+        if not left:  # the end of the epoch writes, after the validation
+            self._check_loss()
+            return
+        needed = 2 * self.write_seconds + step_seconds + (self._validation_seconds if left == 1 else 0)
+        due = self._written is None or (self.every and self.step % self.every == 0)
+        if due and self._written and not self._several_hosts:
+            due = (now - self._written) * self.max_share >= self.write_seconds
+        if due or not self._several_hosts:
+            self._ask_to_pause(needed)
+        if due or self.pause:
+            self._save()
+        if self.pause:
+            raise _Paused
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds the epoch to the history and writes the state; pauses if there is a reason to."""
+        seconds = time.perf_counter() - self._epoch_began
+        self._validation_seconds = time.perf_counter() - self._step_ended
+        row = {"epoch": epoch, "stage": self.stage} | {key: float(value) for key, value in logs.items()}
+        row["learning_rate"] = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        row |= {"seconds": round(seconds, 2), "validation_seconds": round(self._validation_seconds, 2)}
+        self.history.append(row)
+        self.epoch, self.step, self._epoch_seconds = epoch + 1, 0, 0.0
+        self.stopped = self.model.stop_training
+        is_last = self.stopped or epoch + 1 == self.params["epochs"]
+        self._save()
+        self._write_history()
+        if self._signal or self._several_hosts or not is_last:
+            next_step = seconds / self.params["steps"] + (self._validation_seconds if self.params["steps"] == 1 else 0)
+            self._ask_to_pause(2 * self.write_seconds + next_step)
+        if self.pause:
+            raise _Paused
+
+    def _check_loss(self):
+        if self._pending is None:
+            return
+        (epoch, step, loss), self._pending = self._pending, None
+        if np.isfinite(float(loss)):
+            return
+        films = self.name_films(epoch, step) if self.name_films else []
+        where = ""
+        if films:
+            path = self.history_path.with_name("bad_batch.txt")
+            if self.store.writes:
+                write_text(path, "\n".join(films) + "\n")
+            where = f" The {len(films)} films of that batch, {films[0]} and so on, are listed in {path}."
+        raise FloatingPointError(
+            f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} What was good before is kept "
+            f"in {self.store.folders[0]}. Look at these films; or train in another RUN_DIR with a lower LEARNING_RATE "
+            'or with PRECISION = "float32".'
+        )
+
+    @property
+    def _several_hosts(self):
+        return self.devices is not None and self.devices.n_hosts > 1
+
+    def _ask_to_pause(self, needed):
+        wanted = bool(self._signal or (self.stop_at and time.time() + needed > self.stop_at))
+        if self._several_hosts:
+            wanted = self.devices.agree(wanted)
+        if not wanted:
+            return
+        why = "paused before TIME_BUDGET ran out"
+        if self._signal:
+            why = f"was asked to stop ({signal.Signals(self._signal).name})"
+        self.pause = (
+            f"Training {why} at epoch {self.epoch + 1}, step {self.step}; its state is in {self.store.folders[-1]}. "
+            "Run this again with the same settings to go on (and START_OVER = False)."
+        )
+
+    def _write_history(self):
+        names = list(dict.fromkeys(key for row in self.history for key in row))
+        lines = [",".join(names)] + [",".join(str(row.get(name, "")) for name in names) for row in self.history]
+        if not self.store.writes:
+            return
+        try:
+            with only_os_errors(self.history_path):
+                write_text(self.history_path, "\n".join(lines) + "\n")
+        except OSError as error:
+            message = (
+                f"{self.history_path} cannot be written ({error.strerror or error}); the state has all that is in it."
+            )
+            if len(self.store.folders) == 1:
+                raise OSError(error.errno, message) from None
+            warnings.warn(message, stacklevel=2)
+
+    def _save(self):
+        self._check_loss()
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # within `fit` the variables live elsewhere
+        groups = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        if self.step:
+            groups["metrics"] = self.model.metrics_variables
+            self._epoch_seconds = time.perf_counter() - self._epoch_began
+        arrays = {
+            f"{group}/{number}": ops.convert_to_numpy(variable)
+            for group, variables in groups.items()
+            for number, variable in enumerate(variables)
+        }
+        broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} of {len(arrays)} variables are not finite after epoch {self.epoch + 1}, step "
+                f"{self.step}. The states of before are kept in {self.store.folders[0]}. Train in another RUN_DIR with "
+                "a lower LEARNING_RATE."
+            )
+        callbacks = {}
+        for name, callback in _named(self.others):
+            values = {key: value for key, value in vars(callback).items() if isinstance(value, _SIMPLE)}
+            lists = {key: value for key, value in vars(callback).items() if _is_list_of_arrays(value)}
+            arrays |= {f"{name}/{key}/{i}": array for key, value in lists.items() for i, array in enumerate(value)}
+            callbacks[name] = values, {key: len(value) for key, value in lists.items()}
+        self.parts[-1]["seconds"] = round(time.time() - self._began, 1)
+        self._serial += 1
+        meta = {name: getattr(self, name) for name in ("settings", "stage", "epoch", "step", "stopped", "history")}
+        if self.stage not in self._stages:
+            self._stages.append(self.stage)
+        meta |= {"format": _FORMAT, "run": self._run, "stages": self._stages, "serial": self._serial}
+        meta |= {"parts": self.parts, "epoch_seconds": self._epoch_seconds}
+        meta |= {"callbacks": callbacks, "n_metrics": len(groups.get("metrics", ()))}
+        started = time.perf_counter()
+        self.store.write(arrays, meta)
+        self.write_seconds = max(self.write_seconds, time.perf_counter() - started)
+        self._written = time.perf_counter()
+
+
+_SIMPLE = (bool, int, float, type(None))
+_FORMAT = 1  # of what a state holds; another is refused
+
+
+def _is_list_of_arrays(value):
+    return isinstance(value, list) and all(isinstance(array, np.ndarray) for array in value)
+
+
+def _named(callbacks):
+    """Pairs of name and callback; several of one kind are told apart by their number."""
+    return [(f"{type(callback).__name__}-{number}", callback) for number, callback in enumerate(callbacks)]
+
+
+def _assign(variables, arrays, group):
+    names = [f"{group}/{number}" for number in range(len(variables))]
+    kept = [name for name in arrays if name.startswith(f"{group}/")]
+    if len(kept) != len(names) or any(
+        arrays[name].shape != tuple(variable.shape) for name, variable in zip(names, variables, strict=True)
+    ):
+        raise ValueError(f"The state's {group} has other variables. It is of another model: use another RUN_DIR.")
+    for name, variable in zip(names, variables, strict=True):
+        variable.assign(arrays[name])
+
+
+def fit_from_state(model, state, make_dataset, *, stage, epochs, steps_per_epoch, callbacks, verbose="auto"):
+    """Trains one stage to its end, from wherever the run's state is.
+
+    SIGTERM and Ctrl-C are heard between two steps: the state is written first. A second one acts at once.
+
+    Args:
+        model: compiled keras.Model.
+        state: the run's `TrainingState`.
+        make_dataset: function (first_epoch, first_step, epochs) that returns a Dataset of the batches from that step
+            of that epoch on, until the end of epoch `epochs` - 1.
+        stage: name of the stage.
+        epochs: int, epochs of the run at the end of this stage.
+        steps_per_epoch: int.
+        callbacks: the other callbacks, in order.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        A sentence that says what was done; also where training paused for `stop_at`, see `state.pause`.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM.
+        FloatingPointError: the loss is not finite.
+        ValueError: see `TrainingState.restore`.
+    """
+    epoch, step = state.restore(model, stage, callbacks)
+    if epoch >= epochs or state.stopped or state.pause:
+        return state.pause or f"Nothing to do: {epoch} epochs are done" + (
+            ", and it no longer gained." if state.stopped else "."
+        )
+    began = f"from epoch {epoch + 1}" + (f", step {step + 1}" if step else "")
+    state.begin_part()
+    try:
+        with _heed_signals(state):
+            while epoch < epochs and not state.stopped:
+                # The rest of a broken epoch is a `fit` of its own. Each begins from the state: at its end, `fit` has
+                # put the averaged weights in the place of the weights.
+                last = epoch + 1 if step else epochs
+                model.fit(
+                    make_dataset(epoch, step, last),
+                    initial_epoch=epoch,
+                    epochs=last,
+                    steps_per_epoch=steps_per_epoch - step,
+                    callbacks=[*callbacks, state],
+                    shuffle=False,
+                    verbose=verbose,
+                )
+                epoch, step = state.restore(model, stage, callbacks)
+    except _Paused:
+        pass
+    if state._signal:  # also one that came after the last step
+        number, said = state._signal, state.pause or "Training had just ended when it was asked to stop."
+        state._signal, state.pause = None, ""  # so that the cell can be run again
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(said)
+        warnings.warn(said, stacklevel=2)
+        signal.raise_signal(number)  # now that the state is written, to whoever would have had it
+        raise SystemExit(128 + number)
+    if state.pause:
+        return state.pause
+    return f"Trained {began} to the end of epoch {epoch}" + (", where it no longer gained." if state.stopped else ".")
+
+
+@contextlib.contextmanager
+def _heed_signals(state):
+    def note(number, frame):
+        state._signal = number
+        signal.signal(number, earlier[number])
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in earlier:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""Exact AUC on the validation films after each epoch, of the averaged weights."""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..evaluation.auc import roc_auc
+from .model import predict_logits
+
+
+@contextlib.contextmanager
+def averaged_weights(model):
+    """Puts the optimizer's moving average of the weights into the model for the time of a `with` block."""
+    if not getattr(model.optimizer, "use_ema", False):
+        yield
+        return
+    # Not `keras.callbacks.SwapEMAWeights`: on TensorFlow it swaps by adding and subtracting, which rounds the weights.
+    own = [ops.copy(ops.convert_to_tensor(variable)) for variable in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    for variable in model.trainable_variables:  # on JAX they now share the averages' memory, which `predict` gives away
+        variable.assign(ops.copy(ops.convert_to_tensor(variable)))
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, own, strict=True):
+            variable.assign(value)
+
+
+class ValidationAUC(keras.callbacks.Callback):
+    """Measures exact AUC and loss on the validation films after each epoch, and keeps the best weights.
+
+    Adds `val_auc` (mean over the classes that have positives and negatives; NaN where none has) and `val_loss` to the
+    logs, so it stands before every callback that reads them. `keras.metrics.AUC` bins scores and can be far off for
+    rare classes. With `use_ema` the averaged weights are measured and kept.
+
+    Args:
+        dataset: from `make_eval_dataset`.
+        labels: float array (films, classes) in the order of the dataset.
+
+    Attributes:
+        best_auc: float, -1 before there is one.
+        best_epoch: int, counted from 0; -1 before there is one.
+        best_weights: list of arrays as from `model.get_weights()`, empty before there is a best epoch.
+    """
+
+    def __init__(self, dataset, labels):
+        super().__init__()
+        self.dataset, self.labels = dataset, labels
+        self.best_auc, self.best_epoch, self.best_weights = -1.0, -1, []
+
+    def on_train_begin(self, logs=None):
+        """Begins anew, as Keras' own callbacks do: each stage has its best epoch, and the last stage's counts."""
+        self.best_auc, self.best_epoch, self.best_weights = -1.0, -1, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Measures, and keeps the weights if they are the best so far, or if there is nothing to measure on."""
+        with averaged_weights(self.model):
+            logits = predict_logits(self.model, self.dataset, len(self.labels))
+            aucs = roc_auc(self.labels, logits) if len(self.labels) else np.array([np.nan])
+            auc = float(np.mean(aucs[np.isfinite(aucs)])) if np.isfinite(aucs).any() else float("nan")
+            loss = self.model.loss(self.labels, logits) if len(self.labels) else float("nan")
+            logs["val_auc"], logs["val_loss"] = auc, float(loss)
+            if auc > self.best_auc or np.isnan(auc):
+                self.best_auc, self.best_epoch = -1.0 if np.isnan(auc) else auc, epoch
+                self.best_weights = [np.copy(array) for array in self.model.get_weights()]

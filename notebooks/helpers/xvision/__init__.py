@@ -1,0 +1,25 @@
+"""The second study: nodules against normal images, on cached features."""
+
+from .cohorts import (
+    Cohort,
+    cohort_of_files,
+    load_folder_cohort,
+    load_jsrt_cohort,
+    load_nih_cohort,
+    load_openi_cohort,
+    make_cohort_dataset,
+    read_cohort_films,
+)
+from .cross_validation import Fold, compare_scores, make_folds, score_table
+from .features import (
+    Backbone,
+    FeatureBank,
+    build_backbone,
+    load_feature_bank,
+    load_trained_backbone,
+    write_feature_bank,
+)
+from .heads import XVISION, HeadTrainer, LogisticHead, build_head, join_head, pool_codes, predict_head, take_codes
+from .openi import OPENI_VIEWS, OpeniReport, find_frontal, label_openi, load_openi_films, match_openi_films
+from .openi_fetch import fetch_openi, read_search_pages, search_openi
+from .openi_reports import read_openi_reports

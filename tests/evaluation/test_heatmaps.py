@@ -1,0 +1,134 @@
+"""Tests of evaluation.heatmaps: maps that equal the logit, point at what the network answers to, and lie in place."""
+
+import keras
+import numpy as np
+import pytest
+
+from helpers.evaluation import build_activation_model, explain_films, grad_cam, make_shifts
+from helpers.evaluation.heatmaps import resize_maps
+from helpers.study import PATHOLOGIES
+from helpers.training import build_densenet121
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """One filter that answers to bright blobs of 8 pixels, and two classes, for and against it."""
+    inputs = keras.Input((64, 64, 1))
+    cells = keras.layers.Conv2D(1, 8, strides=8, activation="relu", use_bias=False, name="cells")(inputs)
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(cells))
+    model = keras.Model(inputs, outputs)
+    model.set_weights([np.full((8, 8, 1, 1), 1 / 64), np.array([[1.0, -2.0]]), np.array([0.5, -0.25])])
+    return model
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Three black films with a white blob in cells (5, 2), (0, 7) and (7, 0)."""
+    images = np.zeros((3, 64, 64, 1), np.float32)
+    for image, (row, column) in zip(images, [(5, 2), (0, 7), (7, 0)], strict=True):
+        image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 64
+    return images
+
+
+def test_maps_point_at_the_blob_and_average_to_the_logit(toy, blobs):
+    maps, logits = build_activation_model(toy).predict_on_batch(blobs)
+    assert maps.shape == (3, 8, 8, 2)
+    np.testing.assert_allclose(maps.mean(axis=(1, 2)), logits, atol=1e-6)
+    np.testing.assert_allclose(logits, toy.predict_on_batch(blobs), atol=1e-6)
+    assert [np.unravel_index(one[..., 0].argmax(), (8, 8)) for one in maps] == [(5, 2), (0, 7), (7, 0)]
+    assert [np.unravel_index(one[..., 1].argmin(), (8, 8)) for one in maps] == [(5, 2), (0, 7), (7, 0)]
+    assert maps[0, 5, 2].tolist() == [64.5, -128.25] and maps[0, 0, 0].tolist() == [0.5, -0.25]
+
+
+def test_other_weights_in_the_last_layer_give_another_map(toy, blobs):
+    before = build_activation_model(toy).predict_on_batch(blobs)[0]
+    other = keras.models.clone_model(toy)
+    other.set_weights([*toy.get_weights()[:1], np.array([[-3.0, 1.0]]), np.zeros(2)])
+    after = build_activation_model(other).predict_on_batch(blobs)[0]
+    assert before[0, ..., 0].argmax() == after[0, ..., 0].argmin()
+
+
+@pytest.mark.parametrize("output_stride", [16, 32])
+def test_maps_of_densenet_are_exact(output_stride):
+    keras.utils.set_random_seed(0)
+    model = build_densenet121(output_stride=output_stride)
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 1)).astype(np.float32)
+    maps, logits = build_activation_model(model).predict_on_batch(images)
+    assert maps.shape == (2, 96 // output_stride, 96 // output_stride, len(PATHOLOGIES))
+    np.testing.assert_allclose(maps.mean(axis=(1, 2)), logits, atol=1e-4)
+    np.testing.assert_allclose(logits, model.predict_on_batch(images), atol=1e-4)
+    # Grad-CAM of such a network is the positive part of the exact map, but for the bias and the number of cells.
+    gradient = grad_cam(model, images, "relu", [3, 8])
+    exact = (maps - model.get_layer("logits").bias.numpy())[..., [3, 8]] / np.prod(maps.shape[1:3])
+    np.testing.assert_allclose(gradient, np.maximum(exact, 0), atol=1e-5)
+
+
+def test_other_architectures_are_refused_or_explained_by_gradient(blobs):
+    inputs = keras.Input((64, 64, 1))
+    cells = keras.layers.Conv2D(2, 8, strides=8, activation="relu", use_bias=False, name="cells")(inputs)
+    hidden = keras.layers.Dense(3, activation="relu")(keras.layers.Flatten()(cells))
+    model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    with pytest.raises(ValueError, match="use grad_cam"):
+        build_activation_model(model)
+    with pytest.raises(ValueError, match="use grad_cam"):
+        outputs = keras.layers.Dense(2, activation="sigmoid")(keras.layers.GlobalAveragePooling2D()(cells))
+        build_activation_model(keras.Model(inputs, outputs))
+    model.set_weights([np.ones_like(w) / w.size if w.ndim > 1 else w for w in model.get_weights()])
+    maps = grad_cam(model, blobs, "cells", [1])
+    assert maps.shape == (3, 8, 8, 1)
+    assert [np.unravel_index(one[..., 0].argmax(), (8, 8)) for one in maps] == [(5, 2), (0, 7), (7, 0)]
+
+
+def test_resized_maps_stand_at_their_cells():
+    maps = np.zeros((1, 4, 4), np.float32)
+    maps[0, 1, 2] = 1
+    fine = resize_maps(maps, 64)[0]
+    rows, columns = np.nonzero(fine == fine.max())
+    assert (rows.mean(), columns.mean()) == (1 * 16 + 7.5, 2 * 16 + 7.5)
+    # 72 pixels leave half a cell over, at the right and the bottom: the cells stay where they are.
+    np.testing.assert_array_equal(resize_maps(maps, 72)[0, :56, :56], fine[:56, :56])
+    moved = resize_maps(maps, 64, shift=(5, -3))[0]
+    np.testing.assert_array_equal(moved[:50, 10:], fine[5:55, 7:61])
+
+
+def test_heatmaps_are_moved_back_and_batches_do_not_matter(toy, blobs):
+    activation_model = build_activation_model(toy)
+
+    def compute(views):
+        assert len(views) == 2  # One shape, or every batch would be compiled anew.
+        return activation_model.predict_on_batch(views)[0]
+
+    pairs = [(0, 0), (2, 0), (1, 0), (0, 1)]
+    plain = explain_films(compute, blobs, pairs, batch_size=2)
+    assert plain.shape == (4, 64, 64)
+    cells = activation_model.predict_on_batch(blobs)[0]
+    for heatmap, (film, c) in zip(plain, pairs, strict=True):
+        np.testing.assert_allclose(heatmap, resize_maps(cells[film : film + 1, ..., c], 64)[0])
+    views = explain_films(compute, blobs, pairs[:3], shifts=make_shifts(9, 4), batch_size=2)
+    for heatmap, center in zip(views, [(43.5, 19.5), (59.5, 3.5), (3.5, 59.5)], strict=True):
+        hot = np.argwhere(heatmap > 0.9 * heatmap.max()).mean(axis=0)
+        assert np.abs(hot - center).max() < 3
+    assert explain_films(compute, blobs[:0], [], batch_size=2).shape == (0, 64, 64)
+
+
+def test_what_reference_films_show_too_cancels(toy, blobs):
+    """A marker that is on every film is no evidence; the blob that is on one only is."""
+    activation_model = build_activation_model(toy)
+    blobs = blobs.copy()
+    blobs[:, :8, :8] = 255
+    maps, logits = activation_model.predict_on_batch(blobs)
+    assert maps[0, ..., 0].argmax() == 0
+    heatmaps = explain_films(
+        lambda views: activation_model.predict_on_batch(views)[0], blobs, [(0, 0)], reference=blobs[1:]
+    )
+    assert np.argwhere(heatmaps[0] > 50).mean(axis=0) == pytest.approx((43.5, 19.5))
+    cells = heatmaps[0, 4::8, 4::8] / 2 + heatmaps[0, 3::8, 3::8] / 2  # around the cells' centers
+    assert cells.mean() == pytest.approx(logits[0, 0] - logits[1:, 0].mean(), abs=0.05)
+
+
+def test_shifts_form_a_grid():
+    assert make_shifts(1, 4) == [(0, 0)]
+    assert make_shifts(9, 4)[0] == (0, 0) and set(make_shifts(9, 4)) == {(i, j) for i in (-4, 0, 4) for j in (-4, 0, 4)}
+    for n_views in (0, 4, 8, 10):
+        with pytest.raises(ValueError, match=f"n_views is {n_views}"):
+            make_shifts(n_views, 4)

@@ -1,0 +1,165 @@
+"""Tests of evaluation.predictions on CSVs as others write them: joined, named after their images, or refused by row."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.evaluation.predictions import CONTRACT, LABELS, PROBS, join_predictions, load_predictions
+from helpers.study import PATHOLOGIES, load_metadata, load_official_lists
+
+
+@pytest.fixture(scope="module")
+def study(phantom_dir):
+    return load_metadata(phantom_dir), load_official_lists(phantom_dir)
+
+
+def make_predictions(metadata, seed=0):
+    """Returns a frame in the contract's format with random probabilities for all of the study's images."""
+    probs = np.random.default_rng(seed).random((len(metadata), 14)).round(4)
+    return join_predictions(metadata, probs, ["all"] * len(metadata))[CONTRACT]
+
+
+def write(folder, frame, name="file.csv"):
+    frame.to_csv(folder / name, index=False)
+    return folder / name
+
+
+def of_list(frame, names):
+    return frame[frame["image"].isin(names)]
+
+
+@pytest.mark.parametrize("style", ["contract", "bare", "spelled"])
+def test_any_csv_is_joined_with_the_study(tmp_path, study, style):
+    """The order of rows and columns does not matter, nor what else the file holds."""
+    metadata, lists = study
+    full = of_list(make_predictions(metadata), lists[1]).sample(frac=1, random_state=1)
+    frame = full.drop(columns="split")
+    if style != "contract":
+        frame = frame[["image", *PROBS[::-1]]].rename(columns={"image": "Image Index"})
+        frame.columns = frame.columns.str.removeprefix("prob_")
+        frame["note"] = "text, with comma"
+    if style == "spelled":
+        frame = frame.rename(columns={"Pleural_Thickening": "pleural thickening", "Infiltration": "Infiltrate"})
+    predictions, report = load_predictions(write(tmp_path, frame), metadata, lists)
+    assert list(predictions.columns[: len(CONTRACT)]) == CONTRACT
+    expected = full.sort_values("image", ignore_index=True).assign(split="official-test")
+    pd.testing.assert_frame_equal(predictions[CONTRACT], expected, check_dtype=False)
+    rows = metadata.set_index("image").loc[predictions["image"]]
+    np.testing.assert_array_equal(predictions[LABELS], rows[list(PATHOLOGIES)])
+    assert (predictions["view"].to_numpy() == rows["view"].to_numpy()).all()
+    assert (report.n_rows, report.n_joined, report.n_unknown, report.n_unscored) == (len(full), len(full), 0, 0)
+
+
+def test_parts_are_named_after_their_images(tmp_path, study):
+    metadata, lists = study
+    frame = make_predictions(metadata)
+    bare = frame.drop(columns="split")
+    for names, expected in (
+        (lists[0], "official-train_val"),
+        (lists[1], "official-test"),
+        (lists[0] | lists[1], "mixed"),
+    ):
+        predictions, _ = load_predictions(write(tmp_path, of_list(bare, names)), metadata, lists)
+        assert set(predictions["split"]) == {expected} and predictions.attrs["parts"] == {expected: ""}
+    frame["split"] = np.where(frame["image"].isin(lists[1]), "test", "val")
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    assert predictions.attrs["parts"] == {"official-train_val": "val", "official-test": "test"}
+    assert set(predictions.loc[predictions["split"].eq("official-test"), "image"]) == lists[1]
+    # A random split: both parts hold images of both lists, and keep their own names beside.
+    halves = [sorted(set(of_list(frame, names)["patient_id"]))[::2] for names in lists]
+    frame["split"] = np.where(frame["patient_id"].isin(halves[0] + halves[1]), "test", "val")
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    assert predictions.attrs["parts"] == {"mixed-val": "val", "mixed-test": "test"}
+
+
+def test_parts_go_by_usual_names_and_what_was_written_is_read_again(tmp_path, study):
+    metadata, lists = study
+    frame = make_predictions(metadata)
+    frame["split"] = np.where(frame["image"].isin(lists[1]), "Testing", "Validation")
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    assert predictions.attrs["parts"] == {"official-train_val": "val", "official-test": "test"}
+    again, _ = load_predictions(write(tmp_path, predictions[CONTRACT]), metadata, lists)
+    pd.testing.assert_frame_equal(again, predictions)
+    assert again.attrs["parts"] == predictions.attrs["parts"]
+
+
+def test_other_columns_beside_the_bare_names_do_not_matter(tmp_path, study):
+    metadata, lists = study
+    frame = make_predictions(metadata)[["image", *PROBS]].rename(columns={"image": "IMAGE"})
+    frame.columns = frame.columns.str.removeprefix("prob_")
+    predictions, _ = load_predictions(write(tmp_path, frame.assign(prob_max=0.5)), metadata, lists)
+    np.testing.assert_array_equal(predictions[PROBS], frame.sort_values("IMAGE")[list(PATHOLOGIES)])
+
+
+def test_what_does_not_meet_is_counted(tmp_path, study):
+    metadata, lists = study
+    frame = of_list(make_predictions(metadata), lists[1]).drop(columns="split")
+    stray = frame.iloc[:2].assign(image=["stray_1.png", "stray_2.png"])
+    other = frame.iloc[3:].reset_index(drop=True)
+    other.loc[0, "label_Mass"] = 1 - other.loc[0, "label_Mass"]
+    predictions, report = load_predictions(write(tmp_path, pd.concat([other, stray])), metadata, lists)
+    assert (report.n_rows, report.n_joined, report.n_unknown) == (len(frame) - 1, len(frame) - 3, 2)
+    assert report.unknown == ("stray_1.png", "stray_2.png")
+    assert report.n_unscored == 3 and report.unscored == tuple(sorted(frame["image"].iloc[:3]))
+    assert report.n_relabeled == 1
+    truth = metadata.set_index("image").loc[other.loc[0, "image"], "Mass"]
+    assert predictions.set_index("image").loc[other.loc[0, "image"], "label_Mass"] == truth
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("120", "sigmoid"), ("7", "percent"), ("-0.001", "sigmoid"), ("", "not a prob"), ("nan", "not a prob"),
+     ("high", "not a prob"), ("inf", "not a prob")],
+)  # fmt: skip
+def test_bad_probabilities_are_refused_by_row_and_column(tmp_path, study, value, hint):
+    metadata, lists = study
+    frame = make_predictions(metadata).drop(columns="split").astype(str)
+    frame.loc[4, "prob_Edema"] = value
+    with pytest.raises(ValueError, match=rf"file.csv, row 6 \({frame['image'][4]}\), column prob_Edema: .*{hint}"):
+        load_predictions(write(tmp_path, frame), metadata, lists)
+
+
+def test_bad_files_are_refused_by_name(tmp_path, study):
+    metadata, lists = study
+    frame = make_predictions(metadata).drop(columns="split")
+
+    def refused(changed, message):
+        with pytest.raises(ValueError, match=message):
+            load_predictions(write(tmp_path, changed), metadata, lists)
+
+    refused(frame.drop(columns="prob_Hernia"), r"file.csv has no probabilities for Hernia; .*prob_Hernia")
+    refused(frame.rename(columns={"image": "file"}), r"file.csv has no column image or Image Index; rename")
+    refused(frame.assign(prob_mass=0.5), r"columns prob_Mass and prob_mass both name Mass")
+    twice = pd.concat([frame, frame.iloc[[7]]])
+    refused(twice, rf"{frame['image'][7]} is listed twice, in rows 9 and {len(frame) + 2}")
+    refused(frame.assign(image=[f"x/{name}" for name in frame["image"]]), "none of its 90 images, such as x/")
+    refused(frame.iloc[:0], "file.csv has a header and no rows")
+    refused(
+        frame.assign(split=["train", "dev"] * 45), "the column split names train, val; call the part to be measured"
+    )
+    labels = frame.copy()
+    labels[PROBS] = labels[LABELS].to_numpy()
+    refused(labels, "file.csv: its probabilities are the study's labels")
+    (tmp_path / "semicolon.csv").write_text(frame.to_csv(index=False, sep=";"))
+    with pytest.raises(ValueError, match=r"semicolon.csv: its columns are not separated by commas"):
+        load_predictions(tmp_path / "semicolon.csv", metadata, lists)
+    (tmp_path / "wide.csv").write_text(frame.to_csv(index=False), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"wide.csv is not text in UTF-8"):
+        load_predictions(tmp_path / "wide.csv", metadata, lists)
+    one_patient = frame["patient_id"].duplicated(keep=False).to_numpy().argmax()
+    split = ["val"] * len(frame)
+    split[one_patient] = "test"
+    refused(
+        frame.assign(split=split),
+        rf"file.csv: 1 patients are in more than one split: {frame['patient_id'][one_patient]}",
+    )
+    with pytest.raises(ValueError, match=r"file.csv: 1 image is .* in neither"):
+        load_predictions(write(tmp_path, frame), metadata, (lists[0], lists[1] - {max(lists[1])}))
+    with pytest.raises(FileNotFoundError, match="no file of predictions"):
+        load_predictions(tmp_path / "absent.csv", metadata, lists)
+
+
+def test_join_refuses_an_image_twice(study):
+    rows = study[0].iloc[[0, 1, 1]]
+    with pytest.raises(ValueError, match=f"{rows['image'].iloc[1]} is predicted twice"):
+        join_predictions(rows, np.full((3, 14), 0.5), ["test"] * 3)

@@ -1,0 +1,248 @@
+"""Tests of fetch.chestmnist: a made-up file of the same form becomes a study without patients."""
+
+import hashlib
+import json
+import tracemalloc
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+from faulty_server import FaultyServer, cut_after
+from PIL import Image
+
+from helpers.fetch import (
+    ArchiveError,
+    DownloadError,
+    fetch_chestmnist,
+    list_chestmnist_file,
+    plan_chestmnist,
+    write_chestmnist_study,
+)
+from helpers.fetch.sources import RemoteFile
+from helpers.packing import pack_study
+from helpers.study import (
+    CHESTMNIST,
+    PATHOLOGIES,
+    audit_study,
+    find_study_duplicates,
+    has_patients,
+    list_images,
+    load_metadata,
+    make_split,
+    match_images,
+    name_unit,
+)
+
+QUICK = {"pause": 0.01, "timeout": 5, "retries": 1}
+
+
+def make_arrays(side=16, counts=(7, 3, 4)):
+    rng = np.random.default_rng(3)
+    arrays = {}
+    for part, n in zip(("train", "val", "test"), counts, strict=True):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (n, side, side), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (rng.random((n, 14)) < 0.2).astype(np.uint8)
+    return arrays
+
+
+def save(path, arrays, compress=True):
+    (np.savez_compressed if compress else np.savez)(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def arrays():
+    return make_arrays()
+
+
+@pytest.fixture
+def study(tmp_path, arrays):
+    write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, about={"source": "here"})
+    return tmp_path / "study"
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_films_labels_and_parts_are_those_of_the_file(tmp_path, arrays, compress):
+    write_chestmnist_study(save(tmp_path / "a.npz", arrays, compress), tmp_path / "study", 16)
+    images, rows = list_images(tmp_path / "study"), load_metadata(tmp_path / "study")
+    rows["split"] = make_split(rows, tmp_path / "study", split=CHESTMNIST)
+    assert len(images) == len(rows) == 14
+    for part in ("train", "val", "test"):
+        some = rows[rows["split"].eq(part)]
+        assert list(some["image"]) == [f"chestmnist-{part}-{number:06d}.png" for number in range(len(some))]
+        assert np.array_equal(some[list(PATHOLOGIES)], arrays[f"{part}_labels"])
+        films = np.stack([np.asarray(Image.open(images[name])) for name in some["image"]])
+        assert np.array_equal(films, arrays[f"{part}_images"])
+
+
+def test_no_patients_are_made_up(study):
+    rows = load_metadata(study)
+    assert not has_patients(study) and rows["patient_id"].is_unique
+    assert set(rows["sex"]) == set(rows["view"]) == {"unknown"} and rows["age"].isna().all()
+    mark = json.loads((study / "chestmnist.json").read_text())
+    assert mark["license"] == "CC BY 4.0" and mark["source"] == "here" and "Yang" in mark["citation"]
+    assert mark["counts"] == {"train": 7, "val": 3, "test": 4} and mark["complete"]
+    assert name_unit(CHESTMNIST) == "films (no patient ids)" and name_unit("official") == "patients"
+
+
+def test_unknown_sex_and_view_are_accepted_nowhere_else(study):
+    (study / "chestmnist.json").unlink()
+    with pytest.raises(ValueError, match="row 2: 'unknown' is not a sex"):
+        load_metadata(study)
+
+
+@pytest.mark.parametrize("split", ["official", "random_patients", "leaky_images"])
+def test_it_has_one_split_and_no_other_study_has_that(study, phantom_dir, split):
+    with pytest.raises(ValueError, match=rf"study: split '{split}' is not for this study.*no patient ids"):
+        make_split(load_metadata(study), study, split=split)
+    with pytest.raises(ValueError, match="phantom: split 'chestmnist' is not for this study"):
+        make_split(load_metadata(phantom_dir), phantom_dir, split=CHESTMNIST)
+
+
+def test_films_of_another_name_have_no_part(study):
+    rows = load_metadata(study)
+    rows.loc[3, "image"] = "00000001_000.png"
+    with pytest.raises(ValueError, match=r"00000001_000\.png is no film of ChestMNIST"):
+        make_split(rows, study, split=CHESTMNIST)
+
+
+def test_it_is_packed_like_any_study(study, tmp_path):
+    rows, matched = match_images(load_metadata(study), images := list_images(study))
+    rows["split"] = make_split(rows, study, split=CHESTMNIST)
+    packed = pack_study(rows, images, tmp_path / "packed", split_name=CHESTMNIST, side=32, study_dir=study)
+    assert not packed.excluded and len(packed.index) == 14 and set(packed.index["view"]) == {"unknown"}
+    assert not has_patients(tmp_path / "packed" / "study")  # whoever has the shards alone knows, too
+    report = audit_study(study, load_metadata(study), matched, packed, find_study_duplicates(packed))
+    (line,) = (line for line in report["verdict"] if line["check"] == "patients in two parts")
+    assert (line["status"], line["found"]) == ("not compared", None)
+    assert json.dumps(report).count("patient") == json.dumps(line).count("patient") + 2  # and two names of empty tables
+
+
+def test_a_quick_look_takes_the_first_films_of_each_part(tmp_path, arrays):
+    write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, films=4)
+    names = load_metadata(tmp_path / "study")["image"]
+    assert names.str.split("-").str[1].value_counts().to_dict() == {"train": 4, "val": 3, "test": 4}
+    with pytest.raises(ValueError, match="holds ChestMNIST at 16 pixels, 4 films a part, and 16 pixels, all films"):
+        write_chestmnist_study(tmp_path / "a.npz", tmp_path / "study", 16)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    arrays = make_arrays(128, (3000, 1, 1))  # 49 MB of films
+    path = save(tmp_path / "a.npz", arrays, compress=False)
+    del arrays
+    tracemalloc.start()
+    write_chestmnist_study(path, tmp_path / "study", 128)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_an_interrupted_call_begins_anew_and_a_finished_one_is_left(tmp_path, arrays, monkeypatch):
+    path, study = save(tmp_path / "a.npz", arrays), tmp_path / "study"
+
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("helpers.fetch.chestmnist._write_films", fail)
+        with pytest.raises(KeyboardInterrupt):
+            write_chestmnist_study(path, study, 16)
+    with monkeypatch.context() as patch:
+        patch.setattr("helpers.fetch.chestmnist.local_draft", fail)  # the films are there, the labels are not
+        with pytest.raises(KeyboardInterrupt):
+            write_chestmnist_study(path, study, 16)
+    write_chestmnist_study(path, study, 16)
+    assert len(list_images(study)) == 14 and not list(study.glob("*.part"))
+    before = {p: p.stat().st_mtime_ns for p in study.rglob("*")}
+    write_chestmnist_study(tmp_path / "none.npz", study, 16)
+    assert before == {p: p.stat().st_mtime_ns for p in study.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"test_images": np.zeros((4, 20, 20), np.uint8)}, r"test_images is uint8 of shape \(4, 20, 20\)"),
+        ({"val_images": np.zeros((3, 16, 16), np.float32)}, "val_images is float32"),
+        ({"train_labels": np.zeros((7, 15), np.uint8)}, r"train_labels has shape \(7, 15\)"),
+        ({"train_labels": np.full((7, 14), 2, np.uint8)}, "other numbers than 0 and 1"),
+        ({"val_labels": np.zeros((2, 14), np.uint8)}, "val_images is uint8"),
+        ({"train_labels": np.full((7, 14), None)}, "train_labels is object"),
+    ],
+    ids=["side", "dtype", "classes", "values", "count", "pickle"],
+)
+def test_a_file_of_another_form_is_refused(tmp_path, arrays, change, said):
+    with pytest.raises(ArchiveError, match=said):
+        write_chestmnist_study(save(tmp_path / "a.npz", arrays | change), tmp_path / "study", 16)
+
+
+def test_a_damaged_file_and_one_without_arrays_are_refused(tmp_path, arrays):
+    path = save(tmp_path / "a.npz", arrays, compress=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    with pytest.raises(ArchiveError, match="damaged, or no file of MedMNIST"):
+        write_chestmnist_study(path, tmp_path / "study", 16)
+    del arrays["val_images"]
+    with pytest.raises(ArchiveError, match=r"val_images\.npy"):
+        write_chestmnist_study(save(path, arrays), tmp_path / "study", 16)
+
+
+def test_another_study_in_the_folder_is_not_touched(phantom_dir, tmp_path, arrays):
+    with pytest.raises(ValueError, match="holds another study; name another DATA_DIR"):
+        write_chestmnist_study(save(tmp_path / "a.npz", arrays), phantom_dir, 16)
+
+
+def test_the_addresses_and_hashes_of_the_sizes():
+    file = list_chestmnist_file(64)
+    assert file.url == "https://zenodo.org/records/10519652/files/chestmnist_64.npz?download=1" and len(file.md5) == 32
+    assert list_chestmnist_file(224, "http://localhost/x/").url == "http://localhost/x/chestmnist_224.npz"
+    assert 3.8e9 < list_chestmnist_file(224).about < 4.5e9
+    with pytest.raises(ValueError, match="CHESTMNIST_SIDE is 28; expected 64, 128, 224 pixels"):
+        list_chestmnist_file(28)
+
+
+@pytest.fixture
+def served(tmp_path, arrays):
+    data = save(tmp_path / "a.npz", arrays).read_bytes()
+    with FaultyServer() as server:
+        server.files["/chestmnist_64.npz"] = data
+        url = f"{server.url}/chestmnist_64.npz"
+        yield server, RemoteFile("chestmnist_64.npz", url, about=9, md5=hashlib.md5(data).hexdigest(), films=14)
+
+
+def test_it_is_fetched_once_resumed_and_the_file_removed(served, tmp_path):
+    server, file = served
+    server.faults["/chestmnist_64.npz"] = [cut_after(2000)]
+    folder = fetch_chestmnist(file, tmp_path / "study", 16, **QUICK)
+    assert [held for _, held, _ in server.asked] == [None, "bytes=2000-"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["Data_Entry_2017_chestmnist.csv", "chestmnist.json", "images"]
+    assert json.loads((folder / "chestmnist.json").read_text())["md5"] == file.md5
+    fetch_chestmnist(file, folder, 16, **QUICK)
+    assert len(server.asked) == 2
+    fetch_chestmnist(file, tmp_path / "kept", 16, keep_file=True, **QUICK)
+    assert (tmp_path / "kept" / "chestmnist_64.npz").exists()
+
+
+def test_a_wrong_md5_is_refused(served, tmp_path):
+    server, file = served
+    server.files["/chestmnist_64.npz"] = server.files["/chestmnist_64.npz"][:-1] + b"x"
+    with pytest.raises(DownloadError, match=rf"MD5 \w+ is not the expected one, {file.md5}"):
+        fetch_chestmnist(file, tmp_path / "study", 16, **QUICK)
+
+
+def test_the_plan_is_told_and_room_is_checked(served, tmp_path, monkeypatch):
+    server, file = served
+    size = len(server.files["/chestmnist_64.npz"])
+    plan = plan_chestmnist(file, tmp_path / "study", 16, films=2, packed_side=32)
+    assert plan.download == size and plan.peak == size + 6 * 256 and plan.kept == 6 * 256
+    usage = types.SimpleNamespace(free=2**26 + 5000)
+    monkeypatch.setattr("helpers.fetch.downloads.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match=r"bytes are needed and .*Fewer CHESTMNIST_FILMS or"):
+        plan_chestmnist(file, tmp_path / "study", 16)
+
+
+def test_rows_are_ordered_and_columns_are_nih_s(study):
+    table = pd.read_csv(study / "Data_Entry_2017_chestmnist.csv")
+    assert list(table.columns[:4]) == ["Image Index", "Finding Labels", "Follow-up #", "Patient ID"]
+    assert list(table["Patient ID"]) == list(range(1, 15)) and table["Finding Labels"].str.len().gt(0).all()

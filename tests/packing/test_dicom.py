@@ -1,0 +1,673 @@
+"""DICOM: the same pixels as the PNG of a film, every encoding, false tags, what is refused, and nobody's name."""
+
+import copy
+import importlib.util
+import io
+import logging
+import sys
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from made_dicom import make_dataset, make_dicom, save
+from PIL import Image
+
+from helpers.packing import FilmError, decode_dicom, decode_film, dicom_files, load_film, looks_inverted
+from helpers.packing import image_files as films_room
+from helpers.study.synthetic_findings import draw_film
+
+pydicom = pytest.importorskip("pydicom", minversion="3.0", reason="needs pydicom, see requirements-dev.txt")
+from pydicom import uid  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
+from pydicom.encaps import encapsulate, get_frame  # noqa: E402
+from pydicom.pixels import get_decoder  # noqa: E402
+
+FILM = draw_film(3, size=96)[0][:, 4:]  # not square, so that rows are not taken for columns
+IGNORED = "was ignored"
+NAMES = {  # whatever may name a patient, and where such values are typed by mistake
+    "PatientName": "Zebulon^Quagmire",
+    "PatientID": "PID-7741903",
+    "PatientBirthDate": "19510417",
+    "AccessionNumber": "ACC5550187",
+    "InstitutionName": "Saint Ambrose Infirmary",
+    "ReferringPhysicianName": "Thistlewood^Ada",
+    "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.7741903",
+    "StudyDescription": "Quagmire followup",
+    "PatientComments": "Zebulon lives at 7 Elm Row",
+}
+SECRETS = ["Zebulon", "Quagmire", "7741903", "19510417", "5550187", "Ambrose", "Thistlewood", "Elm Row"]
+
+
+def png(film):
+    file = io.BytesIO()
+    Image.fromarray(film).save(file, "PNG")
+    return file.getvalue()
+
+
+def stretch(film, low, step):
+    """Returns uint16 levels `low + step * film`, and the linear window (center, width) that undoes it, C.11.2.1.2.1."""
+    return (low + step * film.astype(np.uint16)), low + step * 127.5 + 0.5, step * 255 + 1
+
+
+def lut(table, first, bits):
+    item = Dataset()
+    item.LUTDescriptor = [len(table), first, bits]
+    item.LUTData = [int(entry) for entry in table]
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    return [item]
+
+
+STORED, CENTER, WIDTH = stretch(FILM, 1000, 8)
+WINDOW = {"WindowCenter": CENTER, "WindowWidth": WIDTH}
+EXACT = {"WindowCenter": CENTER - 0.5, "WindowWidth": WIDTH - 1, "VOILUTFunction": "LINEAR_EXACT"}
+RAMP = np.clip((np.arange(4096) - 1000) / 2040, 0, 1)  # what the window does to 12 bits
+SAME = {
+    "8 bits": make_dicom(FILM),
+    "8 bits, MONOCHROME1": make_dicom(255 - FILM, PhotometricInterpretation="MONOCHROME1"),
+    "8 bits, INVERSE": make_dicom(255 - FILM, PresentationLUTShape="INVERSE"),
+    "8 bits, MONOCHROME1 and INVERSE": make_dicom(
+        255 - FILM, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE"
+    ),
+    "8 bits in 16": make_dicom(FILM, BitsAllocated=8, WindowCenter=128, WindowWidth=256),
+    "8 bits, empty window": make_dicom(FILM, WindowCenter=None, WindowWidth=""),
+    "8 bits, signed": make_dicom((FILM.astype(int) - 128).astype(np.int8)),
+    "8 bits, rescaled": make_dicom(FILM, RescaleSlope=3, RescaleIntercept=-7),
+    "12 bits": make_dicom(STORED, 12, **WINDOW),
+    "12 bits, first of two windows": make_dicom(STORED, 12, WindowCenter=[CENTER, 40], WindowWidth=[WIDTH, 400]),
+    "12 bits, exact window": make_dicom(STORED, 12, **EXACT),
+    "12 bits, MONOCHROME1": make_dicom(
+        4095 - STORED,
+        12,
+        PhotometricInterpretation="MONOCHROME1",
+        WindowCenter=4096 - CENTER,
+        WindowWidth=WIDTH,
+    ),
+    "12 bits, something in the other 4": make_dicom(STORED | 0xA000, 12, **WINDOW),
+    "16 bits, rescaled": make_dicom(
+        (STORED * 10).astype(np.uint16),
+        16,
+        RescaleSlope=0.5,
+        RescaleIntercept=-900,
+        WindowCenter=(CENTER - 0.5) * 5 - 900 + 0.5,
+        WindowWidth=(WIDTH - 1) * 5 + 1,
+    ),
+    "16 bits, signed": make_dicom(
+        (STORED.astype(int) - 3000).astype(np.int16), 16, WindowCenter=CENTER - 3000, WindowWidth=WIDTH
+    ),
+    "16 bits, falling slope": make_dicom(
+        (60000 - 10 * STORED).astype(np.uint16),
+        16,
+        RescaleSlope=-0.1,
+        RescaleIntercept=6000,
+        **EXACT,
+    ),
+    "12 bits, table of 12": make_dicom(STORED, 12, VOILUTSequence=lut(np.rint(RAMP * 4095), 0, 12)),
+    "12 bits, table of 8": make_dicom(STORED, 12, VOILUTSequence=lut(np.rint(RAMP * 255), 0, 8)),
+    "12 bits, table that starts late": make_dicom(
+        STORED, 12, VOILUTSequence=lut(np.rint(RAMP * 255)[1000:3100], 1000, 8)
+    ),
+    "modality table": make_dicom(255 - FILM, ModalityLUTSequence=lut(np.arange(255, -1, -1) * 257, 0, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+@pytest.mark.parametrize("side", [64, 96])
+def test_the_model_is_given_what_the_png_of_the_film_gives_it(kind, side):
+    data, _ = load_film(SAME[kind])
+    assert data.startswith(b"\x89PNG")
+    expected = decode_film(tf.constant(png(FILM)), side)
+    np.testing.assert_array_equal(decode_film(tf.constant(data), side), expected)
+
+
+def test_a_sigmoid_window_is_the_curve_of_the_standard():
+    image, _ = decode_dicom(make_dicom(STORED, 12, WindowCenter=2000, WindowWidth=900, VOILUTFunction="SIGMOID"))
+    curve = 1 / (1 + np.exp(-4 * (STORED - 2000.0) / 900))  # PS3.3 C.11.2.1.3.1
+    np.testing.assert_array_equal(image, np.rint(255 * curve).astype(np.uint8))
+
+
+def test_a_table_goes_before_a_window_and_may_invert():
+    data = make_dicom(FILM, VOILUTSequence=lut(np.arange(255, -1, -1), 0, 8), WindowCenter=0, WindowWidth=1)
+    image, notes = decode_dicom(data)
+    np.testing.assert_array_equal(image, 255 - FILM)
+    assert notes == ["the pixels look inverted (bone dark), but no tag says so: left as they are"]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {},
+        {"WindowCenter": 2000},
+        {"WindowCenter": 2000, "WindowWidth": 0},
+        {"WindowCenter": 2000, "WindowWidth": -5, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 2000, "WindowWidth": 900, "VOILUTFunction": "CUBIC"},
+    ],
+)
+def test_without_a_usable_window_the_film_spans_the_gray_levels(window):
+    stored = STORED.copy()
+    stored[0, :3] = 0, 0, 4095  # dead pixels set no window
+    image, notes = decode_dicom(make_dicom(stored, 12, **window))
+    assert any("no usable window" in note for note in notes)
+    ends = np.percentile(FILM, [0.1, 99.9])
+    assert np.abs(image[1:] - np.interp(FILM[1:], ends, [0, 255])).max() <= 2
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize("limit", [None, 4090])
+def test_padding_is_black_and_widens_no_window(photometric, limit):
+    stored = 4000 - STORED if photometric == "MONOCHROME1" else STORED
+    plain, _ = decode_dicom(make_dicom(stored, 12, PhotometricInterpretation=photometric))
+    padded = np.pad(stored, ((0, 0), (20, 10)), constant_values=4095)
+    padded[5, 5] = 4095 if limit is None else 4092
+    elements = {"PixelPaddingValue": 4095, "PixelPaddingRangeLimit": limit}
+    dataset = make_dataset(padded, 12, PhotometricInterpretation=photometric)
+    for name, value in elements.items():
+        if value is not None:
+            dataset.add_new(pydicom.datadict.tag_for_keyword(name), "US", value)
+    image, _ = decode_dicom(save(dataset))
+    np.testing.assert_array_equal(image[:, 20:-10], plain)
+    assert (image[:, :20] == 0).all() and (image[:, -10:] == 0).all()
+
+
+@pytest.mark.parametrize("value", [-3000, 62536])  # the second is the first, typed without its sign
+def test_padding_may_be_negative(value):
+    stored = np.pad(4095 - STORED.astype(np.int16), 9, constant_values=-3000)  # white, were it not padding
+    dataset = make_dataset(
+        stored, 16, PhotometricInterpretation="MONOCHROME1", WindowCenter=4096 - CENTER, WindowWidth=WIDTH
+    )
+    dataset.add_new("PixelPaddingValue", "SS" if value < 0 else "US", value)
+    image, _ = decode_dicom(save(dataset))
+    np.testing.assert_array_equal(image, np.pad(FILM, 9))
+
+
+def test_nothing_but_padding_is_no_film():
+    dataset = make_dataset(np.full((32, 32), 7, np.uint8))
+    dataset.add_new("PixelPaddingValue", "US", 7)
+    with pytest.raises(FilmError, match="padding"):
+        decode_dicom(save(dataset))
+
+
+def test_a_flat_film_is_no_error():
+    for bits, level in ((8, np.uint8(9)), (12, np.uint16(99))):
+        image, _ = decode_dicom(make_dicom(np.full((32, 40), level), bits))
+        assert image.shape == (32, 40) and np.ptp(image) == 0
+
+
+def test_a_window_beside_the_film_is_noted():
+    _, notes = decode_dicom(make_dicom(STORED, 12, WindowCenter=50, WindowWidth=80))
+    assert notes == ["100% of the film is plain white: the window may be wrong"]
+
+
+# --- encodings ---
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian]
+)
+def test_every_plain_encoding_is_read(syntax):
+    stored = np.pad(STORED.astype(np.int16), 9, constant_values=-5)
+    dataset = make_dataset(stored, 16, syntax=syntax, **WINDOW)
+    dataset.add_new("PixelPaddingValue", "SS", -5)
+    image, _ = decode_dicom(save(dataset))
+    np.testing.assert_array_equal(image, np.pad(FILM, 9))
+
+
+def compress(stored, bits, syntax, **elements):
+    dataset = make_dataset(stored, bits, **elements)
+    try:
+        dataset.compress(syntax, generate_instance_uid=False)
+    except RuntimeError as error:
+        pytest.skip(f"cannot be written here: {error}")
+    return dataset
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_every_lossless_compression_gives_the_film_back(syntax, bits):
+    dataset = compress(FILM, 8, syntax) if bits == 8 else compress(STORED, 12, syntax, **WINDOW)
+    image, notes = decode_dicom(save(dataset))
+    np.testing.assert_array_equal(image, FILM)
+    assert notes == []
+
+
+def code_jpeg_lossless(stored, precision=12):
+    """Writes what pydicom cannot: JPEG Lossless, predicting from the pixel to the left, ISO 10918-1 annex H."""
+
+    def segment(marker, content):
+        return b"\xff" + bytes([marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+    height, width = stored.shape
+    values = stored.astype(int)
+    predicted = np.empty_like(values)
+    predicted[:, 1:] = values[:, :-1]
+    predicted[1:, 0] = values[:-1, 0]
+    predicted[0, 0] = 2 ** (precision - 1)
+    bits = []
+    for difference in (values - predicted).ravel().tolist():
+        size = abs(difference).bit_length()
+        bits.append(f"{size:05b}")  # 17 codes of 5 bits: every category is as long as every other
+        if size:
+            bits.append(f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}")
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    scan = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\x00")
+    counts = bytes([0, 0, 0, 0, 17] + [0] * 11)
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xC3, bytes([precision]) + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\1\1\x11\0"),
+            segment(0xC4, b"\0" + counts + bytes(range(17))),
+            segment(0xDA, b"\1\1\0\1\0\0"),
+            scan,
+            b"\xff\xd9",
+        ]
+    )
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLossless, uid.JPEGLosslessSV1])
+def test_jpeg_lossless_gives_the_film_back(syntax):
+    dataset = make_dataset(STORED, 12, syntax=syntax, **WINDOW)
+    dataset.PixelData = encapsulate([code_jpeg_lossless(STORED)])
+    image, _ = decode_dicom(save(dataset))
+    np.testing.assert_array_equal(image, FILM)
+
+
+def jpeg_dataset(film, **elements):
+    file = io.BytesIO()
+    Image.fromarray(film).save(file, "JPEG", quality=95)
+    dataset = make_dataset(film, syntax=uid.JPEGBaseline8Bit, **elements)
+    dataset.PixelData = encapsulate([file.getvalue()])
+    return dataset, file.getvalue()
+
+
+def test_a_jpeg_inside_is_decoded_as_that_jpeg_alone():
+    dataset, jpeg = jpeg_dataset(FILM)
+    image, _ = decode_dicom(save(dataset))
+    alone = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+    assert np.abs(image - alone).max() <= 1  # two decoders may round differently
+    dataset.PixelData = encapsulate([jpeg], fragments_per_frame=3)
+    np.testing.assert_array_equal(decode_dicom(save(dataset))[0], image)
+
+
+def test_what_is_missing_is_named_with_what_installs_it(monkeypatch):
+    kinds = {
+        uid.JPEGLosslessSV1: "pip install python-gdcm$",
+        uid.JPEGExtended12Bit: "pip install pylibjpeg pylibjpeg-libjpeg$",
+        uid.HTJ2KLossless: "pip install pylibjpeg pylibjpeg-openjpeg$",
+    }
+    for syntax, remedy in kinds.items():
+        monkeypatch.setattr(get_decoder(syntax), "_available", {})
+        dataset = make_dataset(FILM, syntax=syntax)
+        dataset.PixelData = encapsulate([b"\xff\xd8"])
+        with pytest.raises(FilmError, match=remedy):
+            decode_dicom(save(dataset))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(FilmError, match=r"pip install 'pydicom>=3.0' python-gdcm"):
+        decode_dicom(SAME["8 bits"])
+    assert load_film(png(FILM)) == (png(FILM), [])  # needs no pydicom
+
+
+@pytest.mark.parametrize("room", ["dicom", "dicom_files", "decoding"])
+def test_a_room_opens_without_pydicom(room, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    path = Path(films_room.__file__).with_name(f"{room}.py")
+    spec = importlib.util.spec_from_file_location(f"helpers.packing.fresh_{room}", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+# --- tags that are false ---
+
+
+@pytest.mark.parametrize("tag", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}])
+def test_a_false_tag_is_ignored_and_a_true_one_obeyed(tag):
+    image, notes = decode_dicom(make_dicom(FILM, **tag))
+    np.testing.assert_array_equal(image, FILM)
+    assert notes == [f"the tag says {next(iter(tag.values()))}, but the pixels are not inverted: the tag was ignored"]
+    image, notes = decode_dicom(make_dicom(255 - FILM, **tag))
+    np.testing.assert_array_equal(image, FILM)
+    assert notes == [f"inverted, as the tag {next(iter(tag.values()))} asks for"]
+
+
+@pytest.mark.parametrize("elements", [{"BodyPartExamined": "HAND"}, {"ViewPosition": "LL"}])
+def test_a_tag_is_obeyed_on_what_the_measure_was_not_made_for(elements):
+    image, notes = decode_dicom(make_dicom(FILM, PhotometricInterpretation="MONOCHROME1", **elements))
+    np.testing.assert_array_equal(image, 255 - FILM)
+    assert not any(IGNORED in note for note in notes)
+
+
+def test_a_tag_is_obeyed_where_the_pixels_do_not_tell():
+    flat = np.full((64, 64), 100, np.uint8)
+    image, notes = decode_dicom(make_dicom(flat, PhotometricInterpretation="MONOCHROME1"))
+    assert (image == 155).all()
+    assert "cannot be told" in notes[0]
+
+
+def test_a_negative_without_a_tag_is_noted_and_left():
+    image, notes = decode_dicom(make_dicom(255 - FILM))
+    np.testing.assert_array_equal(image, 255 - FILM)
+    assert notes == ["the pixels look inverted (bone dark), but no tag says so: left as they are"]
+
+
+def test_padding_speaks_neither_for_nor_against_a_tag():
+    dataset = make_dataset(np.pad(255 - FILM, 16), PhotometricInterpretation="MONOCHROME1")
+    assert looks_inverted(np.pad(FILM, 16, constant_values=255)) is not False  # which is how it would be shown
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    image, notes = decode_dicom(save(dataset))
+    assert notes == ["inverted, as the tag MONOCHROME1 asks for"]
+    assert (image[:16] == 0).all()
+
+
+@pytest.mark.parametrize("view", ["PA", "AP"])
+def test_looks_inverted_tells_drawn_films(view):
+    for seed in range(12):
+        film = draw_film(seed, ["Effusion", "Cardiomegaly"][: seed % 3], view=view, size=128)[0]
+        assert looks_inverted(film) is not True
+        assert looks_inverted(255 - film) is not False
+        assert (looks_inverted(film) is None) == (looks_inverted(255 - film) is None)
+    assert looks_inverted(np.zeros((20, 30), np.uint8)) is None
+
+
+def test_looks_inverted_has_the_error_rates_that_it_states(shared_data):
+    for folder, right, unsure in (("nih_sample/images", 297, 7), ("jsrt/images", 247, 0)):
+        paths = sorted((shared_data / folder).glob("*.png"))
+        if not paths:
+            pytest.skip(f"needs the films of {folder}")
+        answers = []
+        for path in paths:
+            with Image.open(path) as image:
+                film = np.asarray(image.convert("L").reduce(max(1, image.width // 256)))
+            answers.append((looks_inverted(film), looks_inverted(255 - film)))
+        assert answers.count((False, True)) == right
+        assert answers.count((None, None)) == unsure
+        assert len(answers) == right + unsure
+
+
+# --- what is refused ---
+
+
+def replaced(data, old, new):
+    assert data.count(old) == 1
+    return data.replace(old, new)
+
+
+REFUSED = {
+    "CT": (make_dicom(FILM, Modality="CT"), r"modality CT: not a plain radiograph"),
+    "MR": (make_dicom(FILM, Modality="MR"), r"modality MR"),
+    "mammogram": (make_dicom(FILM, Modality="MG"), r"modality MG"),
+    "unheard-of modality": (make_dicom(FILM, Modality="QUAGMIRE"), r"modality unknown"),
+    "multi-frame": (make_dicom(np.stack([FILM] * 3).reshape(-1, FILM.shape[1]), Rows=96, NumberOfFrames=3), "3 frames"),
+    "no pixels": (make_dicom(FILM)[: -FILM.size - 12], "no pixel data"),
+    "RGB": (make_dicom(FILM, PhotometricInterpretation="RGB", SamplesPerPixel=3), "not gray"),
+    "palette": (make_dicom(FILM, PhotometricInterpretation="PALETTE COLOR"), "not gray"),
+    "no photometric interpretation": (make_dicom(FILM, PhotometricInterpretation=None), "not gray"),
+    "1 bit": (make_dicom(FILM, BitsAllocated=1, BitsStored=1), "1 bits stored in 1: only 8 to 16"),
+    "32 bits": (make_dicom(FILM, BitsAllocated=32, BitsStored=32), "32 bits stored in 32: only 8 to 16"),
+    "more stored than allocated": (make_dicom(FILM, BitsStored=12), "12 bits stored in 8"),
+    "high bits": (make_dicom(STORED, 12, HighBit=15), "bits of a pixel do not begin at the lowest"),
+    "no rows": (make_dicom(FILM, Rows=None), "Rows is missing"),
+    "rows of nothing": (make_dicom(FILM, Rows=0), "a side is below 16"),
+    "thumbnail": (make_dicom(FILM[:12]), "92 x 12 pixels: a side is below 16"),
+    "bomb": (make_dicom(FILM, Rows=60000, Columns=60000), "60000 x 60000 pixels, more than the 33,554,432"),
+    "burned in": (make_dicom(FILM, BurnedInAnnotation="YES"), "burned into the pixels"),
+    "cut short": (make_dicom(FILM)[:-2000], "cut short"),
+    "fewer pixels than declared": (make_dicom(FILM, Rows=97), "cut short"),
+    "video": (save(make_dataset(FILM, syntax=uid.MPEG2MPML)), "transfer syntax is not for single films"),
+    "private syntax": (
+        replaced(make_dicom(FILM), b"1.2.840.10008.1.2.1\0", b"1.2.3.4.7741903.999\0"),
+        "transfer syntax",
+    ),
+    "bare data set": (make_dicom(FILM)[132:], "no DICM at byte 128"),
+    "bare data set with its own header": (b"\0" * 300, "no DICM at byte 128"),
+    "nothing behind the mark": (b"\0" * 128 + b"DICM", "."),
+    "noise behind the mark": (b"\0" * 128 + b"DICM" + bytes(range(256)) * 9, "."),
+    "empty": (b"", "empty file"),
+    "PNG": (png(FILM), "no DICM at byte 128"),
+    "slope of zero": (make_dicom(STORED, 12, RescaleSlope=0, RescaleIntercept=1, **WINDOW), "gray levels"),
+    "table too short": (
+        make_dicom(FILM, VOILUTSequence=[Dataset()]),
+        "gray levels cannot be made out",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_film_is_refused_and_says_why(kind):
+    data, reason = REFUSED[kind]
+    with pytest.raises(FilmError, match=reason) as caught:
+        decode_dicom(data)
+    assert caught.value.__context__ is None or isinstance(caught.value.__context__, zlib.error)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")  # of pydicom, on writing
+def test_a_film_of_unclear_origin_is_read_and_noted():
+    noted = {
+        ("Modality", "OT"): "modality is OT",
+        ("Modality", None): "modality is missing",
+        ("BodyPartExamined", "KNEE"): "the body part is KNEE",
+        ("BodyPartExamined", "QUAGMIRE"): "the body part is another",
+        ("ViewPosition", "LATERAL"): "the view is LATERAL",
+        ("PresentationIntentType", "FOR PROCESSING"): "raw data of a detector",
+    }
+    for (name, value), sentence in noted.items():
+        image, notes = decode_dicom(make_dicom(FILM, **{name: value}))
+        np.testing.assert_array_equal(image, FILM)
+        assert len(notes) == 1 and sentence in notes[0]
+    for name, value in (("BodyPartExamined", "Chest PA"), ("BodyPartExamined", ""), ("ViewPosition", "PA")):
+        assert decode_dicom(make_dicom(FILM, **{name: value}))[1] == []
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGBaseline8Bit, uid.JPEGLossless])
+def test_compressed_pixels_of_another_size_or_cut_short_are_refused_undecoded(syntax, monkeypatch):
+    if syntax == uid.JPEGBaseline8Bit:
+        dataset = jpeg_dataset(FILM)[0]
+    elif syntax == uid.JPEGLossless:
+        dataset = make_dataset(STORED, 12, syntax=syntax)
+        dataset.PixelData = encapsulate([code_jpeg_lossless(STORED)])
+    else:
+        dataset = compress(FILM, 8, syntax)
+    decode_dicom(save(dataset))
+
+    decoded = []
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", decoded.append)
+    other = copy.deepcopy(dataset)
+    other.Rows += 1
+    with pytest.raises(FilmError, match="another size than declared"):
+        decode_dicom(save(other))
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    for share in (0.0, 0.01, 0.4, 0.9):
+        dataset.PixelData = encapsulate([frame[: max(2, int(share * len(frame)))]])
+        with pytest.raises(FilmError, match="cut short"):
+            decode_dicom(save(dataset))
+    assert decoded == []
+
+
+def test_a_deflated_bomb_is_refused(monkeypatch):
+    data = save(make_dataset(np.zeros((3000, 3000), np.uint8), syntax=uid.DeflatedExplicitVRLittleEndian))
+    assert len(data) < 100_000
+    monkeypatch.setattr(dicom_files, "MAX_BYTES", 1_000_000)
+    with pytest.raises(FilmError, match="inflates to more"):
+        decode_dicom(data)
+    with pytest.raises(FilmError, match=r"cannot be (inflated|read)"):
+        decode_dicom(data[:400] + b"\xff" * 300)
+
+
+def test_a_file_beyond_the_limit_is_not_read_wholly(tmp_path, monkeypatch):
+    monkeypatch.setattr(films_room, "MAX_BYTES", 10_000)
+    path = tmp_path / "large.dcm"
+    path.write_bytes(SAME["12 bits"])
+    for source in (path, str(path), SAME["12 bits"]):
+        for read in (load_film, decode_dicom):
+            with pytest.raises(FilmError, match="larger than the 10,000 bytes allowed"):
+                read(source)
+    with pytest.raises(FilmError, match="larger than"):
+        load_film("/dev/zero")
+
+
+def test_no_damage_to_a_file_raises_anything_but_the_errors_of_films():
+    rng = np.random.default_rng(7)
+    compressed = save(jpeg_dataset(FILM)[0])
+    for data in (SAME["12 bits"], SAME["12 bits, table of 8"], compressed):
+        for _ in range(80):
+            broken = bytearray(data[: rng.integers(133, len(data) + 1)] if rng.random() < 0.3 else data)
+            for place in rng.integers(132, min(len(broken), 700), 3):
+                broken[place] = rng.integers(256)
+            try:
+                image, _ = decode_dicom(bytes(broken))
+            except FilmError as error:
+                assert str(error)
+            else:
+                assert image.dtype == np.uint8 and image.ndim == 2
+
+
+# --- load_film ---
+
+
+def test_png_and_jpeg_pass_unchanged_and_nothing_else_passes(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(FILM).save(file, "JPEG")
+    for data in (png(FILM), file.getvalue()):
+        for name in ("film.png", "film.dcm"):  # the content counts
+            (tmp_path / name).write_bytes(data)
+            assert load_film(tmp_path / name) == (data, [])
+        assert load_film(data) == (data, [])
+    with pytest.raises(FilmError, match="neither PNG nor JPEG"):
+        load_film(b"<!DOCTYPE html>" * 20)
+    with pytest.raises(FilmError, match="empty"):
+        load_film(b"")
+    with pytest.raises(FileNotFoundError):
+        load_film(tmp_path / "none.dcm")
+
+
+def test_a_dicom_is_known_by_its_content_or_by_its_ending(tmp_path):
+    for name in ("film.dcm", "film", "film.png", "IM0001.DCM"):
+        (tmp_path / name).write_bytes(SAME["12 bits"])
+        data, notes = load_film(str(tmp_path / name))
+        assert notes == [] and data == load_film(SAME["12 bits"])[0]
+    (tmp_path / "bare.dcm").write_bytes(SAME["12 bits"][132:])
+    with pytest.raises(FilmError, match="no DICM at byte 128"):
+        load_film(tmp_path / "bare.dcm")
+
+
+# --- nobody's name ---
+
+
+def assert_secret(*texts):
+    for text in texts:
+        for secret in SECRETS:
+            assert secret.lower() not in text.lower(), f"{secret} in {text[:300]}"
+
+
+@pytest.mark.parametrize("kind", ["good", "typed into other fields", "damaged values", "wrong values"])
+def test_no_name_reaches_a_note_an_error_a_log_or_the_picture(kind, capfd, caplog, recwarn, tmp_path):
+    caplog.set_level(logging.DEBUG)
+    warnings.simplefilter("always")
+    variants = [{}]
+    if kind == "typed into other fields":
+        typed = ("Modality", "BodyPartExamined", "ViewPosition", "PresentationLUTShape", "VOILUTFunction")
+        variants = [{name: "QUAGMIRE"} for name in (*typed, "PhotometricInterpretation", "SpecificCharacterSet")]
+    files = [make_dicom(STORED, 12, **(NAMES | WINDOW | variant)) for variant in variants]
+    if kind == "damaged values":
+        rng = np.random.default_rng(1)
+        for _ in range(150):
+            broken = bytearray(files[0])
+            for place in rng.integers(132, 1100, 2):
+                broken[place] = rng.integers(256)
+            files.append(bytes(broken[: rng.integers(600, len(broken))]))
+    if kind == "wrong values":
+        for name in ("PatientBirthDate", "WindowCenter", "RescaleSlope", "Rows", "BitsStored", "NumberOfFrames"):
+            dataset = make_dataset(STORED, 12, **(NAMES | WINDOW | {"RescaleSlope": 1, "RescaleIntercept": 0}))
+            tag = pydicom.tag.Tag(name)
+            vr = "IS" if name in ("Rows", "BitsStored") else pydicom.datadict.dictionary_VR(tag)
+            dataset[tag] = pydicom.dataelem.RawDataElement(tag, vr, 8, b"Zebulon ", 0, False, True)
+            files.append(save(dataset))
+    assert all(any(secret.encode() in data for secret in SECRETS) for data in files[:1])
+    caplog.clear()  # of what writing them said
+    recwarn.clear()
+    capfd.readouterr()
+    texts = [try_to_load(data, tmp_path) for data in files]
+    streams = capfd.readouterr()
+    assert_secret(*texts, streams.out, streams.err, caplog.text, *(str(warning.message) for warning in recwarn))
+
+
+def try_to_load(data, folder):
+    """Returns all that comes out of a file: notes and bytes, or errors with all their contexts."""
+    path = folder / "film.dcm"
+    path.write_bytes(data)
+    try:
+        film, notes = load_film(path)
+    except FilmError as error:
+        texts = []
+        while error is not None:
+            texts.append(repr(error))
+            error = error.__context__
+        return "\n".join(texts)
+    chunks = [film[at : at + 4] for at in range(len(film)) if film[at : at + 4] in (b"tEXt", b"iTXt", b"zTXt", b"eXIf")]
+    assert chunks == []
+    return "\n".join([*notes, film.decode("latin1")])
+
+
+def test_no_name_is_taken_out_of_a_file():
+    dataset, _ = dicom_files.read_header(make_dicom(STORED, 12, **(NAMES | WINDOW)))
+    taken = {pydicom.datadict.keyword_for_tag(element.tag) for element in dataset}
+    assert "WindowWidth" in taken and taken <= {*dicom_files.ELEMENTS.split(), "SpecificCharacterSet"}
+
+
+def test_quiet_reading_leaves_warnings_and_logs_as_they_were():
+    logger = logging.getLogger("pydicom")
+    before = list(warnings.filters), logger.disabled
+    threads = [threading.Thread(target=decode_dicom, args=(SAME["12 bits"],)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(FilmError):
+        decode_dicom(REFUSED["cut short"][0])
+    assert (list(warnings.filters), logger.disabled) == before
+
+
+# --- real files ---
+
+
+@pytest.fixture
+def real(shared_data):
+    folder = shared_data / "dicom"
+    if not folder.is_dir():
+        pytest.skip(f"needs the DICOM files in {folder}, which are not part of the repository")
+    return folder
+
+
+def test_the_real_chest_films_are_read_right(real):
+    plain, notes = decode_dicom(next(real.glob("1.2.276.*.dcm")))
+    assert notes == [] and plain.shape == (1024, 1024) and looks_inverted(plain) is False
+    false, notes = decode_dicom(real / "Fake_MONOHR1.dcm")
+    np.testing.assert_array_equal(false, plain)
+    assert len(notes) == 1 and IGNORED in notes[0]
+    negative, notes = decode_dicom(real / "RG1_J2KI.dcm")
+    assert notes == ["inverted, as the tag MONOCHROME1 asks for"]
+    assert negative.shape == (1955, 1841) and looks_inverted(negative) is False
+    stored = pydicom.dcmread(real / "RG1_J2KI.dcm").pixel_array
+    expected = 255 - np.clip((stored - 14999.5) / 29999 + 0.5, 0, 1) * 255  # C.11.2.1.2.1, by hand
+    assert np.abs(negative - expected).max() <= 0.5 + 1e-6
+
+
+def test_the_real_extremity_opens_and_is_said_to_be_none_of_the_chest(real):
+    image, notes = decode_dicom(real / "RG3_J2KR.dcm")
+    assert image.shape == (1760, 1760)
+    assert notes[0] == "not a frontal chest film: the body part is EXTREMITY"
+    assert image[880, 500] < 60 < 120 < image[400, 850]  # air beside the leg is dark, bone is bright
+
+
+def test_a_real_film_gives_the_same_as_its_png(shared_data):
+    path = min((shared_data / "nih_sample" / "images").glob("*.png"), default=None)
+    if path is None:
+        pytest.skip("needs the sample of ChestX-ray14")
+    film = np.asarray(Image.open(path).convert("L"))
+    stored, center, width = stretch(film, 300, 11)
+    negative = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 4096 - center, "WindowWidth": width}
+    for data in (make_dicom(film), make_dicom(4095 - stored, 12, **negative)):
+        np.testing.assert_array_equal(
+            decode_film(tf.constant(load_film(data)[0]), 256), decode_film(tf.constant(path.read_bytes()), 256)
+        )

@@ -1,0 +1,455 @@
+"""Packing from files and from stores, in parts and in both encodings: the same films, the same bytes, nothing lost."""
+
+import contextlib
+import errno
+import io
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from helpers.packing import (
+    FilmError,
+    decode_film,
+    find_packed_studies,
+    inspect_film,
+    load_film_files,
+    load_film_store,
+    load_packed_study,
+    pack_study,
+    parse_part,
+    resolve_paths,
+    shrink_films,
+)
+from helpers.packing import (
+    pack as packing,
+)
+from helpers.packing.image_stream import BATCH, FilmFiles
+from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
+from helpers.runtime.files import local_draft
+from helpers.runtime.settings import ROOT
+from helpers.study import draw_film, list_images, load_metadata
+
+SIDE = 16
+SETTINGS = {"split_name": "official", "side": SIDE, "shard_films": 4}
+UNREADABLE = ("00000005_000.png", "00000021_000.png", "00000040_000.png")
+AS_THEY_ARE = Augmentation(min_area=1, max_stretch=1, rotation=0, translation=0, contrast=0, brightness=0)
+
+
+@pytest.fixture(scope="module")
+def films(make_films, tmp_path_factory):
+    """Rows and paths of 45 films at 20 pixels, three of them unreadable, one of those missing; never written to."""
+    folder = tmp_path_factory.mktemp("packing") / "films"
+    rows, paths = make_films(folder, train=25, val=11, test=9, side=20)
+    for name, spoil in zip(UNREADABLE, (lambda data: data[:-60], lambda data: b"<html>", None), strict=True):
+        path = folder / name
+        path.write_bytes(spoil(path.read_bytes())) if spoil else path.unlink()
+    return rows, paths
+
+
+@pytest.fixture(scope="module", params=["raw", "png"])
+def study(films, tmp_path_factory, request):
+    """`films` packed from their files in one go, in either encoding: 13 shards; never written to by a test."""
+    return pack_study(*films, tmp_path_factory.mktemp("packed") / "whole", encoding=request.param, **SETTINGS)
+
+
+def read_bytes(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_stamps(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
+
+
+def read_films(study, subset, **options):
+    return [(image, *labels) for images, labels, _ in make_eval_dataset(study, subset, 1, **options)
+            for image, labels in zip(images.numpy(), labels.numpy()[:, None], strict=True)]  # fmt: skip
+
+
+# Encodings
+
+
+def test_films_and_labels_are_the_same_in_both_encodings(films, tmp_path):
+    raw, png = (pack_study(*films, tmp_path / encoding, encoding=encoding, **SETTINGS) for encoding in ("raw", "png"))
+    assert raw.index.equals(png.index) and raw.excluded == png.excluded and png.encoding == "png"
+    sides = [make_train_dataset(study, SIDE, 5, seed=1, epochs=2) for study in (raw, png)]
+    sides += [make_eval_dataset(study, "val", 4) for study in (raw, png)]
+    for one, other in (sides[:2], sides[2:]):
+        pairs = list(zip(one, other, strict=True))
+        assert pairs and all(np.array_equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
+        assert one.element_spec == other.element_spec
+    record = next(iter(tf.data.TFRecordDataset(png.files("val")))).numpy()
+    assert b"\x89PNG" in record
+
+
+def test_films_of_which_none_can_be_read_are_no_study(films, tmp_path):
+    rows, paths = films
+    bad = rows[rows["image"].isin(UNREADABLE)]
+    with pytest.raises(
+        ValueError, match=r"none of the 3 films can be read, for instance 000000\d\d_000\.png: .+\. Fetch"
+    ):
+        pack_study(bad, paths, tmp_path / "packed", **SETTINGS)
+    assert not (tmp_path / "packed" / "manifest.json").exists()
+
+
+def test_an_unknown_encoding_and_another_one_than_before_are_refused(films, study):
+    with pytest.raises(ValueError, match="RECORDS is 'jpeg'; expected one of raw, png"):
+        pack_study(*films, study.folder, encoding="jpeg", **SETTINGS)
+    other = {"raw": "png", "png": "raw"}[study.encoding]
+    with pytest.raises(ValueError, match=f"encoding was {study.encoding}, now {other}"):
+        pack_study(*films, study.folder, encoding=other, **SETTINGS)
+
+
+# What films come from
+
+
+def test_films_come_in_order_whatever_batch_a_bad_one_is_in(make_films, tmp_path):
+    """Also where whole batches fail, and the first and the last film."""
+    rows, paths = make_films(tmp_path / "films", train=4 * BATCH + 3, side=20)
+    names = rows["image"].tolist()
+    bad = {0, 7, 8, *range(BATCH, 2 * BATCH), 3 * BATCH - 1, len(names) - 1}
+    for number in bad:
+        paths[names[number]].write_bytes(b"")
+    read = list(FilmFiles(paths, SIDE).read(names))
+    assert len(read) == len(names)
+    for number, (name, film) in enumerate(zip(names, read, strict=True)):
+        if number in bad:
+            assert film == "empty file"
+        else:
+            assert film.data == decode_film(tf.constant(paths[name].read_bytes()), SIDE).numpy().tobytes()
+
+
+def test_stores_give_the_bytes_that_files_give_and_need_them_no_more(films, study, tmp_path):
+    rows, paths = films
+    copies = shutil.copytree(next(iter(paths.values())).parent, tmp_path / "films")
+    names, stores = sorted(paths, reverse=True), []
+    for name, some in (("a", names[:30]), ("b", names[30:])):
+        here = {image: copies / image for image in some}
+        stores.append(shrink_films(here, tmp_path / "stores", name, side=SIDE, n_threads=3))
+        for path in here.values():
+            path.unlink(missing_ok=True)
+    assert [film["image"] for store in stores for film in store.excluded] == sorted(UNREADABLE, reverse=True)
+    for some in (stores, [load_film_store(tmp_path / "stores", name) for name in "ba"]):
+        folder = tmp_path / f"packed-{some[0].path.stem}"
+        packed = pack_study(rows, some, folder, encoding=study.encoding, **SETTINGS)
+        assert read_bytes(packed.folder) == read_bytes(study.folder)
+    (tmp_path / "packed-a" / "index.csv").unlink()
+    pack_study(rows, stores, tmp_path / "packed-a", encoding=study.encoding, **SETTINGS)
+    assert read_bytes(tmp_path / "packed-a") == read_bytes(study.folder)
+
+
+def test_a_finished_store_is_loaded_and_any_other_made_anew(films, tmp_path, monkeypatch):
+    paths = dict(list(films[1].items())[:9])
+    store = shrink_films(paths, tmp_path, "one", side=SIDE)
+    assert store.films.shape == (8, SIDE, SIDE) and len(store.images) == 8 and len(store.facts["mode"]) == 8
+    before = read_stamps(tmp_path)
+    assert shrink_films(None, tmp_path, "one", side=SIDE) == store == load_film_store(tmp_path, "one")
+    assert read_stamps(tmp_path) == before
+    assert load_film_store(tmp_path, "one", 20) is None and load_film_store(tmp_path, "two") is None
+    for path, content in ((store.path, b"short"), (store.path.with_suffix(".json"), b"{")):
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + b"?" if path == store.path else content)
+        assert load_film_store(tmp_path, "one") is None
+        with pytest.raises(FileNotFoundError, match=r"one\.npy is missing, unfinished, damaged or not of 16 pixels"):
+            shrink_films(None, tmp_path, "one", side=SIDE)
+        assert shrink_films(paths, tmp_path, "one", side=SIDE) == store and path.read_bytes() == kept
+    monkeypatch.setattr(FilmFiles, "read", lambda *_: iter(["no"]))  # ends amid the films
+    with pytest.raises(ValueError, match="shorter"):
+        shrink_films(paths, tmp_path, "one", side=20)
+    assert load_film_store(tmp_path, "one") is None and not list(tmp_path.glob("part-*"))
+
+
+def test_stores_that_do_not_fit_are_refused(films, tmp_path):
+    rows, paths = films
+    names = list(paths)
+    one = shrink_films({name: paths[name] for name in names[:20]}, tmp_path, "one", side=SIDE)
+    two = shrink_films({name: paths[name] for name in names[19:-1]}, tmp_path, "two", side=SIDE)
+    with pytest.raises(ValueError, match=r"two\.npy: 1 image is \(00000019_000\.png\) in another store too"):
+        pack_study(rows, [one, two], tmp_path / "packed", **SETTINGS)
+    with pytest.raises(ValueError, match=r"25 images are .* in the rows, but there is no film"):
+        pack_study(rows, [one], tmp_path / "packed", **SETTINGS)
+    with pytest.raises(ValueError, match=r"one\.npy holds films of 16 pixels, but SIDE is 20"):
+        pack_study(rows, [one], tmp_path / "packed", **SETTINGS | {"side": 20})
+    with pytest.raises(ValueError, match="1 image is"):
+        pack_study(rows, {name: paths[name] for name in names[1:]}, tmp_path / "packed", **SETTINGS)
+    with pytest.raises(ValueError, match=r"gs://bucket/a lies in a bucket"):
+        shrink_films(paths, "gs://bucket/a", "one", side=SIDE)
+    assert not (tmp_path / "packed").exists()
+
+
+# What the index says of the files
+
+
+def make_png(depth, color, side=24):
+    """Returns a PNG of any kind of pixels, which Pillow alone cannot write."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    row = b"\0" + bytes(-(-side * channels * depth // 8))
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side - 4, depth, color, 0, 0, 0))
+    chunks += chunk(b"PLTE", bytes(6)) if color == 3 else b""
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IDAT", zlib.compress(row * (side - 4))) + chunk(b"IEND", b"")
+
+
+def make_jpeg(mode):
+    file = io.BytesIO()
+    Image.new(mode, (24, 20)).save(file, "JPEG")
+    return file.getvalue()
+
+
+KINDS = {
+    **{f"gray of {depth} bits": make_png(depth, 0) for depth in (1, 2, 4, 8, 16)},
+    **{f"palette of {depth} bits": make_png(depth, 3) for depth in (1, 2, 4, 8)},
+    **{f"color {color} of {depth} bits": make_png(depth, color) for color in (2, 4, 6) for depth in (8, 16)},
+    **{f"JPEG {mode}": make_jpeg(mode) for mode in ("L", "RGB")},
+}
+
+
+def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_films, tmp_path):
+    rows, paths = make_films(tmp_path / "films", train=len(KINDS) + 1)
+    files = dict(zip(rows["image"], [*KINDS.values(), make_jpeg("CMYK")], strict=True))
+    for image, data in files.items():
+        paths[image].write_bytes(data)
+    packed = pack_study(rows, paths, tmp_path / "packed", **SETTINGS)
+    assert packed.excluded == [
+        {
+            "image": rows["image"].iloc[-1],
+            "reason": "a JPEG in the four colors of printing, which no film is; save it in gray",
+        }
+    ]
+    with pytest.raises(FilmError):
+        inspect_film(make_jpeg("CMYK"))
+    for row in packed.index.to_dict("records"):
+        header = inspect_film(files[row["image"]])
+        assert (row["width"], row["height"]) == (24, 20) == (header["width"], header["height"])
+        assert row["mode"] == header["mode"] and row["n_bytes"] == len(files[row["image"]])
+    assert {"1", "L", "I;16", "P", "LA", "RGB", "RGBA"} == set(packed.index["mode"])
+    assert packed.index["width"].dtype == packed.index["n_bytes"].dtype == np.int64
+    kept = (packed.folder / "index.csv").read_bytes()
+    (packed.folder / "index.csv").write_bytes(b"lost")
+    pack_study(rows, paths, tmp_path / "packed", **SETTINGS)
+    assert (packed.folder / "index.csv").read_bytes() == kept
+
+
+# Parts
+
+
+@pytest.mark.parametrize(("text", "part"), [("", None), ("1/1", (1, 1)), ("3/8", (3, 8))])
+def test_a_part_is_written_as_a_fraction(text, part):
+    assert parse_part(text) == part
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "-1/2", "a/b", 3])
+def test_what_is_no_part_is_refused(text):
+    with pytest.raises(ValueError, match=r"PART is .*expected"):
+        parse_part(text)
+
+
+def test_two_processes_at_once_pack_what_one_packs(films, tmp_path):
+    whole = pack_study(*films, tmp_path / "whole", **SETTINGS)
+    (tmp_path / "films.pkl").write_bytes(pickle.dumps(films))
+    code = f"""
+import pickle, sys
+sys.path.insert(0, {str(ROOT / "notebooks")!r})
+from helpers.packing import pack_study
+films = pickle.load(open({str(tmp_path / "films.pkl")!r}, "rb"))
+part = int(sys.argv[1]), 2
+assert pack_study(*films, {str(tmp_path / "packed")!r}, part=part, **{SETTINGS}) is None
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, number]) for number in "12"]
+    assert [process.wait() for process in processes] == [0, 0]
+    packed = tmp_path / "packed"
+    shards = sorted(path.name for path in packed.glob("*.tfrecord"))
+    assert len(shards) == len(list(packed.glob("*.tfrecord.json"))) == sum(map(len, whole.shards.values())) == 13
+    assert len(list(packed.iterdir())) == 26  # no manifest yet, and no draft left
+    before = read_stamps(packed)
+    pack_study(*films, packed, **SETTINGS)
+    assert all(read_stamps(packed)[packed / name] == before[packed / name] for name in shards)
+    assert read_bytes(packed) == read_bytes(whole.folder)
+
+
+def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damaged_is_packed(films, study, tmp_path):
+    options = {"encoding": study.encoding, **SETTINGS}
+    for number, n_shards in ((1, 5), (3, 4)):
+        folder = tmp_path / f"host{number}"
+        pack_study(*films, folder, part=(number, 3), **options)
+        assert len(list(folder.glob("*.tfrecord"))) == n_shards
+        shutil.copytree(folder, tmp_path / "packed", dirs_exist_ok=True)
+    damaged = next((tmp_path / "packed").glob("val*.tfrecord"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    kept = {path: stamp for path, stamp in read_stamps(tmp_path / "packed").items() if path.suffix == ".tfrecord"}
+    pack_study(*films, tmp_path / "packed", **options)
+    after = read_stamps(tmp_path / "packed")
+    assert {path for path in kept if kept[path] != after[path]} == {damaged} and len(kept) == 9
+    assert read_bytes(tmp_path / "packed") == read_bytes(study.folder)
+
+
+def test_a_part_of_a_finished_study_changes_nothing_and_a_wrong_one_is_refused(films, study):
+    before = read_stamps(study.folder)
+    assert pack_study(*films, study.folder, part=(2, 5), encoding=study.encoding, **SETTINGS) is None
+    assert read_stamps(study.folder) == before
+    with pytest.raises(ValueError, match=r"part is \(3, 2\); expected \(1, 2\) to \(2, 2\)"):
+        pack_study(*films, study.folder, part=(3, 2), encoding=study.encoding, **SETTINGS)
+
+
+# Reuse
+
+
+@pytest.fixture(scope="module")
+def attached(films_and_paths, phantom_dir, tmp_path_factory):
+    """A root below which `phantom_dir` lies packed with its label files, read-only, and foreign manifests."""
+    root = tmp_path_factory.mktemp("attached")
+    films, images = films_and_paths
+    made = root / "made"
+    pack_study(films, images, made, split_name="official", side=48, shard_films=16, study_dir=phantom_dir)
+    folder = shutil.copytree(made, root / "input" / "somebody" / "packed")
+    shutil.rmtree(made)
+    for foreign, content in (("a", '{"manifest_version": 3}'), ("b", "no JSON"), ("c", "[1]")):
+        (root / "input" / foreign).mkdir()
+        (root / "input" / foreign / "manifest.json").write_text(content)
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield root / "input"
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_a_packed_study_carries_the_label_files_and_is_packed_again_without_a_write(
+    attached, films_and_paths, phantom_dir
+):
+    folder = attached / "somebody" / "packed"
+    study = load_packed_study(folder)
+    assert study.name == "phantom"
+    copies = {path.name: path.read_bytes() for path in (folder / "study").iterdir()}
+    originals = {path.name: path.read_bytes() for path in phantom_dir.iterdir() if path.is_file()}
+    assert copies == originals and {"phantom.json", "BBox_List_2017.csv", "test_list.txt"} <= set(copies)
+    films, images = films_and_paths
+    before = read_stamps(folder)
+    options = {"split_name": "official", "side": 48, "shard_films": 16}
+    again = pack_study(films, images, folder, study_dir=phantom_dir, **options)
+    assert read_stamps(folder) == before and again.index.equals(study.index)
+
+
+def test_an_altered_copy_of_a_label_file_is_named_and_mended(films_and_paths, phantom_dir, attached, tmp_path):
+    folder = shutil.copytree(attached / "somebody" / "packed", tmp_path / "packed")
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    copy = folder / "study" / "test_list.txt"
+    copy.write_text("nobody.png")
+    with pytest.raises(ValueError, match=r"study/test_list\.txt is missing or altered"):
+        load_packed_study(folder)
+    options = {"split_name": "official", "side": 48, "shard_films": 16}
+    pack_study(*films_and_paths, folder, study_dir=phantom_dir, **options)
+    assert copy.read_bytes() == (phantom_dir / "test_list.txt").read_bytes()
+
+
+def test_an_attached_study_is_recognized_by_its_manifest(attached, tmp_path, phantom_dir):
+    folder = attached / "somebody" / "packed"
+    assert find_packed_studies(attached, "official") == {folder: "phantom"}
+    assert find_packed_studies(attached, "leaky_images") == find_packed_studies(tmp_path / "none", "official") == {}
+
+    def resolve(data_dir, packed_dir="", root=attached, split="official"):
+        return resolve_paths(data_dir, tmp_path / "run", packed_dir, split, "profile of a test", root)
+
+    paths = resolve(tmp_path / "gone")
+    assert (paths.packed, paths.study, paths.name) == (folder, folder / "study", "phantom")
+    assert len(load_metadata(paths.study)) == 90
+    paths = resolve(tmp_path / "gone", folder, root=tmp_path / "none")
+    assert (paths.packed, paths.study, paths.name) == (folder, folder / "study", "phantom")
+    paths = resolve(phantom_dir)  # the study is there: its own files count
+    assert (paths.packed, paths.study, paths.name) == (folder, phantom_dir, "phantom")
+    other = tmp_path / "other study"
+    other.mkdir()
+    assert resolve(other).packed == ROOT / "data" / "packed" / "other study-official-profile of a test"
+    for paths in (resolve(tmp_path / "gone", root=None), resolve(tmp_path / "gone", split="random_patients")):
+        assert (
+            paths.study == tmp_path / "gone"
+            and paths.name == "gone"
+            and paths.packed.parent == ROOT / "data" / "packed"
+        )
+    second = tmp_path / "input" / "second"
+    shutil.copytree(folder, second)
+    os.symlink(folder, tmp_path / "input" / "first")  # links are not followed
+    assert resolve(tmp_path / "gone", root=tmp_path / "input").packed == second
+    shutil.copytree(folder, tmp_path / "input" / "third")
+    with pytest.raises(ValueError, match=r"Several packed studies fit: .*second, .*third\. Set PACKED_DIR"):
+        resolve(tmp_path / "gone", root=tmp_path / "input")
+
+
+def test_files_of_films_are_the_originals_or_what_was_packed(attached, phantom_dir):
+    study = load_packed_study(attached / "somebody" / "packed")
+    images, names = list_images(phantom_dir), study.rows("test")["image"]
+    assert load_film_files(study, "test", None, phantom_dir) == [images[name].read_bytes() for name in names]
+    packed = load_film_files(study, "test", 5, study.folder / "study")
+    assert len(packed) == 5
+    films = [decode_film(tf.constant(data), 48).numpy() for data in packed]
+    assert np.array_equal(films, [film for film, *_ in read_films(study, "test")[:5]])
+
+
+def zone_plate(side):
+    """Rings whose frequency grows outward to a quarter of a cycle a pixel, uint8 (side, side)."""
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    return np.rint(127.5 * (1 + np.cos(np.pi * (x**2 + y**2) / (2 * side)))).astype(np.uint8)
+
+
+def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_films, tmp_path):
+    rows, paths = make_films(tmp_path / "films", train=2)
+    for path, film in zip(paths.values(), (draw_film(3, size=640)[0], zone_plate(640)), strict=True):
+        Image.fromarray(film).save(path)
+    at = {side: pack_study(rows, paths, tmp_path / str(side), split_name="official", side=side) for side in (224, 320)}
+
+    def read(study, size):
+        whole = np.stack([image for image, *_ in read_films(study, "train", image_size=size)])
+        batches = make_train_dataset(study, size, 2, seed=0, epochs=1, strength=AS_THEY_ARE)
+        crops, labels = next(iter(batches))
+        order = np.argsort(labels.numpy().sum(axis=1) != study.labels("train").sum(axis=1)[0])
+        return whole, crops.numpy()[order]
+
+    def distance(a, b):
+        return np.sqrt(((a - b) ** 2).mean(axis=(1, 2, 3)))
+
+    direct, crops = read(at[224], 224)
+    assert np.array_equal(direct, crops)
+    whole, crops = read(at[320], 320)
+    assert np.array_equal(whole, crops)
+    skipping = distance(tf.image.resize(whole, (224, 224), "nearest").numpy(), direct)
+    smoothed = distance(tf.image.resize(whole, (224, 224), antialias=True).numpy(), direct)
+    for films in read(at[320], 224):
+        assert (distance(films, direct) < 1.1 * smoothed).all() and (2 * distance(films, direct) < skipping).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a disk that is always full")
+def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(films, study, tmp_path, monkeypatch):
+    """The third shard is written to a disk that is full; the two before it are not packed again."""
+    n_drafts = 0
+
+    @contextlib.contextmanager
+    def draft_on_a_full_disk(path):
+        nonlocal n_drafts
+        n_drafts += path.suffix == ".tfrecord"
+        with local_draft(path) as draft:
+            if n_drafts == 3:
+                draft.symlink_to("/dev/full")
+            yield draft
+
+    settings = SETTINGS | {"encoding": study.encoding}
+    monkeypatch.setattr(packing, "local_draft", draft_on_a_full_disk)
+    with pytest.raises(OSError, match="another PACKED_DIR") as error:
+        pack_study(*films, tmp_path, **settings)
+    assert error.value.errno == errno.ENOSPC and str(tmp_path) in str(error.value)
+    finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
+    assert len(finished) == 2
+    monkeypatch.undo()
+    pack_study(*films, tmp_path, **settings)
+    assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in finished.items())
+    assert (tmp_path / "manifest.json").read_bytes() == (study.folder / "manifest.json").read_bytes()

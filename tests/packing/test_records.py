@@ -1,0 +1,581 @@
+"""Packed studies: what is in them, and that neither interruption nor damage goes unnoticed or costs finished work."""
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from helpers.packing import decode_film, load_packed_study, pack_study
+from helpers.pipeline import make_eval_dataset
+from helpers.study import PATHOLOGIES
+from helpers.study.splits import hash_split
+
+SIDE = 16
+METADATA = ["image", "patient_id", "follow_up", "age", "sex", "view"]
+REMEDY = "01_prepare_data.ipynb"
+
+
+@pytest.fixture(scope="module")
+def films(make_films, tmp_path_factory):
+    """Rows and paths of 32 films at 20 pixels: 17 train, 8 val, 7 test; never written to by a test."""
+    return make_films(tmp_path_factory.mktemp("records") / "films", train=17, val=8, test=7, side=20)
+
+
+def pack(films, folder, **changes):
+    rows, paths = films
+    return pack_study(rows, paths, folder, **{"split_name": "official", "side": SIDE, "shard_films": 4} | changes)
+
+
+@pytest.fixture(scope="module")
+def study(films, tmp_path_factory):
+    """`films` packed without any trouble: 5 train shards, 2 val, 2 test; never written to by a test."""
+    return pack(films, tmp_path_factory.mktemp("records") / "packed")
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    """A copy of the packed study, to be damaged."""
+    return shutil.copytree(study.folder, tmp_path / "copy")
+
+
+def read_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_stamps(folder):
+    """Returns what changes when a file is written anew, even with the same bytes."""
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+
+
+def read_records(files):
+    return [record.numpy() for record in tf.data.TFRecordDataset([str(file) for file in files])]
+
+
+def read_examples(files):
+    return [tf.train.Example.FromString(record).features.feature for record in read_records(files)]
+
+
+class Bar:
+    """A progress bar that counts, and that is pulled out at a given film."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.count, self.total, self.closed = stop_at, 0, None, False
+
+    def __call__(self, total, unit):
+        self.total = total
+        return self
+
+    def update(self, n):
+        self.count += n
+        if self.stop_at is not None and self.count >= self.stop_at:
+            raise KeyboardInterrupt
+
+    def close(self):
+        self.closed = True
+
+
+# What is packed
+
+
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+def test_records_hold_the_pixels_the_labels_and_the_order_of_the_index(films, study, subset):
+    rows, paths = films
+    index = study.rows(subset)
+    assert sorted(index["image"]) == sorted(rows["image"][rows["split"] == subset])
+    examples = read_examples(study.files(subset))
+    assert len(examples) == len(index) > 0
+    for features, row, labels in zip(examples, index.to_dict("records"), study.labels(subset), strict=True):
+        assert features["image"].bytes_list.value[0].decode() == row["image"]
+        film = np.frombuffer(features["film"].bytes_list.value[0], np.uint8).reshape(SIDE, SIDE, 1)
+        expected = decode_film(tf.constant(paths[row["image"]].read_bytes()), SIDE)
+        np.testing.assert_array_equal(film, expected)
+        assert list(features["labels"].int64_list.value) == labels.tolist() == [row[name] for name in PATHOLOGIES]
+
+
+def test_a_record_holds_the_whole_row_of_its_film(films, study):
+    rows = films[0].set_index("image")
+    n_without_age = 0
+    for subset in ("train", "val", "test"):
+        for features in read_examples(study.files(subset)):
+            assert set(features) == {"film", "labels", "image", "patient_id", "follow_up", "age", "sex", "view"}
+            row = rows.loc[features["image"].bytes_list.value[0].decode()]
+            assert row["split"] == subset
+            assert features["patient_id"].int64_list.value == [row["patient_id"]]
+            assert features["follow_up"].int64_list.value == [row["follow_up"]]
+            assert features["sex"].bytes_list.value == [row["sex"].encode()]
+            assert features["view"].bytes_list.value == [row["view"].encode()]
+            assert features["labels"].int64_list.value == [row[name] for name in PATHOLOGIES]
+            (age,) = features["age"].float_list.value
+            n_without_age += math.isnan(age)
+            assert math.isnan(age) == math.isnan(row["age"])
+            assert math.isnan(age) or age == np.float32(row["age"])
+    assert n_without_age == 6
+
+
+def test_the_index_holds_the_rows_exactly_and_survives_loading(films, study):
+    expected = films[0].rename(columns={"split": "subset"})
+    index = study.index.sort_values("image", ignore_index=True)[expected.columns]
+    pd.testing.assert_frame_equal(index, expected, check_dtype=False, check_exact=True)
+    pd.testing.assert_frame_equal(load_packed_study(study.folder).index, study.index, check_exact=True)
+    assert list(study.index["subset"].unique()) == ["train", "val", "test"]
+
+
+def test_the_evaluation_pipeline_gives_labels_and_films_in_the_order_of_the_index(films, study):
+    for subset in ("train", "val", "test"):
+        batches = list(make_eval_dataset(study, subset, 3))
+        mask = np.concatenate([mask for *_, mask in batches]) > 0
+        np.testing.assert_array_equal(np.concatenate([labels for _, labels, _ in batches])[mask], study.labels(subset))
+        images = np.concatenate([images for images, *_ in batches])[mask]
+        for image, name in zip(images, study.rows(subset)["image"], strict=True):
+            np.testing.assert_array_equal(image, decode_film(tf.constant(films[1][name].read_bytes()), SIDE))
+
+
+def test_the_manifest_counts_and_hashes_what_is_there(films, study):
+    rows = films[0]
+    manifest = json.loads((study.folder / "manifest.json").read_text())
+    assert manifest["counts"] == {"train": 17, "val": 8, "test": 7}
+    assert manifest["classes"] == list(PATHOLOGIES)
+    assert manifest["split_sha256"] == study.split_sha256 == hash_split(rows["image"], rows["split"])
+    assert [len(study.shards[subset]) for subset in ("train", "val", "test")] == [5, 2, 2]
+    for shard in manifest["shards"]:
+        content = (study.folder / shard["file"]).read_bytes()
+        assert shard["bytes"] == len(content)
+        assert shard["sha256"] == hashlib.sha256(content).hexdigest()
+        assert shard["count"] == len(read_records([study.folder / shard["file"]])) <= 4
+    named = {shard["file"] for shard in manifest["shards"]}
+    assert {path.name for path in study.folder.iterdir()} == named | {"manifest.json", "index.csv"}
+    assert study.excluded == []
+
+
+def test_films_are_dealt_to_shards_at_random_and_the_seed_decides(films, study, tmp_path):
+    assert study.rows("train")["image"].tolist() != sorted(study.rows("train")["image"])
+    other = pack(films, tmp_path / "other", seed=1)
+    assert other.rows("train")["image"].tolist() != study.rows("train")["image"].tolist()
+    assert set(other.rows("train")["image"]) == set(study.rows("train")["image"])
+
+
+def test_bytes_depend_neither_on_threads_nor_on_the_order_of_the_rows(films, study, tmp_path):
+    rows, paths = films
+    shuffled = rows.sample(frac=1, random_state=3)
+    for name, n_threads, some_rows in (("one", 1, rows), ("five", 5, shuffled)):
+        pack((some_rows, paths), tmp_path / name, n_threads=n_threads)
+        assert read_bytes(tmp_path / name) == read_bytes(study.folder)
+
+
+def test_packing_again_writes_no_shard_and_changes_no_byte(films, study, copy):
+    before = read_stamps(copy)
+    bar = Bar()
+    pack(films, copy, progress=bar)
+    after = read_stamps(copy)
+    assert {name for name in before if before[name] != after[name]} <= {"manifest.json", "index.csv"}
+    assert read_bytes(copy) == read_bytes(study.folder)
+    assert bar.count == bar.total == 32 and bar.closed
+
+
+def test_a_packed_study_can_be_moved(study, copy, tmp_path):
+    moved = copy.rename(tmp_path / "elsewhere")
+    loaded = load_packed_study(moved)
+    assert read_records(loaded.files("val")) == read_records(study.files("val"))
+    assert all(file.startswith(str(moved)) for file in loaded.files("train"))
+
+
+@pytest.mark.parametrize("sizes", [{"train": 9, "val": 3}, {"test": 5}])
+def test_a_subset_without_any_film_is_empty(make_films, tmp_path, sizes):
+    loaded = pack(make_films(tmp_path / "films", **sizes), tmp_path / "packed")
+    for subset in ("train", "val", "test"):
+        n = sizes.get(subset, 0)
+        assert len(loaded.rows(subset)) == n
+        assert loaded.labels(subset).shape == (n, 14)
+        assert loaded.labels(subset).dtype == np.float32
+        batches = list(make_eval_dataset(loaded, subset, 2))
+        assert len(batches) == -(-n // 2)
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("stop_at", [1, 11, 27])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(films, study, tmp_path, stop_at):
+    folder = tmp_path / "packed"
+    with pytest.raises(KeyboardInterrupt):
+        pack(films, folder, progress=Bar(stop_at))
+    with pytest.raises(FileNotFoundError, match=r"packing did not finish.*goes on where it stopped"):
+        load_packed_study(folder)
+    finished = {name: stamp for name, stamp in read_stamps(folder).items() if name.endswith(".tfrecord")}
+    # Films are counted before they are written, so the shard of film `stop_at` is never finished.
+    sizes = [shard["count"] for subset in ("train", "val", "test") for shard in study.shards[subset]]
+    assert len(finished) == int((np.cumsum(sizes) < stop_at).sum())
+
+    bar = Bar()
+    loaded = pack(films, folder, progress=bar)
+    after = read_stamps(folder)
+    assert {name: after[name] for name in finished} == finished
+    assert read_bytes(folder) == read_bytes(study.folder)
+    assert bar.count == bar.total == len(loaded.index) == 32
+
+
+@pytest.mark.parametrize("target", ["train-00002-of-00005.tfrecord", "train-00002-of-00005.tfrecord.json", "index.csv"])
+def test_a_full_disk_leaves_finished_shards_intact(films, study, tmp_path, monkeypatch, target):
+    folder, replace = tmp_path / "packed", os.replace
+
+    def fill_disk(source, destination):
+        if os.path.basename(destination) == target:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        pack(films, folder)
+    monkeypatch.undo()
+    left = read_bytes(folder)
+    stamps = read_stamps(folder)
+    receipts = [name.removesuffix(".json") for name in left if name.endswith(".tfrecord.json")]
+    assert len(receipts) == (9 if target == "index.csv" else 2)
+    assert all(left[name] == (study.folder / name).read_bytes() for name in receipts)
+    pack(films, folder)
+    assert {name: read_stamps(folder)[name] for name in receipts} == {name: stamps[name] for name in receipts}
+    assert read_bytes(folder) == read_bytes(study.folder)
+
+
+def test_an_error_while_a_shard_is_written_never_leaves_it_under_its_name(films, study, copy, monkeypatch):
+    """A shard that is repaired stays recognizably damaged until the new one is complete."""
+    name = study.shards["val"][0]["file"]
+    (copy / name).write_bytes(b"damaged")
+    write, calls = tf.io.TFRecordWriter.write, []
+
+    def fail_at_third(writer, record):
+        calls.append(record)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, record)
+
+    monkeypatch.setattr(tf.io.TFRecordWriter, "write", fail_at_third)
+    with pytest.raises(OSError, match="No space left"):
+        pack(films, copy)
+    monkeypatch.undo()
+    assert (copy / name).read_bytes() == b"damaged"
+    with pytest.raises(ValueError, match=name):
+        load_packed_study(copy)
+    pack(films, copy)
+    assert read_bytes(copy) == read_bytes(study.folder)
+
+
+def test_receipts_that_a_power_cut_destroyed_cost_their_shard_only(films, study, tmp_path):
+    folder = tmp_path / "packed"
+    with pytest.raises(KeyboardInterrupt):
+        pack(films, folder, progress=Bar(14))
+    first, second, third = sorted(folder.glob("*.tfrecord.json"))
+    second.write_bytes(b"")
+    third.write_text('{"file": "train-0')
+    before = read_stamps(folder)
+    pack(films, folder)
+    after = read_stamps(folder)
+    assert after[first.stem] == before[first.stem]
+    assert after[second.stem] != before[second.stem]
+    assert read_bytes(folder) == read_bytes(study.folder)
+
+
+def test_an_unfinished_run_with_other_settings_leaves_nothing_behind(films, study, tmp_path):
+    folder = tmp_path / "packed"
+    with pytest.raises(KeyboardInterrupt):
+        pack(films, folder, progress=Bar(14), shard_films=3, side=20)
+    foreign = folder / "train-00000-of-00099.tfrecord"  # nothing says that this one is ours
+    foreign.write_bytes(b"not ours")
+    pack(films, folder)
+    assert read_bytes(folder) == read_bytes(study.folder) | {foreign.name: b"not ours"}
+
+
+# Films that cannot be read
+
+
+def encode(pixels, kind="PNG", mode=None):
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, kind)
+    return file.getvalue()
+
+
+def make_bomb():
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def flip_bit(content, place):
+    return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
+
+
+GRAY = np.random.default_rng(4).integers(0, 256, (40, 40), dtype=np.uint8)
+READABLE = {
+    "16-bit": encode(GRAY.astype(np.uint16) * 257),
+    "palette": encode(GRAY, mode="P"),
+    "RGBA": encode(np.stack([GRAY] * 3 + [np.full_like(GRAY, 255)], -1)),
+    "JPEG": encode(GRAY, "JPEG"),
+    "not square": encode(GRAY[:30]),
+}
+UNREADABLE = {
+    "cut short": (encode(GRAY)[:-200], "damaged or cut short"),
+    "flipped bit": (flip_bit(encode(GRAY), 900), "damaged or cut short"),
+    "HTML": (b"<html><body>404 Not Found</body></html>", "neither PNG nor JPEG"),
+    "pixel": (encode(GRAY[:1, :1]), "1 x 1 pixels"),
+    "bomb": (make_bomb(), "declares"),
+    "header": (encode(GRAY)[:24], "broken header"),
+    "empty": (b"", "empty file"),
+}
+
+
+@pytest.fixture
+def odd_films(films, tmp_path):
+    """Rows and paths in which unusual and unreadable files stand in for films; and name -> kind."""
+    rows, paths = films
+    folder = tmp_path / "odd"
+    shutil.copytree(paths[rows["image"][0]].parent, folder)
+    kinds = dict(zip(rows["image"], [*READABLE, *UNREADABLE], strict=False))
+    for image, kind in kinds.items():
+        (folder / image).write_bytes(READABLE[kind] if kind in READABLE else UNREADABLE[kind][0])
+    return rows, {image: folder / image for image in rows["image"]}, kinds
+
+
+def test_unreadable_films_are_left_out_with_a_reason_and_the_others_are_packed(odd_films, tmp_path):
+    rows, paths, kinds = odd_films
+    loaded = pack((rows, paths), tmp_path / "packed")
+    reasons = {film["image"]: film["reason"] for film in loaded.excluded}
+    unreadable = {image: kind for image, kind in kinds.items() if kind in UNREADABLE}
+    assert len(loaded.excluded) == len(reasons) == len(unreadable) == 7
+    for image, kind in unreadable.items():
+        assert UNREADABLE[kind][1] in reasons[image]
+    assert set(loaded.index["image"]) == set(rows["image"]) - set(unreadable)
+
+    packed = {
+        features["image"].bytes_list.value[0].decode(): features["film"].bytes_list.value[0]
+        for subset in ("train", "val", "test")
+        for features in read_examples(loaded.files(subset))
+    }
+    assert set(packed) == set(loaded.index["image"])
+    for image, kind in kinds.items():
+        if kind in READABLE:
+            assert packed[image] == decode_film(tf.constant(READABLE[kind]), SIDE).numpy().tobytes()
+    kept = rows[~rows["image"].isin(unreadable)]
+    assert loaded.split_sha256 == hash_split(kept["image"], kept["split"])
+    assert sum(json.loads((loaded.folder / "manifest.json").read_text())["counts"].values()) == len(kept)
+    for subset in ("train", "val", "test"):
+        assert sum(shard["count"] for shard in loaded.shards[subset]) == len(loaded.rows(subset))
+    assert len(read_records(loaded.files("train"))) == len(loaded.rows("train"))
+
+
+def test_a_film_that_vanished_is_listed_too(films, tmp_path):
+    rows, paths = films
+    missing = rows["image"][3]
+    loaded = pack((rows, paths | {missing: tmp_path / "nowhere.png"}), tmp_path / "packed")
+    assert [film["image"] for film in loaded.excluded] == [missing]
+    assert "cannot be read: No such file" in loaded.excluded[0]["reason"]
+
+
+def test_a_shard_of_unreadable_films_only_is_empty_and_harmless(films, study, tmp_path):
+    rows, paths = films
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"<html>")
+    lost = study.rows("test")["image"][:4].tolist()  # the first of the test shards
+    loaded = pack((rows, paths | dict.fromkeys(lost, broken)), tmp_path / "packed")
+    assert [shard["count"] for shard in loaded.shards["test"]] == [0, 3]
+    assert len(loaded.rows("test")) == len(read_records(loaded.files("test"))) == 3
+    assert read_records(loaded.files("train")) == read_records(study.files("train"))
+
+
+@pytest.mark.parametrize("kind", ["cut short", "flipped bit"])
+def test_a_mended_film_is_picked_up_and_only_its_shard_is_rewritten(films, study, tmp_path, kind):
+    """Also where the mended file has the size of the broken one, as after a transfer that flipped a bit."""
+    rows, paths = films
+    image = study.rows("train")["image"][5]
+    mended = paths[image].read_bytes()
+    file = tmp_path / "film.png"
+    file.write_bytes(mended[:-60] if kind == "cut short" else flip_bit(mended, len(mended) // 2))
+    paths = paths | {image: file}
+    folder = tmp_path / "packed"
+    assert [film["image"] for film in pack((rows, paths), folder).excluded] == [image]
+    before = read_stamps(folder)
+    assert [film["image"] for film in pack((rows, paths), folder).excluded] == [image]
+    again = read_stamps(folder)
+    shards = {name for name in before if name.endswith(".tfrecord")}
+    assert all(before[name] == again[name] for name in shards)
+
+    file.write_bytes(mended)
+    assert pack((rows, paths), folder).excluded == []
+    after = read_stamps(folder)
+    assert {name for name in shards if before[name] != after[name]} == {study.shards["train"][1]["file"]}
+    assert read_bytes(folder) == read_bytes(study.folder)
+
+
+def test_corrected_labels_are_picked_up_and_only_their_shard_is_rewritten(films, study, copy):
+    rows, paths = films
+    image = study.rows("train")["image"][6]
+    corrected = rows.copy()
+    corrected.loc[corrected["image"] == image, "Hernia"] = 1
+    before = read_stamps(copy)
+    loaded = pack((corrected, paths), copy)
+    after = read_stamps(copy)
+    changed = {name for name in before if name.endswith(".tfrecord") and before[name] != after[name]}
+    assert changed == {study.shards["train"][1]["file"]}
+    assert loaded.rows("train")["Hernia"][6] == 1 and study.rows("train")["Hernia"][6] == 0
+
+
+# Damage
+
+
+def damage(folder, study, how):
+    """Damages one shard and returns its path."""
+    path = folder / study.shards["train"][2]["file"]
+    if how == "flipped bit":
+        content = path.read_bytes()
+        path.write_bytes(flip_bit(content, len(content) // 2))
+    elif how == "cut at the border of a record":
+        records = read_records([path])
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records[:2]:
+                writer.write(record)
+        assert len(read_records([path])) == 2  # reads without any error
+    else:
+        path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "cut at the border of a record", "missing"])
+def test_a_damaged_shard_is_named_and_packing_again_repairs_it_alone(films, study, copy, how):
+    path = damage(copy, study, how)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_packed_study(copy)
+    assert isinstance(error.value, FileNotFoundError) == (how == "missing")
+    assert str(path) in str(error.value) and REMEDY in str(error.value)
+
+    before = read_stamps(copy)
+    pack(films, copy)
+    after = read_stamps(copy)
+    assert {name for name in after if name.endswith(".tfrecord") and before.get(name) != after[name]} == {path.name}
+    assert read_bytes(copy) == read_bytes(study.folder)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_an_altered_or_missing_index_is_named_and_repaired(films, study, copy, missing):
+    path = copy / "index.csv"
+    if missing:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace("PA", "AP", 1))
+    with pytest.raises(ValueError, match=rf"index\.csv is missing or altered.*{REMEDY}"):
+        load_packed_study(copy)
+    before = read_stamps(copy)
+    pack(films, copy)
+    after = read_stamps(copy)
+    assert all(before[name] == after[name] for name in before if name.endswith(".tfrecord"))
+    assert read_bytes(copy) == read_bytes(study.folder)
+
+
+def test_a_missing_manifest_is_named_and_written_anew(films, study, copy):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no manifest\.json.*{REMEDY}"):
+        load_packed_study(copy)
+    with pytest.raises(FileNotFoundError, match=rf"no manifest\.json.*{REMEDY}"):
+        load_packed_study(copy / "nowhere")
+    pack(films, copy)
+    assert read_bytes(copy) == read_bytes(study.folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 2, "side"', "[]", "null", "{}", '{"format": 2, "side": 16}'])
+def test_a_damaged_manifest_is_named_and_so_is_the_remedy_which_works(films, study, copy, content):
+    path = copy / "manifest.json"
+    path.write_text(content)
+    for use in (load_packed_study, lambda folder: pack(films, folder)):
+        with pytest.raises(ValueError, match=rf"manifest\.json is damaged .*Delete it and run {REMEDY}") as error:
+            use(copy)
+        assert str(path) in str(error.value)
+    path.unlink()
+    pack(films, copy)
+    assert read_bytes(copy) == read_bytes(study.folder)
+
+
+def change_manifest(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_another_format_is_refused_with_a_remedy_that_works(films, study, copy):
+    path = change_manifest(copy, format=1)
+    with pytest.raises(
+        ValueError, match=r"has record format 1, this code reads 2\. Delete that folder and run"
+    ) as error:
+        load_packed_study(copy)
+    assert str(path) in str(error.value)
+    with pytest.raises(ValueError, match=r"format was 1, now 2\). Delete that folder"):
+        pack(films, copy)
+    shutil.rmtree(copy)
+    pack(films, copy)
+    assert read_bytes(copy) == read_bytes(study.folder)
+
+
+def test_another_order_of_the_classes_is_refused(study, copy):
+    assert load_packed_study(study.folder, list(PATHOLOGIES)).side == SIDE
+    swapped = [PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]]
+    for classes in (swapped, PATHOLOGIES[:13], [name.lower() for name in PATHOLOGIES]):
+        with pytest.raises(ValueError, match=r"manifest\.json has the classes .*Atelectasis") as error:
+            load_packed_study(study.folder, classes)
+        assert str(study.folder) in str(error.value)
+    change_manifest(copy, classes=swapped)
+    with pytest.raises(ValueError, match=r"manifest\.json has the classes "):
+        load_packed_study(copy)
+    assert load_packed_study(copy, swapped).side == SIDE
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"side": 20}, "side"),
+        ({"seed": 1}, "seed"),
+        ({"shard_films": 5}, "shard_films"),
+        ({"split_name": "random_patients"}, "split"),
+        ({"rows": lambda rows: rows[3:]}, "asked_sha256"),
+        ({"rows": lambda rows: rows.assign(split=rows["split"].to_numpy()[::-1])}, "asked_sha256"),
+    ],
+)
+def test_another_study_into_the_same_folder_is_refused_and_nothing_changes(films, copy, changes, named):
+    rows, paths = films
+    if "rows" in changes:
+        rows, changes = changes["rows"](rows), {}
+    before = read_bytes(copy), read_stamps(copy)
+    told = "the films or their split are others" if named == "asked_sha256" else f"{named} was .*, now "
+    with pytest.raises(ValueError, match=rf"already holds another packed study \({told}.*PACKED_DIR") as error:
+        pack((rows, paths), copy, **changes)
+    assert str(copy) in str(error.value)
+    assert (read_bytes(copy), read_stamps(copy)) == before
+
+
+def test_a_patient_in_two_subsets_is_refused_except_for_the_leaky_split(films, tmp_path):
+    rows, paths = films
+    leaky = rows.copy()
+    one = leaky.index[leaky["split"] == "train"][0]
+    other = leaky.index[leaky["split"] == "val"][0]
+    leaky.loc[[one, other], "patient_id"] = 77
+    folder = tmp_path / "leaky"
+    for split_name in ("official", "random_patients"):
+        with pytest.raises(ValueError, match=r"more than one split: 77 \(train\+val\)"):
+            pack((leaky, paths), folder, split_name=split_name)
+        assert not folder.exists()  # refused before the work, not after it
+    assert pack((leaky, paths), folder, split_name="leaky_images").split_name == "leaky_images"
+
+    change_manifest(folder, split="official")
+    with pytest.raises(ValueError, match=r"more than one split: 77 \(train\+val\)") as error:
+        load_packed_study(folder)
+    assert str(folder) in str(error.value)

@@ -1,0 +1,95 @@
+"""How the work is spread over devices and processes, and the record of it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from helpers.runtime import Runtime, connect_devices, describe_runtime
+from helpers.runtime.settings import ROOT
+
+RUNTIME = Runtime("cpu", "tensorflow", 0, "a CPU", "it is there", "")
+FIT = """
+import json, sys
+from helpers.runtime import connect_devices, describe_runtime, prepare_runtime
+runtime = prepare_runtime("jax")
+early = describe_runtime(runtime)
+devices = [connect_devices(runtime) for _ in range(2)][-1]
+import keras, numpy as np
+keras.utils.set_random_seed(3)
+rng = np.random.default_rng(7)
+x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 1)).astype("float32")
+mine = slice(devices.host * 8 // devices.n_hosts, (devices.host + 1) * 8 // devices.n_hosts)
+with devices.scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+model.fit(x[mine], y[mine], batch_size=8 // devices.n_hosts, epochs=2, shuffle=False, verbose=0)
+spread = str(model.weights[0].value.sharding.num_devices)
+report = describe_runtime(runtime, devices)
+print(json.dumps([devices.name, devices.n_replicas, devices.host, devices.n_hosts, devices.is_chief,
+                  model.get_weights()[0].ravel().tolist(), spread, report, early["devices"]]))
+"""
+
+
+def test_one_device_computes_in_its_scope():
+    devices = connect_devices(RUNTIME)
+    assert (devices.n_replicas, devices.host, devices.n_hosts, devices.is_chief) == (1, 0, 1, True)
+    with devices.scope():
+        import keras
+
+        layer = keras.layers.Dense(2)
+        assert np.asarray(layer(np.ones((1, 3), "float32"))).shape == (1, 2)
+
+
+def test_runtime_report_names_what_a_reader_needs():
+    report = describe_runtime()
+    assert {"python", "tensorflow", "keras", "backend", "devices", "processor", "commit"} <= set(report)
+    assert json.loads(json.dumps(report)) == report and report["devices"]
+    full = describe_runtime(RUNTIME, connect_devices(RUNTIME))
+    assert set(full) - set(report) == {"runtime", "why", "strategy", "n_replicas", "n_hosts"}
+    assert full["runtime"] == "cpu" and full["n_hosts"] == 1 and json.loads(json.dumps(full)) == full
+
+
+def start(n_devices, **variables):
+    variables |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n_devices}", "JAX_PLATFORMS": "cpu"}
+    kept = {name: text for name, text in os.environ.items() if name not in ("KERAS_BACKEND", "RUNTIME")}
+    return subprocess.Popen(
+        [sys.executable, "-c", FIT],
+        cwd=ROOT / "notebooks",
+        env=kept | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(processes):
+    try:
+        answers = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), answers[0][1] + answers[-1][1]
+    return [json.loads(output.splitlines()[-1]) for output, _ in answers]
+
+
+def test_jax_spreads_a_step_over_devices_and_over_processes_with_the_same_result():
+    """A fit on 1, on 4 and on 2 times 2 devices, each process with its own half of the batch."""
+    pytest.importorskip("jax")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    pair = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
+    [one] = finish([start(1)])
+    [four] = finish([start(4)])
+    hosts = finish([start(2, **pair, KERAS_DISTRIBUTION_PROCESS_ID=str(number)) for number in range(2)])
+    assert one[:5] == ["DataParallel", 1, 0, 1, True] and four[:5] == ["DataParallel", 4, 0, 1, True]
+    assert [host[:5] for host in hosts] == [["DataParallel", 4, 0, 2, True], ["DataParallel", 4, 1, 2, False]]
+    assert [answer[6] for answer in (one, four, *hosts)] == ["1", "4", "4", "4"]
+    for answer in (four, *hosts):
+        np.testing.assert_allclose(answer[5], one[5], rtol=1e-5)
+    assert four[7]["backend"] == "jax" and len(four[7]["devices"]) == 4 and four[7]["n_replicas"] == 4
+    assert len(four[8]) == 4 and hosts[0][8] == []  # asking earlier would keep processes from finding each other

@@ -1,0 +1,303 @@
+"""Studies, packed shards and runs in Google Cloud Storage: the helpers and the whole chain against an emulator.
+
+TensorFlow's own file system does all the reading and writing, as on a TPU machine. What an emulator does not show: real
+credentials and permissions, speed, throttling, and lists of more than one page.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import bucket
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from chain import DENSENET, SHORT, XVISION, check_artifacts, check_nodules
+
+from helpers.evaluation import LABELS, PROBS, add_to_leaderboard, load_predictions
+from helpers.packing import load_packed_study, pack_study, resolve_paths
+from helpers.pipeline import make_eval_dataset, make_train_dataset
+from helpers.runtime import (
+    as_path,
+    copy_file,
+    local_copy,
+    local_draft,
+    read_csv,
+    read_text,
+    remove_folder,
+    save_figure,
+    write_csv,
+    write_json,
+    write_text,
+)
+from helpers.runtime.files import hash_file, measure_file
+from helpers.runtime.settings import ROOT
+from helpers.study import (
+    PATHOLOGIES,
+    list_images,
+    load_boxes,
+    load_metadata,
+    load_official_lists,
+    make_split,
+    match_images,
+    write_phantom_study,
+)
+from helpers.training import StateStore, build_densenet121, load_densenet121
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory):
+    """Serves the bucket gs://bucket, empty at first; gives the list of requests so far."""
+    if reason := bucket.why_not():
+        pytest.skip(reason)
+    patch = pytest.MonkeyPatch()
+    with bucket.serve_bucket(tmp_path_factory.mktemp("certificate")) as (environment, requests):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield requests
+        patch.undo()
+
+
+@pytest.fixture
+def folder(requests, request):
+    """A folder for each test."""
+    return as_path("gs://bucket") / request.node.name
+
+
+@pytest.fixture(scope="module")
+def remote_study(requests, phantom_dir):
+    """`phantom_dir` in the bucket."""
+    for path in phantom_dir.rglob("*.*"):
+        copy_file(path, as_path("gs://bucket/nih") / path.relative_to(phantom_dir).as_posix())
+    return "gs://bucket/nih"
+
+
+@pytest.fixture(scope="module")
+def remote_packed(remote_study):
+    """The study packed from the bucket into the bucket, as `packed` is on disk."""
+    images = list_images(remote_study)
+    films, _ = match_images(load_metadata(remote_study), images)
+    films["split"] = make_split(films, remote_study, val_share=0.15)
+    pack = (films, images, "gs://bucket/packed")
+    return pack_study(*pack, split_name="official", side=48, shard_films=16), pack
+
+
+def download(folder, target):
+    """Copies a folder of the bucket to disk."""
+    for place, _, names in tf.io.gfile.walk(str(folder)):
+        for name in names:
+            copy_file(as_path(place) / name, target / place.removeprefix(str(folder)).strip("/") / name)
+    return target
+
+
+def test_paths_behave_as_local_ones(folder):
+    path = folder / "a" / "b.txt"
+    assert not path.exists() and not folder.exists()
+    write_text(path, "ä\r\n")
+    assert path.is_file() and folder.is_dir() and read_text(path) == "ä\r\n"
+    assert [*(folder / "a").glob("*.txt")] == [path] == [*(folder / "a").iterdir()]
+    assert measure_file(path) == 4 and str(path) == f"{folder}/a/b.txt"
+    copy_file(path, folder / "c.txt")
+    remove_folder(folder / "a")
+    remove_folder(folder / "a")
+    assert [*folder.iterdir()] == [folder / "c.txt"]
+    for use in (read_text, measure_file, hash_file, read_csv):
+        with pytest.raises(FileNotFoundError):
+            use(path)
+
+
+def test_a_block_that_fails_leaves_the_object_as_it_was(folder, requests):
+    write_text(folder / "a.h5", "old")
+    n_requests = len(requests)
+    with pytest.raises(KeyboardInterrupt), local_draft(folder / "a.h5") as draft:
+        draft.write_text("half")
+        raise KeyboardInterrupt
+    assert len(requests) == n_requests and read_text(folder / "a.h5") == "old"
+    with local_copy(folder / "a.h5") as file:
+        assert file.read_text() == "old" and file.name == "a.h5"
+    assert not file.exists() and not draft.exists()
+
+
+def test_settings_pass_a_bucket_through(requests):
+    paths = resolve_paths("gs://bucket/nih", "gs://bucket/runs/1", "", "official", "full")
+    assert str(paths.study) == "gs://bucket/nih" and str(paths.run) == "gs://bucket/runs/1"
+    assert paths.packed == ROOT / "data" / "packed" / "nih-official-full"
+    paths = resolve_paths("data/phantom", "gs://bucket/runs/1", "gs://bucket/p/", "official", "full")
+    assert str(paths.packed) == "gs://bucket/p" and paths.study == ROOT / "data" / "phantom"
+    assert paths.run.exists()
+
+
+def test_a_study_reads_the_same_from_a_bucket(remote_study, phantom_dir):
+    pd.testing.assert_frame_equal(load_metadata(remote_study), load_metadata(phantom_dir))
+    pd.testing.assert_frame_equal(load_boxes(remote_study), load_boxes(phantom_dir))
+    assert load_official_lists(remote_study) == load_official_lists(phantom_dir)
+    images, local = list_images(remote_study), list_images(phantom_dir)
+    assert list(images) == list(local) and all(str(images[name]).startswith("gs://") for name in images)
+    with pytest.raises(FileNotFoundError, match="gs://bucket/nowhere"):
+        load_metadata("gs://bucket/nowhere")
+
+
+def test_a_synthetic_study_is_the_same_in_a_bucket(folder, tmp_path):
+    settings = {"n_images": 12, "size": 32, "n_workers": 1}
+    write_phantom_study(tmp_path, **settings)
+    assert write_phantom_study(folder, **settings)["written"]
+    assert not write_phantom_study(str(folder), **settings)["written"]
+    with pytest.raises(ValueError, match="delete that folder"):
+        write_phantom_study(folder, **settings, seed=1)
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
+    assert not (folder / "phantom.json.part").exists()
+
+
+def test_packing_in_a_bucket_writes_the_bytes_of_packing_on_disk(remote_packed, packed):
+    study, _ = remote_packed
+    local = {path.name: path.read_bytes() for path in packed.folder.iterdir()}
+    assert {path.name: path.read_bytes() for path in study.folder.iterdir()} == local
+    pd.testing.assert_frame_equal(study.index, packed.index)
+
+
+def test_batches_from_a_bucket_are_those_from_disk(remote_packed, packed):
+    for make in (
+        lambda study: make_eval_dataset(study, "test", 8),
+        lambda study: make_train_dataset(study, 32, 8, seed=0, epochs=1),
+    ):
+        batches = zip(make(remote_packed[0]), make(packed), strict=True)
+        assert all(np.array_equal(a, b) for pair in batches for a, b in zip(*pair, strict=True))
+
+
+def test_a_second_packing_writes_nothing(remote_packed, requests):
+    before = len(requests)
+    pack_study(*remote_packed[1], split_name="official", side=48, shard_films=16)
+    uploaded = [address for method, address in requests[before:] if method == "PUT"]
+    assert not uploaded
+
+
+def test_damage_in_a_bucket_is_found_and_mended(remote_packed, packed, requests):
+    study, pack = remote_packed
+    shard = study.folder / study.shards["val"][0]["file"]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"?")
+    with pytest.raises(ValueError, match=f"{shard.name} does not match"):
+        load_packed_study(study.folder)
+    before = len(requests)
+    pack_study(*pack, split_name="official", side=48, shard_films=16)
+    assert shard.read_bytes() == content
+    uploaded = [address for method, address in requests[before:] if method == "PUT" and "tfrecord&" in address]
+    assert len(uploaded) == 1 and shard.name in uploaded[0]
+
+
+def test_a_film_that_is_gone_is_left_out_and_an_unreachable_bucket_is_an_error(remote_packed, folder, tmp_path):
+    """Films are never left out because the network is down, and a write that fails is an OSError."""
+    films, images, _ = remote_packed[1]
+    name = films["image"].iloc[0]
+    study = pack_study(films, images | {name: folder / name}, folder, split_name="official", side=48, shard_films=16)
+    assert [film["image"] for film in study.excluded] == [name]
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / "notebooks")!r})
+import tensorflow as tf
+from helpers.runtime import write_text
+from helpers.study import list_images, load_metadata, make_split, match_images
+from helpers.packing import pack_study
+images = list_images("gs://bucket/nih")
+films, _ = match_images(load_metadata("gs://bucket/nih"), images)
+films["split"] = make_split(films, "gs://bucket/nih", val_share=0.15)
+
+class Outage:
+    # A progress bar under which the network goes down after the first film.
+    def update(self, n):
+        os.environ["https_proxy"] = "http://localhost:9"  # where nothing listens
+    def close(self):
+        pass
+
+settings = {{"split_name": "official", "side": 48, "n_threads": 1}}
+try:
+    pack_study(films, images, {str(tmp_path)!r}, **settings, progress=lambda **_: Outage())
+except tf.errors.OpError as error:
+    print("packing:", type(error).__name__)
+try:
+    write_text("gs://bucket/a.txt", "new")
+except OSError as error:
+    print("writing:", error)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "packing: AbortedError" in answer.stdout, answer.stdout + answer.stderr[-2000:]
+    assert "writing: gs://bucket/a.txt: " in answer.stdout
+    assert not [*tmp_path.iterdir()]
+
+
+def test_figures_tables_ledger_and_predictions_are_those_on_disk(folder, tmp_path, phantom_dir):
+    from matplotlib.figure import Figure
+
+    metadata, lists = load_metadata(phantom_dir), load_official_lists(phantom_dir)
+    table = metadata[["image"]].assign(split="test")
+    table[PROBS] = np.random.default_rng(0).random((len(table), 14))
+    table = table[table["image"].isin(lists[1])]
+    keys = dict.fromkeys(("study", "split", "part", "images_sha256"), "a")
+    read = []
+    for place in (folder, tmp_path):
+        figure = Figure()
+        figure.gca().plot([1, 2])
+        save_figure(figure, place, "one", table)
+        write_json(place / "run.json", {"a": 1})
+        write_csv(place / "predictions.csv", table, index=False)
+        for run, auc in (("007", 0.5), ("008", 0.6), ("007", 0.7)):
+            board = add_to_leaderboard(place / "leaderboard.csv", keys | {"run": run, "mean_auc": auc})
+        read.append((board, *load_predictions(str(place / "predictions.csv"), metadata, lists)))
+    for name in ("figures/one.png", "figures/one.csv", "run.json", "predictions.csv", "leaderboard.csv"):
+        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
+    for remote, local in zip(*read, strict=True):
+        assert remote.equals(local) if isinstance(remote, pd.DataFrame) else remote == local
+    assert set(LABELS) <= set(read[0][1].columns)
+
+
+def test_a_model_comes_back_from_a_bucket(folder):
+    model = build_densenet121()
+    with local_draft(folder / "model.weights.h5") as draft:
+        model.save_weights(draft)
+    write_json(folder / "run.json", {"classes": list(PATHOLOGIES)})
+    loaded = load_densenet121(str(folder))
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True))
+    with pytest.raises(FileNotFoundError, match=r"gs://.*notop\.h5"):
+        build_densenet121(weights=f"{folder}/notop.h5")
+
+
+def test_the_states_of_a_run_come_back_from_a_bucket(folder, tmp_path):
+    """On another machine, whose own disk is empty."""
+    stores = [StateStore(str(folder / "state"), tmp_path / machine) for machine in "ab"]
+    for serial in (1, 2, 3):
+        stores[0].write({"weights": np.full(9, serial)}, {"serial": serial})
+    arrays, meta = stores[1].read()
+    assert meta == {"serial": 3} and (arrays["weights"] == 3).all()
+    newest = folder / "state" / "state.bin"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert stores[1].read()[1] == {"serial": 2}
+    stores[0].clear()
+    assert stores[1].read() == (None, None)
+    for store in stores:
+        store.close()
+
+
+def test_chain_of_notebooks_in_a_bucket(requests, tmp_path):
+    """As `make run DATA_DIR=gs://... RUN_DIR=gs://...`: the artifacts are those of a run on disk."""
+    write_phantom_study("gs://bucket/studies/drawn", n_images=120, size=64, seed=3, n_workers=1)
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", "gs://bucket/studies/drawn"]
+    command += ["--run-dir", "gs://bucket/runs/one", "--only", *DENSENET, XVISION]
+    local = [f"SOURCE_DIR={tmp_path / 'nodules'}", f"FEATURES_DIR={tmp_path / 'features'}", "BACKBONES=trained"]
+    command += ["--set", "PACKED_DIR=gs://bucket/studies/packed", *local, *SHORT]
+    (tmp_path / "scratch").mkdir()  # else the local copy of an earlier test's state is found, and the run goes on there
+    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    assert "figures    gs://bucket/runs/one/figures" in answer.stdout
+    runs = download("gs://bucket/runs", tmp_path / "runs")
+    predictions = check_artifacts(runs / "one", only=[*DENSENET, XVISION])
+    check_nodules(runs / "one" / "xvision-phantom")
+    test_list = read_text("gs://bucket/studies/drawn/test_list.txt").split()
+    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
+    assert json.loads((runs / "one" / "run.json").read_text())["settings"]["RUN_DIR"] == "gs://bucket/runs/one"
+    assert not any(name.startswith("gs:") for name in os.listdir(ROOT))  # a path taken for a local one would be there
+    assert not any(name.startswith("gs:") for name in os.listdir(ROOT / "notebooks"))

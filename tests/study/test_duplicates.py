@@ -1,0 +1,288 @@
+"""Tests of study.duplicates with planted copies, real films and brute force."""
+
+import dataclasses
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from helpers.study import duplicates
+from helpers.study.duplicates import (
+    HASH_BITS,
+    MAX_DISTANCE,
+    FilmHashes,
+    find_duplicates,
+    find_study_duplicates,
+    hash_films,
+)
+
+
+def read(paths, side=None):
+    images = [Image.open(path).convert("L") for path in paths]
+    return np.stack(
+        [np.asarray(image.resize((side, side), Image.Resampling.BOX) if side else image) for image in images]
+    )
+
+
+def save_as_jpeg(film, quality=50):
+    buffer = io.BytesIO()
+    Image.fromarray(film).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def brighten(film, by=20):
+    return np.clip(film.astype(int) + by, 0, 255).astype("uint8")
+
+
+def bend(film, gamma):
+    return np.round(255 * (film / 255) ** gamma).astype("uint8")
+
+
+def resize(film, side):
+    return np.asarray(Image.fromarray(film).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def blur_with_noise(film, seed=0):
+    noise = np.random.default_rng(seed).normal(0, 5, film.shape)
+    return np.clip(np.round(film + noise), 0, 255).astype("uint8")
+
+
+def distances(a, b):
+    """All pairs of two sets of hashes, bit by bit."""
+    bits = [np.unpackbits(hashes.perceptual, axis=1).astype(int) for hashes in (a, b)]
+    return (bits[0][:, None] != bits[1][None]).sum(axis=2)
+
+
+@pytest.fixture(scope="module")
+def drawn(films_and_paths):
+    """Rows of a drawn study with their `subset`, and its films at 64 pixels."""
+    rows, paths = films_and_paths
+    return rows.assign(subset=rows["split"]), read([paths[name] for name in rows["image"]])
+
+
+def test_a_clean_study_has_no_duplicates(drawn):
+    rows, films = drawn
+    hashes = hash_films(films)
+    for across in ("subset", "patient_id"):
+        found = find_duplicates(rows, hashes, across=across)
+        assert len(found) == 0
+        names = [f"{name}_{letter}" for letter in "ab" for name in ("image", "subset", "patient")]
+        assert list(found.columns) == [*names, "kind", "distance"]
+
+
+def test_planted_duplicates_are_found_by_name(drawn):
+    rows, films = drawn
+    originals = [int(np.flatnonzero(rows["subset"] == part)[k]) for part in ("train", "test") for k in (3, 7, 11)]
+    changes = [
+        lambda film: film,
+        save_as_jpeg,
+        brighten,
+        lambda film: resize(film, 80),
+        blur_with_noise,
+        lambda film: film,
+    ]
+    copies = [change(films[i]) for change, i in zip(changes, originals, strict=True)]
+    kinds = ["exact", "near", "near", "near", "near", "exact"]
+    # The last copy stays in its part, under another patient.
+    parts = ["test", "test", "val", "val", "train", "test"]
+    planted = rows.iloc[originals].assign(
+        image=[f"copy_{i}.png" for i in range(6)], patient_id=range(90_001, 90_007), subset=parts
+    )
+    everything = pd.concat([rows, planted])  # With an index that repeats itself.
+    hashes = hash_films([films[:50], films[50:], *(copy[None] for copy in copies)])
+
+    found = find_duplicates(everything, hashes, across="patient_id").sort_values("image_b", ignore_index=True)
+    assert found["image_a"].tolist() == rows["image"].iloc[originals].tolist()
+    assert found["subset_a"].tolist() == ["train"] * 3 + ["test"] * 3
+    assert found["patient_a"].tolist() == rows["patient_id"].iloc[originals].tolist()
+    assert found["image_b"].tolist() == planted["image"].tolist()
+    assert found["subset_b"].tolist() == parts
+    assert found["patient_b"].tolist() == planted["patient_id"].tolist()
+    assert found["kind"].tolist() == kinds
+    assert (found["distance"][found["kind"] == "exact"] == 0).all()
+
+    leaks = find_duplicates(everything, hashes)
+    assert set(leaks["image_b"]) == set(planted["image"][:5])
+    assert leaks["distance"].is_monotonic_increasing
+    assert find_duplicates(everything, hashes, max_distance=0)["kind"].eq("exact").any()
+
+
+def test_hashes_are_what_they_are_said_to_be(drawn):
+    films = drawn[1][:40]
+    hashes = hash_films(films)
+    assert (hashes.exact.shape, hashes.exact.dtype) == ((40, 16), np.uint8)
+    assert (hashes.perceptual.shape, hashes.perceptual.dtype) == ((40, HASH_BITS // 8), np.uint8)
+    for same in (films[..., None], [films[:1], films[1:1], films[1:]], (film[None] for film in films), films[:, ::1]):
+        for ours, theirs in zip(hashes, hash_films(same), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    touched = films.copy()
+    touched[:, 5, 5] ^= 1
+    assert (hash_films(touched).exact != hashes.exact).any(axis=1).all()
+    assert np.diag(distances(hashes, hash_films(touched))).max() <= 3
+    # A linear change that clips nothing moves only bits that rounding decides.
+    dim = hash_films((films // 2 + 60).astype("uint8"))
+    assert np.diag(distances(hashes, dim)).max() <= 6
+    flipped = hash_films(films[:, :, ::-1])
+    assert np.diag(distances(hashes, flipped)).min() > 3 * MAX_DISTANCE
+
+
+def test_blank_films_are_like_each_other_and_like_no_film(drawn):
+    blank = np.stack([np.full((64, 64), level, "uint8") for level in (0, 0, 130, 255)])
+    hashes = hash_films(np.concatenate([blank, drawn[1][:20]]))
+    assert (hashes.perceptual[:4] == 0).all()
+    rows = pd.DataFrame({"image": range(24), "patient_id": range(24), "subset": np.arange(24) % 2})
+    found = find_duplicates(rows, hashes)
+    assert found[["image_a", "image_b"]].to_numpy().tolist() == [[0, 1], [0, 3], [1, 2], [2, 3]]
+    assert found["kind"].tolist() == ["exact", "near", "near", "near"]
+
+
+@pytest.mark.parametrize("max_distance", [0, 16, 40, 255])
+@pytest.mark.parametrize("across", ["subset", "patient_id"])
+def test_search_equals_brute_force(max_distance, across):
+    rng = np.random.default_rng(max_distance)
+    n = 120
+    # A handful of originals, disturbed more and more, in parts of very different size.
+    centers = rng.integers(0, 256, (6, 32), dtype="uint8")
+    masks = np.packbits(rng.random((n, 256)) < rng.uniform(0, 0.15, (n, 1)) * (np.arange(n)[:, None] % 3 > 0), axis=1)
+    hashes = FilmHashes(rng.integers(0, 2, (n, 16), dtype="uint8") // 2, centers[rng.integers(0, 6, n)] ^ masks)
+    rows = pd.DataFrame({"image": [f"{i:03d}" for i in range(n)], "patient_id": rng.integers(0, 30, n)})
+    rows["subset"] = rng.choice(["train", "val", "test"], n, p=[0.8, 0.05, 0.15])
+    # A film and its negative differ in every bit.
+    hashes.perceptual[1] = ~hashes.perceptual[0]
+    rows.loc[:1, "patient_id"], rows.loc[:1, "subset"] = [40, 41], ["train", "test"]
+    found = find_duplicates(rows, hashes, max_distance, across)
+    everyone, part = distances(hashes, hashes), rows[across].to_numpy()
+    expected = {
+        (f"{i:03d}", f"{j:03d}"): everyone[i, j]
+        for i in range(n)
+        for j in range(i + 1, n)
+        if part[i] != part[j] and everyone[i, j] <= max_distance
+    }
+    pairs = zip(found["image_a"], found["image_b"], strict=True)
+    assert dict(zip(pairs, found["distance"], strict=True)) == expected
+    assert len(found) == len(expected) > 0
+
+
+@pytest.mark.parametrize("max_distance", [0, 1, 16, 31, 32])
+def test_a_pair_is_found_wherever_its_bits_differ(max_distance):
+    """One bit in each piece but one, of pieces of adjacent bits and of every so many bits."""
+    rng = np.random.default_rng(max_distance)
+    film = rng.integers(0, 256, 32, dtype="uint8")
+    spread = np.linspace(0, HASH_BITS - 1, max_distance, dtype=int)
+    for bits in (
+        np.arange(max_distance),
+        np.arange(max_distance) + 1,
+        spread,
+        rng.permutation(HASH_BITS)[:max_distance],
+    ):
+        other = np.unpackbits(film)
+        other[bits] ^= 1
+        far = other.copy()
+        far[next(bit for bit in range(HASH_BITS) if bit not in bits)] ^= 1
+        hashes = FilmHashes(np.zeros((3, 16), "uint8"), np.stack([film, np.packbits(other), np.packbits(far)]))
+        rows = pd.DataFrame({"image": list("abc"), "patient_id": [1, 2, 3], "subset": ["train", "test", "test"]})
+        found = find_duplicates(rows, hashes, max_distance)
+        assert found[["image_a", "image_b", "distance"]].to_numpy().tolist() == [["a", "b", max_distance]]
+
+
+def test_few_films_are_compared_in_a_large_study(monkeypatch):
+    n, compared = 4000, []
+    rng = np.random.default_rng(0)
+    hashes = FilmHashes(np.zeros((n, 16), "uint8"), rng.integers(0, 256, (n, 32), dtype="uint8"))
+    hashes.perceptual[-40:] = hashes.perceptual[:40]
+    rows = pd.DataFrame({"image": range(n), "patient_id": range(n), "subset": np.arange(n) < n // 2})
+    count = np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda words: compared.append(len(words)) or count(words))
+    assert len(find_duplicates(rows, hashes)) == 40
+    assert sum(compared) < n**2 / 2 / 500
+
+
+def test_odd_input():
+    films = np.zeros((3, 64, 64), "uint8")
+    rows = pd.DataFrame({"image": list("abc"), "patient_id": [1, 2, 3], "subset": "train"})
+    assert len(find_duplicates(rows, hash_films(films))) == 0
+    assert len(find_duplicates(rows, hash_films(films), across="patient_id")) == 3
+    for nothing in (films[:0], [], [films[:0]]):
+        assert len(find_duplicates(rows[:0], hash_films(nothing))) == 0
+    for wrong in (films.astype("float32"), films[:, :, :50], films[0], np.zeros((3, 64, 64, 3), "uint8")):
+        with pytest.raises(ValueError, match="expected uint8"):
+            hash_films([wrong])
+    with pytest.raises(ValueError, match="sides of 31 pixels"):
+        hash_films(films[:, :31, :31])
+    with pytest.raises(ValueError, match=r"expected \(2, 16\)"):
+        find_duplicates(rows[:2], hash_films(films))
+    for max_distance in (-1, 256):
+        with pytest.raises(ValueError, match=f"max_distance is {max_distance}"):
+            find_duplicates(rows, hash_films(films), max_distance)
+    many = pd.DataFrame({"image": range(2200), "patient_id": range(2200), "subset": np.arange(2200) % 2})
+    with pytest.raises(ValueError, match="more than 1,000,000 pairs"):
+        find_duplicates(many, FilmHashes(np.zeros((2200, 16), "uint8"), np.zeros((2200, 32), "uint8")))
+
+
+def test_real_films_and_their_copies(shared_data):
+    paths = sorted((shared_data / "nih_sample" / "images").glob("*.png"))
+    films = read(paths)
+    rows = pd.DataFrame({"image": [path.name for path in paths]})
+    rows["patient_id"] = rows["subset"] = rows["image"].str[:8].astype(int)
+    hashes = hash_films(films)
+    assert len(find_duplicates(rows, hashes, 3 * MAX_DISTANCE)) == 0
+    assert len(np.unique(hashes.exact, axis=0)) == len(films)
+    jsrt = hash_films(read(sorted((shared_data / "jsrt" / "images").glob("*.png"))))
+    other = distances(jsrt, jsrt) + HASH_BITS * np.eye(len(jsrt.exact), dtype=int)
+    assert min(other.min(), distances(jsrt, hashes).min()) > 3 * MAX_DISTANCE
+
+    some = films[::3]  # copies take long to make
+
+    def share_found(change):
+        copies = hash_films(np.stack([change(film) for film in some]))
+        return np.mean(np.diag(distances(hash_films(some), copies)) <= MAX_DISTANCE)
+
+    for change in (
+        save_as_jpeg,
+        brighten,
+        blur_with_noise,
+        lambda film: resize(film, 224),
+        lambda film: resize(film, 88),
+    ):
+        assert share_found(change) == 1
+    for gamma in (0.8, 1.25):
+        assert share_found(lambda film, gamma=gamma: bend(film, gamma)) > 0.95
+
+    originals = sorted((shared_data / "nih_original" / "images_001" / "images").glob("*.png"))
+    large = hash_films(film[None] for film in read(originals))
+    own = [rows["image"].tolist().index(path.name) for path in originals]
+    between = distances(large, hashes)
+    assert between[np.arange(len(own)), own].max() <= MAX_DISTANCE
+    between[np.arange(len(own)), own] = HASH_BITS
+    assert between.min() > 3 * MAX_DISTANCE
+
+
+def test_copies_in_a_packed_study_are_looked_for_once(packed, tmp_path, monkeypatch):
+    """They are kept beside the films, and looked for anew where the films are others or the file is cut short."""
+    study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
+    films = np.concatenate(list(duplicates._read_films(study)))
+    expected = find_duplicates(study.index, hash_films(films), 40, across="image")
+    found = find_study_duplicates(study, 40)
+    assert len(found) and found.equals(expected)
+
+    monkeypatch.setattr(duplicates, "_read_films", None)
+    assert find_study_duplicates(study, 40).equals(found)
+    for other in (dataclasses.replace(study, index_sha256="another"), dataclasses.replace(study, shards={"train": []})):
+        with pytest.raises(TypeError):
+            find_study_duplicates(other, 40)
+    kept = study.folder / "duplicates.json"
+    kept.write_text(kept.read_text()[:50])
+    with pytest.raises(TypeError):
+        find_study_duplicates(study, 40)
+
+
+def test_copies_in_a_read_only_study_are_found(packed, tmp_path, monkeypatch):
+    def refuse(path, text):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(duplicates, "write_text", refuse)
+    study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
+    assert len(find_study_duplicates(study, 40)) and not (study.folder / "duplicates.json").exists()

@@ -1,0 +1,128 @@
+"""A small training run like notebook 2's, made to be killed: shards, augmentation, dropout, averaging, early stopping.
+
+Usage: resumable_run.py PACKED_DIR RUN_DIR [NAME=VALUE ...]; the options stand in OPTIONS. Prints "ready" before
+training and writes RUN_DIR/outcome.json, by which two runs can be compared, after it.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+OPTIONS = {
+    "stage": "all",
+    "epochs": 8,
+    "patience": 6,
+    "every": 2,  # steps between two states
+    "share": float("inf"),  # no limit to the time that states take
+    "seconds": 0.0,  # the time budget; 0: none
+    "local": "",  # the folder that states are written to first
+    "seed": 0,  # of the weights alone
+    "size": 40,  # pixels
+    "nan_step": -1,  # the step of the run whose loss is not finite
+    "devices": 0,  # 1: on all devices that JAX has, and with Keras's variables on several hosts
+    "hosts": 0,  # deal the films as for so many hosts, in one process
+}
+
+
+def build_model(seed):
+    """Returns a compiled network with everything that a state must hold: seeds, averages, statistics, moments."""
+    import keras
+
+    from helpers.training import fuse_batch_norm
+
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((None, None, 1)), layers.Rescaling(1 / 255), layers.Conv2D(8, 5, strides=2),
+        layers.BatchNormalization(), layers.ReLU(), layers.Conv2D(16, 3, strides=2), layers.ReLU(),
+        layers.GlobalAveragePooling2D(), layers.Dropout(0.2), layers.Dense(14, dtype="float32"),
+    ])  # fmt: skip
+    model = fuse_batch_norm(model)
+    rate = keras.optimizers.schedules.CosineDecay(1e-2, 80, warmup_target=2e-2, warmup_steps=8)
+    optimizer = keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.8)
+    model.compile(
+        optimizer, keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=keras.backend.backend() == "jax"
+    )
+    return model
+
+
+def run(packed, run_dir, options):
+    """Trains to the end from wherever the run in the folder is; returns model, state and the measuring callback."""
+    import keras
+    import tensorflow as tf
+
+    from helpers.packing import load_packed_study
+    from helpers.pipeline import count_steps, list_batch, make_eval_dataset, make_train_dataset
+    from helpers.runtime import connect_devices
+    from helpers.training import StateStore, TrainingState, ValidationAUC, fit_from_state
+
+    study = load_packed_study(packed)
+    hosts = {}
+    if devices := options["devices"] and connect_devices(SimpleNamespace(name="jax")):
+        hosts = {"n_hosts": options["hosts"] or devices.n_hosts, "host": None if options["hosts"] else devices.host}
+    model = build_model(options["seed"])
+    validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
+    callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=options["patience"])]
+    state = TrainingState(
+        StateStore(Path(run_dir) / "state", options["local"] or None, writes=not devices or devices.is_chief),
+        {"SEED": 0, "IMAGE_SIZE": options["size"], "split_sha256": study.split_sha256},
+        Path(run_dir) / "history.csv",
+        every=options["every"] or None,
+        max_share=options["share"],
+        stop_at=time.time() + options["seconds"] if options["seconds"] else None,
+        devices=devices or None,
+        name_films=lambda epoch, step: list_batch(study, 8, seed=0, epoch=epoch, step=step, **hosts),
+    )
+
+    def make_train(first_epoch, first_step, epochs):
+        data = make_train_dataset(
+            study, options["size"], 8, seed=0, epochs=epochs, first_epoch=first_epoch, first_step=first_step, **hosts
+        )
+        bad = options["nan_step"] - first_epoch * steps - first_step
+        poisoned = data.enumerate().map(lambda n, batch: (batch[0], batch[1] * tf.where(n == bad, float("nan"), 1.0)))
+        return poisoned if options["nan_step"] >= 0 else data
+
+    steps = count_steps(study, 8, hosts.get("n_hosts", 1))
+    print("ready", flush=True)
+    said = fit_from_state(
+        model, state, make_train, stage=options["stage"], epochs=options["epochs"], steps_per_epoch=steps,
+        callbacks=callbacks, verbose=0,
+    )  # fmt: skip
+    print(said, flush=True)
+    return model, state, validation
+
+
+def digest(arrays):
+    """Returns the SHA-256 over arrays, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()
+
+
+def describe_outcome(state, validation):
+    """Returns what must be the same, bit by bit, whether a run was killed or not."""
+    arrays, meta = state.store.read()
+    measured = [{k: v for k, v in row.items() if "seconds" not in k} for row in state.history]
+    groups = {name.split("/")[0] for name in arrays}
+    return {group: digest([arrays[name] for name in sorted(arrays) if name.startswith(group)]) for group in groups} | {
+        "history": measured, "best_epoch": validation.best_epoch, "best": digest(validation.best_weights),
+        "callbacks": meta["callbacks"], "stopped": state.stopped,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    given = dict(pair.split("=", 1) for pair in sys.argv[3:])
+    chosen = {name: type(value)(given.get(name, value)) for name, value in OPTIONS.items()}
+    _, finished, measured = run(sys.argv[1], sys.argv[2], chosen)
+    if not finished.pause and finished.store.writes:
+        outcome = describe_outcome(finished, measured)
+        (Path(sys.argv[2]) / "outcome.json").write_text(json.dumps(outcome, indent=1))

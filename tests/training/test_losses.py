@@ -1,0 +1,64 @@
+"""Losses equal their definitions, survive serialization and prefer what is right."""
+
+import keras
+import numpy as np
+import pytest
+
+from helpers.training import AsymmetricLoss, WeightedBinaryCrossentropy, make_loss
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+@pytest.fixture
+def labels_and_logits():
+    rng = np.random.default_rng(0)
+    return (rng.random((7, 4)) < 0.3).astype("float32"), rng.normal(size=(7, 4)).astype("float32") * 3
+
+
+def test_weighted_cross_entropy_counts_positives_by_their_weight(labels_and_logits):
+    labels, logits = labels_and_logits
+    weights = np.array([1.0, 2.0, 5.0, 10.0])
+    p = sigmoid(logits.astype("float64"))
+    expected = -(weights * labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean()
+    assert float(WeightedBinaryCrossentropy(weights)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weighted_cross_entropy_stays_finite_for_extreme_logits():
+    loss = WeightedBinaryCrossentropy([2.0])(np.array([[1.0], [0.0]]), np.array([[-500.0], [500.0]], "float32"))
+    assert float(loss) == pytest.approx((2 * 500 + 500) / 2)
+
+
+def test_asymmetric_loss_equals_its_definition(labels_and_logits):
+    labels, logits = labels_and_logits
+    p = sigmoid(logits.astype("float64"))
+    shifted = np.maximum(p - 0.05, 0)
+    expected = -(labels * (1 - p) * np.log(p) + (1 - labels) * shifted**4 * np.log(1 - shifted)).mean()
+    assert float(AsymmetricLoss()(labels, logits)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [WeightedBinaryCrossentropy([1.0, 2.0, 3.0, 4.0]), AsymmetricLoss(3.0, 0.5, 0.1)])
+def test_losses_survive_serialization(loss, labels_and_logits):
+    again = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert float(again(*labels_and_logits)) == float(loss(*labels_and_logits))
+
+
+def test_loss_weights_grow_with_rarity_and_stay_bounded():
+    labels = np.zeros((1000, 3), "float32")
+    labels[:500, 0] = labels[:50, 1] = 1
+    weights = make_loss("weighted_bce", labels).positive_weights
+    assert weights[0] == 1 and weights[1] == pytest.approx(np.sqrt(950 / 50)) and weights[2] == 10
+
+
+@pytest.mark.parametrize("name", ["weighted_bce", "bce", "focal", "asymmetric"])
+def test_every_named_loss_prefers_right_logits(name, labels_and_logits):
+    labels, _ = labels_and_logits
+    right = (labels * 2 - 1) * 3
+    loss = make_loss(name, labels)
+    assert float(loss(labels, right)) < float(loss(labels, -right))
+
+
+def test_unknown_loss_is_refused_by_name():
+    with pytest.raises(ValueError, match='LOSS is "hinge"'):
+        make_loss("hinge", np.ones((2, 2)))
