@@ -48,7 +48,7 @@ bench: .venv/dev .venv/peers/ready  ## every benchmark; results go to benchmarks
 serve: .venv/serve  ## a run's model over HTTP, as TensorFlow Serving answers: make serve [RUN_DIR=...] [PORT=8501]
 	$(VENV)/python serve/app.py --model "$(or $(RUN_DIR),models/densenet121)/saved_model" --port $(PORT)
 
-demo: .venv/serve  ## a page to drop films on: make demo [RUN_DIR=...]
+demo: .venv/serve  ## a page to drop images on: make demo [RUN_DIR=...]
 	$(VENV)/python serve/demo.py --model "$(or $(RUN_DIR),models/densenet121)/saved_model"
 
 tpu-check: .venv/dev .venv/tpu/ready  ## does training start on a TPU? Answered without one, see docs/tpu.md: make tpu-check [SIZE=full]

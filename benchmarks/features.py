@@ -1,12 +1,12 @@
 """What does it save to keep features, and what does keeping them cost?
 
-Writing a bank of features from files of films, beside plain `keras.Model.predict` of the same network over the same
-films as tensors that are ready in memory: rounds of both take turns in one process. Then an epoch of the 512x512 head
-on kept features, beside an epoch of end-to-end fine-tuning of the same network and head on the same films: of the
+Writing a bank of features from files of images, beside plain `keras.Model.predict` of the same network over the same
+images as tensors that are ready in memory: rounds of both take turns in one process. Then an epoch of the 512x512 head
+on kept features, beside an epoch of end-to-end fine-tuning of the same network and head on the same images: of the
 latter some steps are timed and scaled up. And bytes on disk, and seconds to read a bank again.
 
 Usage: features.py [--films 96] [--side 224] [--rounds 3] [--steps 2]
-Films are drawn; weights are random, which changes nothing of the work.
+Images are drawn; weights are random, which changes nothing of the work.
 """
 
 import argparse
@@ -27,15 +27,15 @@ import numpy as np
 import tensorflow as tf
 
 from helpers.runtime import describe_machine
-from helpers.study import plan_nodule_study, write_phantom_study
+from helpers.study import plan_nodule_study, write_synthetic_study
 from helpers.xvision import (
     XVISION,
     HeadTrainer,
     build_backbone,
     join_head,
     load_folder_cohort,
-    read_cohort_films,
-    write_feature_bank,
+    read_cohort_images,
+    write_feature_cache,
 )
 
 BATCH = 32
@@ -67,17 +67,17 @@ def time_head(codes, labels, epochs):
     return (seconds[1 + epochs] - seconds[1]) / epochs
 
 
-def time_fine_tuning(backbone, codes, films, labels, steps):
+def time_fine_tuning(backbone, codes, images, labels, steps):
     """Returns the seconds of an epoch of fine-tuning, from the median of some steps."""
     trainer = HeadTrainer(codes.shape[1:], **XVISION)
     backbone.model.trainable = True
     model = join_head(backbone, trainer.head)
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(XVISION["learning_rate"]), loss, jit_compile=False)
-    batch = films[: XVISION["batch_size"]], labels[: XVISION["batch_size"], None].astype("float32")
+    batch = images[: XVISION["batch_size"]], labels[: XVISION["batch_size"], None].astype("float32")
     model.train_on_batch(*batch)  # traces
     step = np.median([clock(lambda: model.train_on_batch(*batch))[1] for _ in range(steps)])
-    return float(step) * len(films) / XVISION["batch_size"]
+    return float(step) * len(images) / XVISION["batch_size"]
 
 
 def main():
@@ -92,52 +92,52 @@ def main():
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as scratch:
         study = Path(scratch) / "study"
-        write_phantom_study(study, arguments.films, arguments.side, plan=plan_nodule_study, n_workers=1)
+        write_synthetic_study(study, arguments.images, arguments.side, plan=plan_nodule_study, n_workers=1)
         cohort = load_folder_cohort(study)
-        labels = cohort.films["label"].to_numpy()
+        labels = cohort.images["label"].to_numpy()
         keras.utils.set_random_seed(0)
         backbone = build_backbone("VGG16", side=arguments.side)
-        films = read_cohort_films(cohort, arguments.side, np.arange(len(cohort)))
-        backbone.model.predict(films[:BATCH], batch_size=BATCH, verbose=0)
-        backbone.model.predict_on_batch(films[:BATCH])  # the first of each is slow
+        images = read_cohort_images(cohort, arguments.side, np.arange(len(cohort)))
+        backbone.model.predict(images[:BATCH], batch_size=BATCH, verbose=0)
+        backbone.model.predict_on_batch(images[:BATCH])  # the first of each is slow
         shares, seconds = [], {"bank": [], "predict": []}
         for number in range(arguments.rounds):
             tasks = {
-                "bank": lambda number=number: write_feature_bank(
+                "bank": lambda number=number: write_feature_cache(
                     cohort, backbone, Path(scratch) / f"banks-{number}", dtype="float32", batch_size=BATCH
                 ),
-                "predict": lambda: backbone.model.predict(films, batch_size=BATCH, verbose=0),
+                "predict": lambda: backbone.model.predict(images, batch_size=BATCH, verbose=0),
             }
             done = {name: clock(tasks[name]) for name in sorted(tasks, reverse=number % 2)}
             for name, (_, taken) in done.items():
                 seconds[name].append(taken)
             assert np.allclose(done["bank"][0].codes, done["predict"][0], rtol=1e-4, atol=1e-5)
             shares.append(seconds["predict"][-1] / seconds["bank"][-1])
-        bank, again = clock(lambda: write_feature_bank(cohort, backbone, Path(scratch) / "banks-0", dtype="float32"))
-        half = write_feature_bank(cohort, backbone, Path(scratch) / "banks-half", dtype="float16")
+        bank, again = clock(lambda: write_feature_cache(cohort, backbone, Path(scratch) / "banks-0", dtype="float32"))
+        half = write_feature_cache(cohort, backbone, Path(scratch) / "banks-half", dtype="float16")
         banks = {"float32": bank, "float16": half}
         sizes = {name: (found.folder / "codes.npy").stat().st_size for name, found in banks.items()}
         sizes["films"] = sum(Path(path).stat().st_size for path in cohort.paths)
         peak = measure_peak()
         head = time_head(np.array(bank.codes), labels, 10)
-        tuning = time_fine_tuning(backbone, bank.codes, films, labels, arguments.steps)
+        tuning = time_fine_tuning(backbone, bank.codes, images, labels, arguments.steps)
     results = {
         "machine": describe_machine(tf, keras),
         "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
-        "work": f"VGG16 to block5_pool, {arguments.films} drawn films of {arguments.side} pixels, batches of {BATCH}",
+        "work": f"VGG16 to block5_pool, {arguments.films} synthetic images of {arguments.side} pixels, batches of {BATCH}",
         "method": f"medians of {arguments.rounds} rounds that take turns; reading, writing and hashing count for "
         "the bank",
         "films_per_second": {
-            name: round(arguments.films / float(np.median(taken)), 2) for name, taken in seconds.items()
+            name: round(arguments.images / float(np.median(taken)), 2) for name, taken in seconds.items()
         },
         "share_of_plain_predict": round(float(np.median(shares)), 3),
         "gigaflops_of_a_matrix_product": round(peak),
         "bank_as_share_of_that": round(
-            VGG16_GFLOP * (arguments.side / 224) ** 2 * arguments.films / float(np.median(seconds["bank"])) / peak, 2
+            VGG16_GFLOP * (arguments.side / 224) ** 2 * arguments.images / float(np.median(seconds["bank"])) / peak, 2
         ),
         "share_in_each_round": [round(share, 3) for share in shares],
         "seconds_to_read_again": round(again, 3),
-        "bytes_per_film": {name: round(size / arguments.films) for name, size in sizes.items()},
+        "bytes_per_image": {name: round(size / arguments.images) for name, size in sizes.items()},
         "seconds_of_an_epoch": {"head on kept features": round(head, 3), "fine-tuning end to end": round(tuning, 1)},
         "fine_tuning_over_head": round(tuning / head, 1),
     }

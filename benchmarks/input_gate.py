@@ -1,13 +1,13 @@
-"""How often does the input gate warn of real chest films, and how often of what it should warn of?
+"""How often does the input gate warn of real chest radiographs, and how often of what it should warn of?
 
-False alarms are counted on real and drawn frontal films, as they are and a little tilted, cropped or padded;
-detections on the same films inverted and turned, on drawn laterals, other drawn pictures, and on the pictures
+False alarms are counted on real and drawn frontal images, as they are and a little tilted, cropped or padded;
+detections on the same images inverted and turned, on drawn laterals, other drawn pictures, and on the pictures
 that come with Python packages. The limit of the evidence is chosen on half of NIH's patients, by the parity of a hash
-of their number, and the other half is reported as well. Then films per second on one core.
+of their number, and the other half is reported as well. Then images per second on one core.
 
 Usage: input_gate.py [--data ../shared/data] [--pictures FOLDER ...] [--films 200]
 `--pictures` names further folders of photographs, for instance scikit-image's data. What is missing is left out with a
-line that says so; without real films only the drawn ones are measured.
+line that says so; without real radiographs only the drawn ones are measured.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from fit_input_gate import vary
 from PIL import Image
 from scipy.stats import binomtest
 
-from helpers.export import check_films, input_gate, measure_color
+from helpers.export import check_images, input_gate, measure_color
 from helpers.export.input_gate import CODES
-from helpers.study import write_phantom_study
+from helpers.study import write_synthetic_study
 
 SIDE, SEED = 256, 4321  # no seed that the model was fitted with
 TARGET = 0.01  # share of false alarms allowed on the half on which the limit is chosen
@@ -54,7 +54,7 @@ def rate(hits):
 
 
 def fit(gray, side=SIDE):
-    """Fits a gray picture, uint8 (height, width), into a square with black padding, as `resize_film` does."""
+    """Fits a gray picture, uint8 (height, width), into a square with black padding, as `resize_image` does."""
     scale = side / max(gray.shape)
     size = [max(1, round(extent * scale)) for extent in gray.shape]
     small = cv2.resize(gray, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -64,80 +64,80 @@ def fit(gray, side=SIDE):
     return square
 
 
-def read_films(paths, side=SIDE):
-    """Returns films of PNGs whose channels are equal, uint8 (n, side, side)."""
-    films = []
+def read_images(paths, side=SIDE):
+    """Returns images of PNGs whose channels are equal, uint8 (n, side, side)."""
+    images = []
     for path in paths:
         pixels = np.asarray(Image.open(path))
-        films.append(fit(np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., 0]), side))
-    return np.array(films)
+        images.append(fit(np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., 0]), side))
+    return np.array(images)
 
 
-def tilt(films, degrees):
-    """Returns films turned by a few degrees, corners black."""
-    side = films.shape[1]
+def tilt(images, degrees):
+    """Returns images turned by a few degrees, corners black."""
+    side = images.shape[1]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), degrees, 1)
-    return np.array([cv2.warpAffine(film, matrix, (side, side)) for film in films])
+    return np.array([cv2.warpAffine(image, matrix, (side, side)) for image in images])
 
 
-def crop(films, share):
-    """Returns the middle of films, this share of the side, at the same size."""
-    side = films.shape[1]
+def crop(images, share):
+    """Returns the middle of images, this share of the side, at the same size."""
+    side = images.shape[1]
     cut = round(side * (1 - share) / 2)
-    return np.array([fit(np.ascontiguousarray(film[cut : side - cut, cut : side - cut]), side) for film in films])
+    return np.array([fit(np.ascontiguousarray(image[cut : side - cut, cut : side - cut]), side) for image in images])
 
 
-def pad(films):
-    """Returns films squeezed to three quarters of the width between black bars."""
-    side = films.shape[1]
+def pad(images):
+    """Returns images squeezed to three quarters of the width between black bars."""
+    side = images.shape[1]
     return np.array(
-        [fit(cv2.resize(film, (3 * side // 4, side), interpolation=cv2.INTER_AREA), side) for film in films]
+        [fit(cv2.resize(image, (3 * side // 4, side), interpolation=cv2.INTER_AREA), side) for image in images]
     )
 
 
-def find_codes(films):
-    """Returns a set of codes for each film."""
-    return [{warning.code for warning in warnings} for warnings in check_films(np.ascontiguousarray(films))]
+def find_codes(images):
+    """Returns a set of codes for each image."""
+    return [{warning.code for warning in warnings} for warnings in check_images(np.ascontiguousarray(images))]
 
 
-def alarms(films):
+def alarms(images):
     """Returns the rate of any warning and of each code that came up."""
-    codes = find_codes(films)
-    found = {code: rate([code in film for film in codes]) for code in CODES if any(code in film for film in codes)}
-    return {"any": rate([bool(film) for film in codes])} | found
+    codes = find_codes(images)
+    found = {code: rate([code in image for image in codes]) for code in CODES if any(code in image for image in codes)}
+    return {"any": rate([bool(image) for image in codes])} | found
 
 
-def detections(films, *wanted):
+def detections(images, *wanted):
     """Returns the rate of any warning and, where codes are wanted, of all of them together."""
-    codes = find_codes(films)
-    named = {"named": rate([film >= set(wanted) for film in codes])} if wanted else {}
-    return {"any": rate([bool(film) for film in codes])} | named
+    codes = find_codes(images)
+    named = {"named": rate([image >= set(wanted) for image in codes])} if wanted else {}
+    return {"any": rate([bool(image) for image in codes])} | named
 
 
-def choose_limit(films):
+def choose_limit(images):
     """Returns the smallest limit of the grid with few false alarms of each code that rests on the evidence."""
     for limit in GRID:
         input_gate.MAX_EVIDENCE = float(limit)
-        found = alarms(films)
+        found = alarms(images)
         if all(found[code]["percent"] <= 100 * TARGET for code in found.keys() - {"any"}):
             return float(limit)
     return None
 
 
-def measure_extremes(films):
-    """Returns the ends of what the limits of emptiness and flatness are held against."""
-    small, flat = input_gate._shrink(films)
+def measure_extremes(images):
+    """Returns the ends of what the limits of emptiness and flatness are compared with."""
+    small, flat = input_gate._shrink(images)
     return {
         "least contrast": round(float(input_gate._measure_contrast(small).min())),
         "largest flat share": round(float(flat.max()), 2),
     }
 
 
-def draw_films(n_films):
-    """Returns films of a drawn study, through its files, uint8 (n, side, side)."""
+def draw_images(n_films):
+    """Returns images of a drawn study, through its files, uint8 (n, side, side)."""
     with tempfile.TemporaryDirectory() as folder:
-        write_phantom_study(Path(folder) / "study", n_images=n_films, size=SIDE, seed=SEED, n_workers=1)
-        return read_films(sorted((Path(folder) / "study" / "images").glob("*.png")))
+        write_synthetic_study(Path(folder) / "study", n_images=n_films, size=SIDE, seed=SEED, n_workers=1)
+        return read_images(sorted((Path(folder) / "study" / "images").glob("*.png")))
 
 
 def plot_screens(n_screens):
@@ -204,55 +204,55 @@ def measure_pictures(paths):
     }
 
 
-def measure_speed(films):
-    """Returns films a second on one core, the median of five runs, for sides of 64 to 512 pixels."""
+def measure_speed(images):
+    """Returns images a second on one core, the median of five runs, for sides of 64 to 512 pixels."""
     speeds = {}
     for side in (64, 224, 256, 512):
-        batch = np.array([fit(film, side) for film in films[:200]])
+        batch = np.array([fit(image, side) for image in images[:200]])
         seconds = []
         for _ in range(5):
             start = time.process_time()
-            check_films(batch)
+            check_images(batch)
             seconds.append(time.process_time() - start)
         speeds[str(side)] = round(len(batch) / float(np.median(seconds)), -2)
     return speeds
 
 
-def measure_films(films):
-    """Returns false alarms on films as they are and hardly changed, and detections on what was done to them."""
+def measure_images(images):
+    """Returns false alarms on images as they are and hardly changed, and detections on what was done to them."""
     rng = np.random.default_rng(SEED)
-    small = fit_all(films, 64)
+    small = fit_all(images, 64)
     return {
         "false alarms": {
-            "as they are": alarms(films), "at 64 pixels": alarms(small), "mirrored": alarms(films[:, :, ::-1]),
-            "tilted 5°": alarms(tilt(films, 5)), "tilted 10°": alarms(tilt(films, 10)),
-            "tilted 10° the other way": alarms(tilt(films, -10)), "middle 85 %": alarms(crop(films, 0.85)),
-            "middle 70 %": alarms(crop(films, 0.7)), "narrower, between bars": alarms(pad(films)),
+            "as they are": alarms(images), "at 64 pixels": alarms(small), "mirrored": alarms(images[:, :, ::-1]),
+            "tilted 5°": alarms(tilt(images, 5)), "tilted 10°": alarms(tilt(images, 10)),
+            "tilted 10° the other way": alarms(tilt(images, -10)), "middle 85 %": alarms(crop(images, 0.85)),
+            "middle 70 %": alarms(crop(images, 0.7)), "narrower, between bars": alarms(pad(images)),
         },
         "detections": {
-            "inverted": detections(255 - films, "inverted"),
-            "turned 90°": detections(np.rot90(films, 1, (1, 2)), "rotated"),
-            "turned 180°": detections(np.rot90(films, 2, (1, 2)), "rotated"),
-            "turned 270°": detections(np.rot90(films, 3, (1, 2)), "rotated"),
-            "inverted and turned 90°": detections(np.rot90(255 - films, 1, (1, 2)), "inverted", "rotated"),
-            "middle 40 %": detections(crop(films, 0.4)),
-            "a corner, 40 %": detections(fit_all(films[:, :102, :102], SIDE)),
-            "darkened to an eighth": detections(films // 8, "empty"),
-            "black with a letter": detections(label_blank(films, rng), "empty"),
+            "inverted": detections(255 - images, "inverted"),
+            "turned 90°": detections(np.rot90(images, 1, (1, 2)), "rotated"),
+            "turned 180°": detections(np.rot90(images, 2, (1, 2)), "rotated"),
+            "turned 270°": detections(np.rot90(images, 3, (1, 2)), "rotated"),
+            "inverted and turned 90°": detections(np.rot90(255 - images, 1, (1, 2)), "inverted", "rotated"),
+            "middle 40 %": detections(crop(images, 0.4)),
+            "a corner, 40 %": detections(fit_all(images[:, :102, :102], SIDE)),
+            "darkened to an eighth": detections(images // 8, "empty"),
+            "black with a letter": detections(label_blank(images, rng), "empty"),
         },
     }  # fmt: skip
 
 
-def fit_all(films, side):
-    """Returns films at another side."""
-    return np.array([fit(np.ascontiguousarray(film), side) for film in films])
+def fit_all(images, side):
+    """Returns images at another side."""
+    return np.array([fit(np.ascontiguousarray(image), side) for image in images])
 
 
-def label_blank(films, rng):
-    """Returns empty films of the same number with a bright letter and a little noise."""
-    blank = np.clip(rng.normal(4, 2, (len(films), SIDE, SIDE)), 0, 255).astype("uint8")
-    for film in blank:
-        cv2.putText(film, "L", rng.integers(30, SIDE - 30, 2).tolist(), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 240, 1)
+def label_blank(images, rng):
+    """Returns empty images of the same number with a bright letter and a little noise."""
+    blank = np.clip(rng.normal(4, 2, (len(images), SIDE, SIDE)), 0, 255).astype("uint8")
+    for image in blank:
+        cv2.putText(image, "L", rng.integers(30, SIDE - 30, 2).tolist(), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 240, 1)
     return blank
 
 
@@ -261,43 +261,43 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--pictures", type=Path, nargs="*", default=[])
-    parser.add_argument("--films", type=int, default=200, help="how many films and pictures are drawn of each kind")
+    parser.add_argument("--films", type=int, default=200, help="how many images and pictures are drawn of each kind")
     options = parser.parse_args()
     limit, results = input_gate.MAX_EVIDENCE, {"limits": {}, "films": {}}
     results["limits"] = {name: getattr(input_gate, name) for name in dir(input_gate) if name.startswith("M")}
 
-    groups, names = {"drawn": draw_films(options.films)}, {}
+    groups, names = {"drawn": draw_images(options.rows)}, {}
     for name, folder in (("NIH", "nih_sample/images"), ("NIH originals", "nih_original/images_001/images"),
                          ("JSRT", "jsrt/images")):  # fmt: skip
         names[name] = sorted((options.data / folder).glob("*.png"))
         if names[name]:
-            groups[name] = read_films(names[name], 512 if name == "NIH originals" else SIDE)
+            groups[name] = read_images(names[name], 512 if name == "NIH originals" else SIDE)
         else:
-            print(f"left out, no films in {options.data / folder}")
+            print(f"left out, no images in {options.data / folder}")
     table = options.data / "nih_metadata" / "Data_Entry_2017_v2020.csv"
     if "NIH" in groups:
-        films, images = groups["NIH"], [path.name for path in names["NIH"]]
+        rows, images = groups["NIH"], [path.name for path in names["NIH"]]
         second = np.array([zlib.crc32(name[:8].encode()) % 2 == 1 for name in images])
-        results["chosen limit of evidence"] = choose_limit(films[~second])
+        results["chosen limit of evidence"] = choose_limit(rows[~second])
         input_gate.MAX_EVIDENCE = limit
-        results["NIH by half"] = {"chosen on": alarms(films[~second]), "held out": alarms(films[second])}
-        warned = zip(images, check_films(films), strict=True)
-        results["NIH films warned of"] = {name: [w.code for w in found] for name, found in warned if found}
+        results["NIH by half"] = {"chosen on": alarms(rows[~second]), "held out": alarms(rows[second])}
+        warned = zip(images, check_images(rows), strict=True)
+        results["NIH images warned of"] = {name: [w.code for w in found] for name, found in warned if found}
         if table.exists():
             view = pd.read_csv(table, index_col=0).loc[images, "View Position"].to_numpy()
-            results["NIH by view"] = {name: alarms(films[view == name]) for name in ("AP", "PA")}
+            results["NIH by view"] = {name: alarms(rows[view == name]) for name in ("AP", "PA")}
         else:
             print(f"left out the views, no {table}")
-    results["extremes"] = {name: measure_extremes(films) for name, films in groups.items()}
-    for name, films in groups.items():
-        results["films"][name] = alarms(films) if name == "NIH originals" else measure_films(films)
+    results["extremes"] = {name: measure_extremes(rows) for name, rows in groups.items()}
+    for name, rows in groups.items():
+        results["films"][name] = alarms(rows) if name == "NIH originals" else measure_images(rows)
         print(name, json.dumps(results["films"][name], ensure_ascii=False)[:400])
 
     rng = np.random.default_rng(SEED)
     drawn = {}
     for draw, code in ((draw_lateral, "lateral"), (draw_extremity, "not_chest"), (draw_page, "screenshot"),
                        (draw_noise, "not_chest"), (draw_scene, "not_chest")):  # fmt: skip
-        pictures = np.array([draw(rng, SIDE) for _ in range(options.films)])
+        pictures = np.array([draw(rng, SIDE) for _ in range(options.rows)])
         drawn[draw.__name__.removeprefix("draw_")] = {code: detections(pictures, code)}
         if draw is draw_lateral:
             varied = np.array([vary(picture, rng) for picture in pictures])
@@ -306,7 +306,7 @@ def main():
     results["screens by Matplotlib"] = detections(plot_screens(60), "screenshot")
     results["photographs"] = measure_pictures(find_pictures(options.pictures))
     results["one extremity"] = read_extremity(options.data / "dicom" / "RG3_J2KR.dcm")
-    results["films a second"] = measure_speed(groups.get("NIH", groups["drawn"]))
+    results["images a second"] = measure_speed(groups.get("NIH", groups["drawn"]))
     results["machine"] = f"one of {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}"
     path = ROOT / "benchmarks" / "results" / "input_gate.json"
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -327,7 +327,7 @@ def read_extremity(path):
     gray = np.clip(255 * (pixels - low) / (high - low), 0, 255).astype("uint8")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         gray = 255 - gray
-    return [warning._asdict() for warning in check_films(fit(gray)[None])[0]]
+    return [warning._asdict() for warning in check_images(fit(gray)[None])[0]]
 
 
 if __name__ == "__main__":

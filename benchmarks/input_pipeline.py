@@ -1,13 +1,13 @@
-"""How fast do films reach the model?
+"""How fast do images reach the model?
 
-Training batches and evaluation batches, beside their ceiling and the way this project's predecessor read its films:
+Training batches and evaluation batches, beside their ceiling and the way this project's predecessor read its images:
 decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew. All are measured in turn, several
-rounds, on the same films in one run; the ratios are medians over the rounds. Packing has a benchmark of its own,
+rounds, on the same images in one run; the ratios are medians over the rounds. Packing has a benchmark of its own,
 packing.py.
 
 Usage: input_pipeline.py [--films FOLDER] [--rounds 5]
 FOLDER holds PNGs as NIH distributes them, 1024 pixels wide. Without it, those in ../shared/data/nih_original are taken,
-and where they are missing, synthetic films of that size are drawn.
+and where they are missing, synthetic images of that size are drawn.
 """
 
 import argparse
@@ -35,44 +35,44 @@ from helpers import pipeline
 from helpers.packing import pack_study
 from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
 from helpers.runtime import describe_machine
-from helpers.study import PATHOLOGIES, draw_film
+from helpers.study import PATHOLOGIES, draw_image
 
 SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
 
 
-def find_films(folder):
-    """Returns paths of 1024-pixel films, drawn ones where there are no others."""
+def find_images(folder):
+    """Returns paths of 1024-pixel images, drawn ones where there are no others."""
     at_hand = ROOT.parent / "shared" / "data" / "nih_original"
     if folder or at_hand.is_dir():
         folder = folder or at_hand
-        return sorted(Path(folder).rglob("*.png")), "real films"
+        return sorted(Path(folder).rglob("*.png")), "real radiographs"
     drawn = Path(tempfile.mkdtemp())
     for seed in range(48):
-        film, _ = draw_film(seed, size=1024)
-        Image.fromarray(film).save(drawn / f"{seed:08d}_000.png")
-    return sorted(drawn.glob("*.png")), "synthetic films"
+        image, _ = draw_image(seed, size=1024)
+        Image.fromarray(image).save(drawn / f"{seed:08d}_000.png")
+    return sorted(drawn.glob("*.png")), "synthetic images"
 
 
-def make_rows(paths, n_films, subset):
-    """Returns rows and paths of a study in which the films at hand are repeated under new names."""
-    names = [f"{i:08d}_000.png" for i in range(n_films)]
-    labels = np.random.default_rng(0).integers(0, 2, (n_films, 14))
+def make_rows(paths, n_images, subset):
+    """Returns rows and paths of a study in which the images at hand are repeated under new names."""
+    names = [f"{i:08d}_000.png" for i in range(n_images)]
+    labels = np.random.default_rng(0).integers(0, 2, (n_images, 14))
     rows = pd.DataFrame(labels, columns=list(PATHOLOGIES))
-    rows = rows.assign(image=names, patient_id=range(n_films), follow_up=0, age=50.0, sex="F", view="PA", split=subset)
+    rows = rows.assign(image=names, patient_id=range(n_images), follow_up=0, age=50.0, sex="F", view="PA", split=subset)
     return rows, dict(zip(names, itertools.cycle(paths), strict=False))
 
 
-def measure(dataset, n_films):
-    """Returns films per second of one pass, without the start-up of the first element."""
+def measure(dataset, n_images):
+    """Returns images per second of one pass, without the start-up of the first element."""
     gc.collect()
     started = time.perf_counter()
     for _ in dataset:
         pass
-    return n_films / (time.perf_counter() - started)
+    return n_images / (time.perf_counter() - started)
 
 
 def predecessor(paths, augment):
-    """Decodes and resizes every film at every epoch, in color, and changes the colors of training films."""
+    """Decodes and resizes every image at every epoch, in color, and changes the colors of training images."""
 
     def load(path):
         image = tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (IMAGE_SIZE, IMAGE_SIZE)) / 255.0
@@ -90,7 +90,7 @@ def predecessor(paths, augment):
 
 
 def parse_alone(study, subset):
-    """The ceiling of reading: records to uint8 films, nothing else."""
+    """The ceiling of reading: records to uint8 images, nothing else."""
     data = tf.data.TFRecordDataset(study.files(subset)).batch(BATCH_SIZE)
     data = data.map(study.parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
     return measure(data, len(study.labels(subset)))
@@ -148,13 +148,13 @@ def main():
     parser.add_argument("--films", help="folder of 1024-pixel PNGs")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    paths, kind = find_films(arguments.films)
+    paths, kind = find_images(arguments.films)
     some = (list(paths) * (192 // len(paths) + 1))[:192]
     with tempfile.TemporaryDirectory() as folder:
         rows, images = make_rows(paths, 4096, "train")
         study = pack_study(rows, images, Path(folder) / "large", split_name="official", side=SIDE)
-        some_films = next(iter(make_eval_dataset(study, "train", BATCH_SIZE)))[0]
-        some_films = tf.cast(some_films, tf.uint8)
+        some_images = next(iter(make_eval_dataset(study, "train", BATCH_SIZE)))[0]
+        some_images = tf.cast(some_images, tf.uint8)
         tasks = {
             "predecessor, training": lambda: predecessor(some, augment=True),
             "predecessor, evaluation": lambda: predecessor(some, augment=False),
@@ -162,8 +162,8 @@ def main():
             "training batches": lambda: train_batches(study),
             f"evaluation batches, {SIDE} px as packed": lambda: eval_batches(study, None),
             f"evaluation batches, resized to {IMAGE_SIZE} px": lambda: eval_batches(study, IMAGE_SIZE),
-            "affine map by OpenCV": lambda: warp_alone(some_films, "opencv"),
-            "affine map by TensorFlow": lambda: warp_alone(some_films, "tensorflow"),
+            "affine map by OpenCV": lambda: warp_alone(some_images, "opencv"),
+            "affine map by TensorFlow": lambda: warp_alone(some_images, "tensorflow"),
         }
         rates = {name: [] for name in tasks}
         for number in range(arguments.rounds + 1):
@@ -172,7 +172,7 @@ def main():
                 if number:  # the first round warms caches and traces graphs
                     rates[name].append(rate)
         small = pack_study(*make_rows(paths, 1024, "train"), Path(folder) / "small", split_name="official", side=SIDE)
-        resident = {"1,024 films": memory_of_epochs(small, 12), "4,096 films": memory_of_epochs(study, 12)}
+        resident = {"1,024 images": memory_of_epochs(small, 12), "4,096 images": memory_of_epochs(study, 12)}
 
     def ratio(name, other):
         pairs = zip(rates[name], rates[other], strict=True)

@@ -1,7 +1,7 @@
 """Does the quick run really learn?
 
 The whole chain on the synthetic study, and once more with its training labels shuffled: the first must rank the test
-films far above chance, the second must not.
+images far above chance, the second must not.
 
 Usage: learning.py [NAME=VALUE ...]    settings passed on to the notebooks; takes two quick runs, about 15 minutes
 """
@@ -20,13 +20,13 @@ sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statisti
 
 import numpy as np
 
-from helpers.study import write_phantom_study
+from helpers.study import write_synthetic_study
 
-N_FILMS = 1800  # as in notebook 1
+N_IMAGES = 1800  # as in notebook 1
 
 
 def shuffle_training_labels(study, target):
-    """Makes a copy of a study, its films linked, in which the findings of training films are dealt out at random."""
+    """Makes a copy of a study, its images linked, in which the findings of training images are dealt out at random."""
     target.mkdir()
     (target / "images").symlink_to(study / "images")
     for name in ("train_val_list.txt", "test_list.txt", "BBox_List_2017.csv", "phantom.json"):
@@ -56,7 +56,7 @@ def main():
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_phantom_study(folder / "phantom", n_images=N_FILMS)
+        write_synthetic_study(folder / "phantom", n_images=N_IMAGES)
         shuffle_training_labels(folder / "phantom", folder / "shuffled")
         for kind in ("phantom", "shuffled"):
             (folder / f"of {kind}").mkdir()

@@ -1,9 +1,9 @@
-"""How fast are films packed, with how much memory, and what do PNG records cost and save?
+"""How fast are images packed, with how much memory, and what do PNG records cost and save?
 
-Packing is held against its ceiling, PNG decoding alone, in turn on the same films, several rounds; ratios are medians
+Packing is compared with its ceiling, PNG decoding alone, in turn on the same images, several rounds; ratios are medians
 over the rounds, of time and of all threads' processor time, which other work on the machine disturbs less. Python's
-part is the processor time of the one thread that runs it, per film, from the difference of two packings; how many cores
-it could feed is the processor time of a film over that. Memory is the largest resident set of a process of its own. Two
+part is the processor time of the one thread that runs it, per image, from the difference of two packings; how many cores
+it could feed is the processor time of an image over that. Memory is the largest resident set of a process of its own. Two
 processes pack parts 1/2 and 2/2 beside one process that packs all.
 
 Usage: packing.py [--films FOLDER] [--rounds 3]
@@ -24,7 +24,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # last: its statistics.py would hide 
 
 import numpy as np
 import tensorflow as tf
-from input_pipeline import BATCH_SIZE, IMAGE_SIZE, SIDE, find_films, make_rows, measure
+from input_pipeline import BATCH_SIZE, IMAGE_SIZE, SIDE, find_images, make_rows, measure
 
 from helpers.packing import load_packed_study, pack_study
 from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
@@ -34,25 +34,25 @@ SIDES = (224, 256, 320, 512, 1024)
 
 
 def decode_alone(paths):
-    """The ceiling: PNG decoding on all cores, nothing else. Returns films per second."""
+    """The ceiling: PNG decoding on all cores, nothing else. Returns images per second."""
     data = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
     data = data.map(lambda path: tf.io.decode_png(tf.io.read_file(path), channels=1), tf.data.AUTOTUNE)
     return measure(data.prefetch(2), len(paths))
 
 
-def pack(paths, n_films, **options):
-    """Packs films from their files. Returns seconds, seconds of this thread's processor time, and bytes a film."""
-    rows, images = make_rows(paths, n_films, "train")
+def pack(paths, n_images, **options):
+    """Packs images from their files. Returns seconds, seconds of this thread's processor time, and bytes an image."""
+    rows, images = make_rows(paths, n_images, "train")
     with tempfile.TemporaryDirectory() as folder:
         started, thread_started = time.perf_counter(), time.thread_time()
         study = pack_study(rows, images, folder, split_name="official", **{"side": SIDE} | options)
         seconds, thread_seconds = time.perf_counter() - started, time.thread_time() - thread_started
-        return seconds, thread_seconds, sum(shard["bytes"] for shard in study.shards["train"]) / n_films
+        return seconds, thread_seconds, sum(shard["bytes"] for shard in study.shards["train"]) / n_images
 
 
-def start_process(paths, n_films, folder, part=None):
+def start_process(paths, n_images, folder, part=None):
     """Starts this script as a process that packs, and then prints when it began and ended, and its peak memory."""
-    command = [sys.executable, __file__, "--films", str(paths[0].parent), "--pack", str(n_films), str(folder)]
+    command = [sys.executable, __file__, "--films", str(paths[0].parent), "--pack", str(n_images), str(folder)]
     return subprocess.Popen(
         [*command, *map(str, part or ())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -66,12 +66,12 @@ def read_process(process):
     return json.loads(printed.splitlines()[-1])
 
 
-def be_process(paths, n_films, folder, *part):
+def be_process(paths, n_images, folder, *part):
     """What `start_process` starts."""
     import resource
 
-    rows, images = make_rows(paths, int(n_films), "train")
-    options = {"split_name": "official", "side": SIDE, "shard_films": 128}
+    rows, images = make_rows(paths, int(n_images), "train")
+    options = {"split_name": "official", "side": SIDE, "shard_images": 128}
     pack_study(rows, {name: images[name] for name in rows["image"]}, Path(folder) / "warm", **options, part=(1, 10**6))
     began = time.time()
     pack_study(rows, images, Path(folder) / "packed", **options, part=tuple(map(int, part)) or None)
@@ -79,30 +79,30 @@ def be_process(paths, n_films, folder, *part):
     print(json.dumps({"began": began, "ended": time.time(), "peak_mib": round(peak)}))
 
 
-def compare_processes(paths, n_films):
-    """Returns films per second of one process, and of two that pack a part each."""
+def compare_processes(paths, n_images):
+    """Returns images per second of one process, and of two that pack a part each."""
     rates = []
     for parts in ([None], [(1, 2), (2, 2)]):
         with tempfile.TemporaryDirectory() as folder:
-            read = [read_process(p) for p in [start_process(paths, n_films, folder, part) for part in parts]]
-            rates.append(n_films / (max(r["ended"] for r in read) - min(r["began"] for r in read)))
+            read = [read_process(p) for p in [start_process(paths, n_images, folder, part) for part in parts]]
+            rates.append(n_images / (max(r["ended"] for r in read) - min(r["began"] for r in read)))
     return {"one process": round(rates[0], 1), "two processes": round(rates[1], 1)}
 
 
-def measure_memory(paths, n_films):
-    """Returns the peak resident MiB of a process that packs so many films."""
+def measure_memory(paths, n_images):
+    """Returns the peak resident MiB of a process that packs so many images."""
     with tempfile.TemporaryDirectory() as folder:
-        return read_process(start_process(paths, n_films, folder))["peak_mib"]
+        return read_process(start_process(paths, n_images, folder))["peak_mib"]
 
 
 def train_batches(study):
-    """Training batches with the default augmentation, one epoch. Returns films per second."""
+    """Training batches with the default augmentation, one epoch. Returns images per second."""
     data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=1, strength=Augmentation())
     return measure(data, len(study.index) // BATCH_SIZE * BATCH_SIZE)
 
 
 def eval_batches(study):
-    """Evaluation batches of whole films as packed, one pass. Returns films per second."""
+    """Evaluation batches of whole images as packed, one pass. Returns images per second."""
     return measure(make_eval_dataset(study, "train", BATCH_SIZE), len(study.index))
 
 
@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pack", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    paths, kind = find_films(arguments.films)
+    paths, kind = find_images(arguments.films)
     if arguments.pack:
         return be_process(paths, *arguments.pack)
     some = (list(paths) * (192 // len(paths) + 1))[:192]
@@ -162,12 +162,12 @@ def main():
             **{f"{what}, png / raw": ratio(f"{what}, png", f"{what}, raw")
                for what in ("packing", "training batches", "evaluation batches")},
         },
-        "processor_milliseconds_per_film": {name: round(value, 3) for name, value in milliseconds.items()},
-        "python_microseconds_per_film": round(1e6 * python, 1),
+        "processor_milliseconds_per_image": {name: round(value, 3) for name, value in milliseconds.items()},
+        "python_microseconds_per_image": round(1e6 * python, 1),
         "cores_that_python_could_feed": round(milliseconds["packing, raw"] / 1e3 / python),
         "by_side": sides,
-        "peak_mib_of_packing": {f"{n:,} films": measure_memory(paths, n) for n in (1000, 4000)},
-        "films_per_second_in_processes": compare_processes(paths, 768),
+        "peak_mib_of_packing": {f"{n:,} images": measure_memory(paths, n) for n in (1000, 4000)},
+        "images_per_second_in_processes": compare_processes(paths, 768),
     }  # fmt: skip
     print(json.dumps(results, indent=1))
     target = ROOT / "benchmarks" / "results" / "packing.json"

@@ -1,10 +1,10 @@
-"""Do films reach the model faster than by other means?
+"""Do images reach the model faster than by other means?
 
 Training and evaluation batches of ours beside torchxrayvision, albumentations and torchvision in PyTorch's DataLoader,
-beside what Keras offers, and beside the way of this project's predecessor: from films as NIH distributes them, and from
-films that were shrunk once, in the form that suits each. Every way runs in a process of its own with two workers or
+beside what Keras offers, and beside the way of this project's predecessor: from images as NIH distributes them, and from
+images that were shrunk once, in the form that suits each. Every way runs in a process of its own with two workers or
 threads; rounds in which all take their turn follow each other, and ratios are medians over the rounds. Measured are
-films a second after the first batches, the time to the first batch, the processor's time a film, and memory, that of
+images a second after the first batches, the time to the first batch, the processor's time an image, and memory, that of
 workers included.
 
 Usage: peers.py [--peers-python /path/to/venv/bin/python] [--films FOLDER] [--rounds 3] [--seconds 3] [--only WORD ...]
@@ -40,16 +40,16 @@ import tensorflow as tf
 from PIL import Image
 
 sys.path.append(str(ROOT / "benchmarks"))
-from input_pipeline import SIDE, find_films, make_rows
+from input_pipeline import SIDE, find_images, make_rows
 from peer_readers.read import count_processor_seconds
 from scale import PAGE, renew_page
 
-from helpers.packing import decode_film, pack_study
+from helpers.packing import decode_image, pack_study
 from helpers.runtime import describe_machine
 from helpers.study import PATHOLOGIES
 
 N_FILES, N_SMALL = 768, 4096
-FILES, PACKED, EVALUATION = "training, from files", "training, films shrunk once", "evaluation, films shrunk once"
+FILES, PACKED, EVALUATION = "training, from files", "training, images shrunk once", "evaluation, images shrunk once"
 
 # Module and function in peer_readers, what it reads, and what it is called in the results.
 WAYS = {
@@ -66,7 +66,7 @@ WAYS = {
     PACKED: {
         "ours: packed shards": ("with_tensorflow", "ours_packed"),
         "Keras image_dataset_from_directory, layers, PNG": ("with_tensorflow", "keras_directory_small"),
-        "the same with all films kept in memory": ("with_tensorflow", "keras_directory_cached"),
+        "the same with all images kept in memory": ("with_tensorflow", "keras_directory_cached"),
         "Keras PyDataset, Pillow, 2 processes, mapped array": ("with_tensorflow", "keras_pillow_small"),
         "torchxrayvision NIH_Dataset, OpenCV resizing, PNG": ("with_torch", "xrayvision_small"),
         "torchvision transforms, Pillow, mapped array": ("with_torch", "torchvision_small"),
@@ -96,15 +96,15 @@ def write_table(rows, folder):
 
 
 def prepare(paths, folder):
-    """Prepares films as files, shrunk once as files and as an array, and packed."""
-    for name, sources, n_films in (("files", paths, N_FILES), ("small", None, N_SMALL)):
+    """Prepares images as files, shrunk once as files and as an array, and packed."""
+    for name, sources, n_images in (("files", paths, N_FILES), ("small", None, N_SMALL)):
         (folder / name / "images").mkdir(parents=True)
         if sources is None:
-            shrunk = [decode_film(tf.io.read_file(str(path)), SIDE).numpy()[..., 0] for path in paths]
+            shrunk = [decode_image(tf.io.read_file(str(path)), SIDE).numpy()[..., 0] for path in paths]
             sources = [folder / f"{number}.png" for number in range(len(paths))]
             for path, film in zip(sources, shrunk, strict=True):
                 Image.fromarray(film).save(path)
-        rows, images = make_rows(sources, n_films, "train")
+        rows, images = make_rows(sources, n_images, "train")
         for image, path in images.items():
             (folder / name / "images" / image).symlink_to(Path(path).resolve())
         write_table(rows, folder / name)
@@ -175,7 +175,7 @@ def plan_ways(peers_python, only):
 
 
 def measure_decoding(paths, rounds=3):
-    """Returns the films a second and core that decoders reach which do nothing else, and zlib's inflating alone."""
+    """Returns the images a second and core that decoders reach which do nothing else, and zlib's inflating alone."""
     encoded = [Path(path).read_bytes() for path in paths]
 
     def inflate(data):
@@ -209,7 +209,7 @@ def summarize(runs):
     return {
         "films_per_second": round(median["films_per_second"], 1),
         "in_each_round": [round(run["films_per_second"], 1) for run in runs],
-        "processor_ms_per_film": round(median["processor_ms_per_film"], 3),
+        "processor_ms_per_image": round(median["processor_ms_per_image"], 3),
         "import_seconds": round(median["import_seconds"], 2),
         "first_batch_seconds": round(median["first_batch_seconds"], 2),
         "memory_mib": round(max(run["memory_mib"] for run in runs)),
@@ -231,7 +231,7 @@ def compare(runs):
     return {
         "best_peer": max(peers, key=lambda name: np.median([run["films_per_second"] for run in runs[name]])),
         "times_as_fast": {name: divide("films_per_second", name) for name in peers},
-        "films_per_processor_second": {name: divide("processor_ms_per_film", name, over=True) for name in peers},
+        "images_per_processor_second": {name: divide("processor_ms_per_image", name, over=True) for name in peers},
         "time_to_first_batch": {name: divide("first_batch_seconds", name) for name in peers},
         "memory": {name: divide("memory_mib", name) for name in peers},
     }
@@ -251,8 +251,8 @@ def find_versions(python):
 
 def draw_tables(results):
     """Returns the results as tables in Markdown."""
-    columns = "films/s | ms of a core a film | s to import | s to the first batch | memory, MiB"
-    keys = ("films_per_second", "processor_ms_per_film", "import_seconds", "first_batch_seconds", "memory_mib")
+    columns = "films/s | ms of a core an image | s to import | s to the first batch | memory, MiB"
+    keys = ("films_per_second", "processor_ms_per_image", "import_seconds", "first_batch_seconds", "memory_mib")
     lines = []
     for group, ways in results["ways"].items():
         lines.append(f"| {group} | {columns} | ours is faster, times: by the clock, by the processor |")
@@ -262,11 +262,11 @@ def draw_tables(results):
             cells = [f"{row[key]:,}" for key in keys]
             is_peer = name in found["times_as_fast"]
             cells.append(
-                f"{found['times_as_fast'][name]}, {found['films_per_processor_second'][name]}" if is_peer else ""
+                f"{found['times_as_fast'][name]}, {found['images_per_processor_second'][name]}" if is_peer else ""
             )
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    decoded = ", ".join(f"{name} {rate}" for name, rate in results["decoding_alone_films_per_second_and_core"].items())
+    decoded = ", ".join(f"{name} {rate}" for name, rate in results["decoding_alone_images_per_second_and_core"].items())
     lines.append(f"The limit of reading files, films/s and core of decoding alone: {decoded}.")
     if results["not_run"]:
         lines += [
@@ -292,7 +292,7 @@ def main():
     parser.add_argument("--only", nargs="*", default=[], help="only functions whose name contains one of these")
     parser.add_argument("--target", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    paths, kind = find_films(arguments.films)
+    paths, kind = find_images(arguments.images)
     load = f"{os.getloadavg()[0]:.1f} processes wanted a core before" if hasattr(os, "getloadavg") else "unknown"
     plan, not_run = plan_ways(arguments.peers_python, arguments.only)
     runs = {group: {} for group in WAYS}
@@ -320,7 +320,7 @@ def main():
         "method": f"medians of {arguments.rounds} rounds of {arguments.seconds:g} s, twice that from files, each way "
         "in a fresh process; batches of 64, crops of 224 px; memory is the largest of all rounds, workers included, "
         "without pages of files",
-        "decoding_alone_films_per_second_and_core": decoding,
+        "decoding_alone_images_per_second_and_core": decoding,
         "ways": {group: {name: summarize(some) for name, some in ways.items()} for group, ways in runs.items()},
         "ours_over_peers": {group: found for group, ways in runs.items() if ways and (found := compare(ways))},
         "not_run": not_run,

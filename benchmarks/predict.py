@@ -1,14 +1,14 @@
-"""Does a folder of films go through as fast as the model itself?
+"""Does a folder of images go through as fast as the model itself?
 
 `predict_folder`, which lists, reads, decodes, predicts, checks and writes, beside the model's own throughput: its
 `serving_default` on the same files in memory, which decodes and predicts, 32 at a time. The network alone, on squares
 that are decoded already, is measured too, and so are the parts of the way. Rounds of all three take turns in one
 process; loading the model and the first batch of each are not counted. Beside the clock stands the time of the
 processor, which other work on the machine stretches less: where all cores are busy, it is what throughput costs. Last,
-ONNX and LiteRT files beside the SavedModel are asked about the films themselves.
+ONNX and LiteRT files beside the SavedModel are asked about the images themselves.
 
 Usage: predict.py [--model models/densenet121/saved_model] [--named "quick profile"] [--films 384] [--rounds 5]
-Films are those of ../shared/data/nih_original, or drawn ones, repeated by links to one file each.
+Images are those of ../shared/data/nih_original, or drawn ones, repeated by links to one file each.
 """
 
 import argparse
@@ -29,32 +29,32 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image
 
-from helpers.export import ExportedModel, check_films, measure_color, open_export, predict_folder
-from helpers.packing import decode_film, load_film
+from helpers.export import ExportedModel, check_images, measure_color, open_export, predict_folder
+from helpers.packing import decode_image, load_image
 from helpers.runtime import describe_machine
-from helpers.study import draw_film
+from helpers.study import draw_image
 
 BATCH, SIDE, N_FILES = 32, 1024, 48
 
 
-def gather_films(folder, n_films):
-    """Fills a folder with links to films and returns what they are."""
+def gather_images(folder, n_images):
+    """Fills a folder with links to images and returns what they are."""
     found = sorted((ROOT.parent / "shared/data/nih_original/images_001/images").glob("*.png"))[:N_FILES]
-    kind = f"{len(found)} real films of {SIDE} pixels"
+    kind = f"{len(found)} real radiographs of {SIDE} pixels"
     if not found:
-        kind = f"{N_FILES // 4} drawn films of {SIDE} pixels"
+        kind = f"{N_FILES // 4} synthetic images of {SIDE} pixels"
         for seed in range(N_FILES // 4):
             path = folder.with_name(f"drawn_{seed}.png")
-            Image.fromarray(draw_film(seed, size=SIDE)[0]).save(path)
+            Image.fromarray(draw_image(seed, size=SIDE)[0]).save(path)
             found.append(path)
     folder.mkdir()
     originals = []
     for number, path in enumerate(found):  # copied once: links do not cross file systems
         originals.append(folder / f"film_{number:04d}.png")
         originals[-1].write_bytes(path.read_bytes())
-    for number in range(len(found), n_films):
+    for number in range(len(found), n_images):
         os.link(originals[number % len(found)], folder / f"film_{number:04d}.png")
-    return f"{kind}, repeated to {n_films}"
+    return f"{kind}, repeated to {n_images}"
 
 
 def clock(task):
@@ -65,12 +65,12 @@ def clock(task):
 
 
 def measure_parts(model, paths, rows):
-    """Returns processor milliseconds a film of each part of the way, measured by itself on a batch."""
+    """Returns processor milliseconds an image of each part of the way, measured by itself on a batch."""
     side, files = model.facts["side"], [path.read_bytes() for path in paths]
-    squares = np.stack([decode_film(tf.constant(data), side) for data in files])
+    squares = np.stack([decode_image(tf.constant(data), side) for data in files])
     colors = [measure_color(data) for data in files]
-    check_films(squares, colors)
-    decode = tf.function(decode_film)
+    check_images(squares, colors)
+    decode = tf.function(decode_image)
     decode(tf.constant(files[0]), side)
 
     def write():
@@ -78,10 +78,10 @@ def measure_parts(model, paths, rows):
             pd.DataFrame(rows).to_csv(file, index=False, header=False)
 
     tasks = {
-        "open, read, look at the header": lambda: [load_film(path) for path in paths],
+        "open, read, look at the header": lambda: [load_image(path) for path in paths],
         "decode and resize": lambda: [decode(tf.constant(data), side) for data in files],
         "color of the file": lambda: [measure_color(data) for data in files],
-        "gate": lambda: check_films(squares, colors),
+        "gate": lambda: check_images(squares, colors),
         "network": lambda: model.predict_pixels(squares),
         "write the rows": write,
     }
@@ -92,7 +92,7 @@ def measure_parts(model, paths, rows):
 
 
 def compare_exports(folder, files, expected):
-    """Returns how far ONNX and LiteRT files beside a SavedModel are from it on films of full size, which all shrink."""
+    """Returns how far ONNX and LiteRT files beside a SavedModel are from it on images of full size, which all shrink."""
     found = {}
     for path in sorted((folder.parent / "exports").glob("model*.*")):
         model = open_export(path)
@@ -118,10 +118,10 @@ def main():
     model = ExportedModel(arguments.model)
     with tempfile.TemporaryDirectory() as scratch:
         folder, out = Path(scratch) / "films", Path(scratch) / "out" / "films.csv"
-        kind = gather_films(folder, arguments.films)
+        kind = gather_images(folder, arguments.images)
         paths = sorted(folder.iterdir())
         files = [path.read_bytes() for path in paths]
-        squares = np.stack([decode_film(tf.constant(data), model.facts["side"]) for data in files[:BATCH]])
+        squares = np.stack([decode_image(tf.constant(data), model.facts["side"]) for data in files[:BATCH]])
         starts = range(0, len(files), BATCH)
 
         def predict_all():
@@ -162,13 +162,13 @@ def main():
         "method": f"medians of {arguments.rounds} rounds that take turns, batches of {BATCH}; loading is not counted, "
         "listing, hashing the model and all writing are",
         "films_per_second": {name: round(len(paths) / float(np.median(times)), 1) for name, times in wall.items()},
-        "processor_ms_per_film": {
+        "processor_ms_per_image": {
             name: round(1e3 * float(np.median(times)) / len(paths), 2) for name, times in used.items()
         },
         "share_of_the_models_own": round(float(np.median(own)), 3),
         "share_by_the_processors_time": round(float(np.median(own_used)), 3),
         "share_in_each_round": [round(float(share), 3) for share in own],
-        "parts_processor_ms_per_film": parts,
+        "parts_processor_ms_per_image": parts,
         "largest_difference": float(difference),
         "exports_beside_the_saved_model_on_full_size": exports,
     }

@@ -39,7 +39,7 @@ EPOCHS = 40  # of the small run, of 7 steps each; patience is longer, so that al
 
 def measure_costs(rounds, folder):
     """Returns a dict of seconds and bytes for both ways, and of the seconds of a training step."""
-    from helpers.training import StateStore, TrainingState, build_densenet121, make_loss
+    from helpers.training import CheckpointStore, TrainingCheckpoint, build_densenet121, make_loss
 
     def build():
         keras.utils.set_random_seed(0)
@@ -51,16 +51,16 @@ def measure_costs(rounds, folder):
 
     model = build()
     rng = np.random.default_rng(0)
-    films = rng.uniform(0, 255, (BATCH, SIZE, SIZE, 1)).astype("float32")
+    images = rng.uniform(0, 255, (BATCH, SIZE, SIZE, 1)).astype("float32")
     labels = rng.integers(0, 2, (BATCH, 14)).astype("float32")
     steps = []
     for _ in range(4):
         started = time.perf_counter()
-        model.train_on_batch(films, labels)
+        model.train_on_batch(images, labels)
         steps.append(time.perf_counter() - started)
 
-    store = StateStore(folder / "ours")
-    state = TrainingState(store, {}, folder / "history.csv")
+    store = CheckpointStore(folder / "ours")
+    state = TrainingCheckpoint(store, {}, folder / "history.csv")
     state.set_model(model)
     state.restore(model, "all")
     state.begin_part()
@@ -76,7 +76,7 @@ def measure_costs(rounds, folder):
     for _ in range(rounds):
         other = build()
         started = time.perf_counter()
-        TrainingState(store, {}, folder / "history.csv").restore(other, "all")
+        TrainingCheckpoint(store, {}, folder / "history.csv").restore(other, "all")
         reading["ours"].append(time.perf_counter() - started)
         same = all(np.array_equal(a, b) for a, b in zip(other.get_weights(), model.get_weights(), strict=True))
         assert same, "the state did not bring the weights back"
@@ -198,13 +198,13 @@ def kill_again_and_again(kills, packed, folder, backend, peer=False):
 def pack_small_study(folder):
     """Draws and packs the study of the small run; returns its folder."""
     from helpers.packing import pack_study
-    from helpers.study import list_images, load_metadata, make_split, match_images, write_phantom_study
+    from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
 
-    write_phantom_study(folder / "study", n_images=90, size=64, seed=5)
+    write_synthetic_study(folder / "study", n_images=90, size=64, seed=5)
     images = list_images(folder / "study")
-    films, _ = match_images(load_metadata(folder / "study"), images)
-    films["split"] = make_split(films, folder / "study", val_share=0.15)
-    pack_study(films, images, folder / "packed", split_name="official", side=48, shard_films=16)
+    rows, _ = match_images(load_metadata(folder / "study"), images)
+    rows["split"] = make_split(rows, folder / "study", val_share=0.15)
+    pack_study(rows, images, folder / "packed", split_name="official", side=48, shard_images=16)
     return folder / "packed"
 
 

@@ -1,6 +1,6 @@
 """Does all of ChestX-ray14 go through, and what does it take?
 
-NIH's own label file and lists, 112,120 rows of 30,805 patients, on films drawn at 64 pixels: some hundred of them, each
+NIH's own label file and lists, 112,120 rows of 30,805 patients, on images drawn at 64 pixels: some hundred of them, each
 linked under many names. Every stage of notebooks 1 to 3 that is not the network runs over a tenth of the patients and
 over all, in a process of its own, so that its peak of memory is its own: resident memory at most, less what was
 resident once everything was imported. Between the two studies a stage that is linear takes ten times as long, or less
@@ -53,17 +53,17 @@ from helpers.pipeline import make_eval_dataset, make_train_dataset
 from helpers.runtime import describe_machine
 from helpers.study import (
     PATHOLOGIES,
-    FilmHashes,
+    ImageHashes,
     find_duplicates,
-    hash_films,
+    hash_images,
     list_images,
     load_metadata,
     make_split,
     match_images,
-    write_phantom_study,
+    write_synthetic_study,
 )
 
-SIDE, CROP, BATCH, N_DRAWN = 64, 56, 128, 512  # pixels, pixels, films, films
+SIDE, CROP, BATCH, N_DRAWN = 64, 56, 128, 512  # pixels, pixels, images, images
 SHARE, SEED = 0.1, 0
 BOOTSTRAP = {"n_resamples": 1000, "seed": SEED}
 
@@ -71,7 +71,7 @@ BOOTSTRAP = {"n_resamples": 1000, "seed": SEED}
 def write_studies(metadata, folder):
     """Writes two studies in NIH's layout, a tenth of the patients and all; returns their folders."""
     table = pd.read_csv(sorted(metadata.glob("Data_Entry_2017*.csv"))[-1], dtype=str)
-    write_phantom_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
+    write_synthetic_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
     drawn = sorted((folder / "drawn" / "images").glob("*.png"))
     patients = np.random.default_rng(SEED).permutation(table["Patient ID"].unique())
     n_films = table["Patient ID"].value_counts()[patients].cumsum()
@@ -92,18 +92,21 @@ def write_studies(metadata, folder):
     return studies
 
 
-def make_up_tables(folder, n_films=112_120, n_patients=30_805):
+def make_up_tables(folder, n_images=112_120, n_patients=30_805):
     """Writes tables of NIH's size where the real ones are not at hand; returns their folder."""
     rng = np.random.default_rng(SEED)
     folder.mkdir()
-    patients = np.sort(np.append(np.arange(n_patients), rng.integers(0, n_patients, n_films - n_patients))) + 1
-    follow_up = np.arange(n_films) - np.searchsorted(patients, patients)
-    present = rng.random((n_films, len(PATHOLOGIES))) < np.geomspace(0.002, 0.18, len(PATHOLOGIES))
+    patients = np.sort(np.append(np.arange(n_patients), rng.integers(0, n_patients, n_images - n_patients))) + 1
+    follow_up = np.arange(n_images) - np.searchsorted(patients, patients)
+    present = rng.random((n_images, len(PATHOLOGIES))) < np.geomspace(0.002, 0.18, len(PATHOLOGIES))
     found = ["|".join(np.array(PATHOLOGIES)[row]) or "No Finding" for row in present]
     table = pd.DataFrame({"Image Index": [f"{p:08d}_{f:03d}.png" for p, f in zip(patients, follow_up, strict=True)]})
     table["Finding Labels"], table["Follow-up #"], table["Patient ID"] = found, follow_up, patients
-    table["Patient Age"] = rng.integers(1, 95, n_films)
-    table["Patient Gender"], table["View Position"] = rng.choice(["M", "F"], n_films), rng.choice(["PA", "AP"], n_films)
+    table["Patient Age"] = rng.integers(1, 95, n_images)
+    table["Patient Gender"], table["View Position"] = (
+        rng.choice(["M", "F"], n_images),
+        rng.choice(["PA", "AP"], n_images),
+    )
     table.to_csv(folder / "Data_Entry_2017_v2020.csv", index=False)
     in_test = np.isin(patients, rng.permutation(n_patients)[: n_patients // 5] + 1)
     for name, rows in (("train_val_list.txt", ~in_test), ("test_list.txt", in_test)):
@@ -126,7 +129,7 @@ def take_part(predictions, name):
     return part, part[LABELS].to_numpy(), part[PROBS].to_numpy()
 
 
-# Each stage prepares what earlier ones left, and returns the task to be measured. The task returns how many films it
+# Each stage prepares what earlier ones left, and returns the task to be measured. The task returns how many images it
 # had, and may return what later stages need.
 
 
@@ -135,19 +138,19 @@ def read_metadata(study):
 
     def task():
         images = list_images(study)
-        films, _ = match_images(load_metadata(study), images)
-        return len(films), {"films.pickle": films, "images.pickle": pd.Series(images)}
+        rows, _ = match_images(load_metadata(study), images)
+        return len(rows), {"films.pickle": rows, "images.pickle": pd.Series(images)}
 
     return task
 
 
 def split(study):
     """NIH's test list, and validation by whole patients."""
-    films = pd.read_pickle(study / "films.pickle")
+    images = pd.read_pickle(study / "films.pickle")
 
     def task():
-        films["split"] = make_split(films, study, split="official", val_share=0.1, seed=SEED)
-        return len(films), {"rows.pickle": films}
+        images["split"] = make_split(images, study, split="official", val_share=0.1, seed=SEED)
+        return len(images), {"rows.pickle": images}
 
     return task
 
@@ -180,7 +183,7 @@ def train(study):
 
 
 def read_evaluation(study):
-    """Every film of every part once, in order."""
+    """Every image of every part once, in order."""
     packed = load_packed_study(study / "packed")
 
     def task():
@@ -196,8 +199,8 @@ def hash_pixels(study):
 
     def task():
         parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
-        films = (images.numpy()[mask.numpy() > 0].astype("uint8") for part in parts for images, _, mask in part)
-        hashes = hash_films(films)
+        rows = (images.numpy()[mask.numpy() > 0].astype("uint8") for part in parts for images, _, mask in part)
+        hashes = hash_images(rows)
         return len(hashes.exact), {"perceptual.pickle": pd.DataFrame(hashes.perceptual)}
 
     return task
@@ -207,12 +210,12 @@ def search_duplicates(study):
     """All pairs of near hashes, within and across parts."""
     rows = pd.read_pickle(study / "rows.pickle")
     rows["subset"] = rows["split"]
-    # Each drawn film is there hundreds of times, so that its copies are told apart by bits turned at random: as far
-    # from each other as different films are, 0.4 of the bits turned in each being 0.48 between two.
+    # Each synthetic image is there hundreds of times, so that its copies are told apart by bits turned at random: as far
+    # from each other as different images are, 0.4 of the bits turned in each being 0.48 between two.
     rng = np.random.default_rng(SEED)
     perceptual = pd.read_pickle(study / "perceptual.pickle").to_numpy("uint8")
     perceptual = perceptual ^ np.packbits(rng.random((len(rows), 256), "float32") < 0.4, axis=1)
-    hashes = FilmHashes(rng.integers(0, 256, (len(rows), 16), dtype="uint8"), perceptual)
+    hashes = ImageHashes(rng.integers(0, 256, (len(rows), 16), dtype="uint8"), perceptual)
     hashes.perceptual[-1] = hashes.perceptual[0]
 
     def task():
@@ -236,7 +239,7 @@ def run_delong(study):
 
 
 def calibrate(study):
-    """Platt scaling on validation films, calibration errors of test films in 1,000 resamples."""
+    """Platt scaling on validation images, calibration errors of test images in 1,000 resamples."""
     predictions = draw_predictions(study)
     (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
     patients = part["patient_id"].to_numpy()
@@ -251,7 +254,7 @@ def calibrate(study):
 
 
 def choose_thresholds(study):
-    """Thresholds on validation films, rates at them on test films in 1,000 resamples."""
+    """Thresholds on validation images, rates at them on test images in 1,000 resamples."""
     predictions = draw_predictions(study)
     (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
     choose, patients = evaluation.choose_thresholds, part["patient_id"].to_numpy()
@@ -283,13 +286,13 @@ STAGES = {
     "load the packed study, all hashes checked": load_packed,
     "one epoch of training batches": train,
     "one pass of evaluation batches": read_evaluation,
-    "hash films for duplicates": hash_pixels,
-    "search duplicates among all films": search_duplicates,
-    "AUCs with intervals, test films": table_aucs,
-    "DeLong's intervals, test films": run_delong,
-    "calibration with intervals, validation and test films": calibrate,
-    "thresholds, rates with intervals, validation and test films": choose_thresholds,
-    "subgroups with intervals, test films": table_subgroups,
+    "hash images for duplicates": hash_pixels,
+    "search duplicates among all images": search_duplicates,
+    "AUCs with intervals, test images": table_aucs,
+    "DeLong's intervals, test images": run_delong,
+    "calibration with intervals, validation and test images": calibrate,
+    "thresholds, rates with intervals, validation and test images": choose_thresholds,
+    "subgroups with intervals, test images": table_subgroups,
 }
 
 
@@ -307,12 +310,12 @@ def run_stage(name, study):
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the preparations
     before, spent, began = read_status("VmRSS"), time.process_time(), time.perf_counter()
-    n_films, left = task()
+    n_images, left = task()
     seconds, spent = time.perf_counter() - began, time.process_time() - spent
     growth = read_status("VmHWM") - before
     for file, table in left.items():
         table.to_pickle(study / file)
-    taken = {"films": n_films, "seconds": seconds, "processor_seconds": spent}
+    taken = {"films": n_images, "seconds": seconds, "processor_seconds": spent}
     print(json.dumps(taken | {"mib_before": before, "mib_growth": growth}))
 
 
@@ -340,7 +343,7 @@ def summarize(runs):
         }
     tenth, everything = sizes["tenth"], sizes["all"]
     return sizes | {
-        "times_the_films": round(everything["films"] / tenth["films"], 2),
+        "times_the_images": round(everything["films"] / tenth["films"], 2),
         "times_the_seconds": round(everything["seconds"] / tenth["seconds"], 2),
         "times_the_processor_seconds": round(everything["processor_seconds"] / tenth["processor_seconds"], 2),
         "more_mib": round(everything["mib_growth"] - tenth["mib_growth"], 1),
@@ -350,7 +353,7 @@ def summarize(runs):
 def draw_table(stages):
     """Returns a table in Markdown."""
     lines = [
-        "| stage | films | s | films/s | times the films, s, processor s | memory grows by, MiB: tenth, all |",
+        "| stage | images | s | films/s | times the images, s, processor s | memory grows by, MiB: tenth, all |",
         "|---|---:|---:|---:|---|---|",
     ]
     for name, row in stages.items():
@@ -402,7 +405,7 @@ def main():
         "machine": describe_machine(np, pd),
         "busy": load,
         "study": f"{'NIH’s label file and lists' if is_real else 'tables of NIH’s size, made up'}, on {N_DRAWN} drawn "
-        f"films of {SIDE} px under all names; a tenth of the patients, and all",
+        f"images of {SIDE} px under all names; a tenth of the patients, and all",
         "method": f"each stage in a process of its own; on all {arguments.rounds} time(s), on the tenth three times as "
         "often, medians; memory is the peak less what was resident before the stage",
         "stages": stages,

@@ -1,7 +1,7 @@
-"""What does HTTP cost? Latency, films per second and memory of `make serve`, beside the same model in this process.
+"""What does HTTP cost? Latency, images per second and memory of `make serve`, beside the same model in this process.
 
-Requests of one film of 1024 pixels, of batches of 32, and of 8 clients at a time, all through HTTP and JSON to
-`serve/app.py` on this machine; then 1,000 requests while the server's memory is watched. The drawn film is a PNG of 8
+Requests of one image of 1024 pixels, of batches of 32, and of 8 clients at a time, all through HTTP and JSON to
+`serve/app.py` on this machine; then 1,000 requests while the server's memory is watched. The synthetic image is a PNG of 8
 bits. Rounds alternate between server and process, so that other load on the machine meets both.
 
 Usage: serving.py [--model models/densenet121/saved_model] [--requests 40]
@@ -31,21 +31,21 @@ import tensorflow as tf
 from PIL import Image
 
 from helpers.export import ExportedModel
-from helpers.study import draw_film
+from helpers.study import draw_image
 
 BATCH, CLIENTS, MEMORY_REQUESTS = 32, 8, 1000
 
 
 def encode(seed):
-    """Returns a drawn film of 1024 pixels as a PNG."""
+    """Returns a synthetic image of 1024 pixels as a PNG."""
     file = io.BytesIO()
-    Image.fromarray(draw_film(seed, ["Effusion"], size=1024)[0]).save(file, "PNG")
+    Image.fromarray(draw_image(seed, ["Effusion"], size=1024)[0]).save(file, "PNG")
     return file.getvalue()
 
 
-def write_request(films):
-    """Returns the body that asks for films."""
-    return json.dumps({"instances": [{"b64": base64.b64encode(film).decode()} for film in films]}).encode()
+def write_request(images):
+    """Returns the body that asks for images."""
+    return json.dumps({"instances": [{"b64": base64.b64encode(image).decode()} for image in images]}).encode()
 
 
 def start_server(folder):
@@ -80,19 +80,19 @@ def summarize(seconds):
 
 def measure(model, process, url, n_requests):
     """Returns all results as a dict."""
-    films = [encode(seed) for seed in range(4)]
-    one, many = write_request(films[:1]), write_request((films * BATCH)[:BATCH])
+    images = [encode(seed) for seed in range(4)]
+    one, many = write_request(images[:1]), write_request((images * BATCH)[:BATCH])
     with httpx.Client(timeout=600) as client:
 
         def ask(body):
             client.post(url, content=body).raise_for_status()
 
         for _ in range(3):
-            ask(one), model.predict(films[:1])
-        pairs = [(time_call(ask, one), time_call(model.predict, films[:1])) for _ in range(n_requests)]
+            ask(one), model.predict(images[:1])
+        pairs = [(time_call(ask, one), time_call(model.predict, images[:1])) for _ in range(n_requests)]
         over_http, direct = np.transpose(pairs)
-        ask(many), model.predict((films * BATCH)[:BATCH])
-        batches = [(time_call(ask, many), time_call(model.predict, (films * BATCH)[:BATCH])) for _ in range(4)]
+        ask(many), model.predict((images * BATCH)[:BATCH])
+        batches = [(time_call(ask, many), time_call(model.predict, (images * BATCH)[:BATCH])) for _ in range(4)]
         batch_http, batch_direct = np.median(batches, axis=0)
         with ThreadPoolExecutor(CLIENTS) as pool:
             crowd = time_call(lambda: list(pool.map(ask, [one] * n_requests)))
@@ -106,18 +106,18 @@ def measure(model, process, url, n_requests):
             if number % 100 == 99:
                 memory.append(watched.memory_info().rss)
     return {
-        "film": f"PNG, 1024 x 1024, {len(films[0]):,} bytes",
+        "film": f"PNG, 1024 x 1024, {len(images[0]):,} bytes",
         "requests": n_requests,
-        "one_film": {
+        "one_image": {
             "http": summarize(over_http),
             "in_process": summarize(direct),
             "ratio_of_p50": round(float(np.median(over_http) / np.median(direct)), 3),
         },
-        f"films_per_second_in_batches_of_{BATCH}": {
+        f"images_per_second_in_batches_of_{BATCH}": {
             "http": round(BATCH / batch_http, 1),
             "in_process": round(BATCH / batch_direct, 1),
         },
-        f"films_per_second_of_{CLIENTS}_clients": round(n_requests / crowd, 1),
+        f"images_per_second_of_{CLIENTS}_clients": round(n_requests / crowd, 1),
         "memory": {
             "requests": MEMORY_REQUESTS,
             "mib_before": round(memory[0] / 2**20, 1),

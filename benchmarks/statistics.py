@@ -1,6 +1,6 @@
 """How long does an interval take?
 
-AUCs of 14 findings in 1,000 resamples of the patients of the official test set, 25,596 films, beside a loop over
+AUCs of 14 findings in 1,000 resamples of the patients of the official test set, 25,596 images, beside a loop over
 scikit-learn's `roc_auc_score` on the same resamples, of which it is given some and its time scaled up; with scores that
 all differ and with scores of three decimals, which tie. Then DeLong's interval and the shuffled labels. Everything runs
 in a single thread on one core, each task in a process of its own whose memory is measured. Seconds are those of the
@@ -37,19 +37,19 @@ from helpers.runtime import describe_machine
 from helpers.study import PATHOLOGIES, load_metadata
 
 N_RESAMPLES, SEED = 1000, 0
-N_FILMS, N_PATIENTS = 25596, 2797  # the official test set
+N_IMAGES, N_PATIENTS = 25596, 2797  # the official test set
 
 
 def load_labels():
     """Returns labels, patients and what they are."""
     folder = ROOT.parent / "shared" / "data" / "nih_metadata"
     if folder.is_dir():
-        films = load_metadata(folder)
-        films = films[films["image"].isin((folder / "test_list.txt").read_text().split())]
-        return films[list(PATHOLOGIES)].to_numpy(), films["patient_id"].to_numpy(), "NIH's official test set"
+        images = load_metadata(folder)
+        images = images[images["image"].isin((folder / "test_list.txt").read_text().split())]
+        return images[list(PATHOLOGIES)].to_numpy(), images["patient_id"].to_numpy(), "NIH's official test set"
     rng = np.random.default_rng(SEED)
-    patients = np.concatenate([np.arange(N_PATIENTS), rng.integers(0, N_PATIENTS, N_FILMS - N_PATIENTS)])
-    labels = rng.random((N_FILMS, len(PATHOLOGIES))) < np.geomspace(0.003, 0.24, len(PATHOLOGIES))
+    patients = np.concatenate([np.arange(N_PATIENTS), rng.integers(0, N_PATIENTS, N_IMAGES - N_PATIENTS)])
+    labels = rng.random((N_IMAGES, len(PATHOLOGIES))) < np.geomspace(0.003, 0.24, len(PATHOLOGIES))
     return labels.astype("uint8"), patients, "synthetic labels and patients"
 
 
@@ -60,7 +60,7 @@ def make_scores(labels, decimals):
 
 
 def resample_rows(patients, chosen):
-    """Returns the rows of chosen resamples, drawn as `bootstrap_auc` documents it: patients with all their films."""
+    """Returns the rows of chosen resamples, drawn as `bootstrap_auc` documents it: patients with all their images."""
     _, patient_of_row, sizes = np.unique(patients, return_inverse=True, return_counts=True)
     rows_of_patient = np.split(np.argsort(patient_of_row, kind="stable"), np.cumsum(sizes)[:-1])
     drawn = np.random.default_rng(SEED).integers(0, len(sizes), size=(N_RESAMPLES, len(sizes)))
@@ -115,7 +115,7 @@ def main():
     chosen = np.linspace(0, N_RESAMPLES - 1, arguments.compared).astype(int)
     results = {
         "machine": describe_machine(np, scipy, sklearn),
-        "films": f"{kind}: {len(labels)} films of {len(np.unique(patients))} patients, {labels.shape[1]} findings",
+        "films": f"{kind}: {len(labels)} images of {len(np.unique(patients))} patients, {labels.shape[1]} findings",
         "method": f"{N_RESAMPLES} resamples of patients; scikit-learn computed {len(chosen)} of them, its processor "
         f"seconds are scaled up; ours are medians of {arguments.rounds} runs",
         "bootstrap": {},

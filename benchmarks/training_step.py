@@ -6,7 +6,7 @@ process of its own and waits while others work. In each round all of them take a
 multiplies large float32 matrices: the most operations a second that it gets out of these cores. Then a profile of the
 step on one thread, so that the time of an operation is its own.
 
-Operations of a film: two for each product in convolutions and dense layers, from the layers' shapes, and three times
+Operations of an image: two for each product in convolutions and dense layers, from the layers' shapes, and three times
 those of the forward pass, since gradients of maps and of weights take as many again.
 
 Usage: training_step.py [--peers-python PATH] [--sizes 224x16 96x32] [--rounds 5] [--experiments] [--preload PATH ...]
@@ -49,7 +49,7 @@ EXPERIMENTS = {  # what differs from notebook 2 in setup and environment
     "1 thread between operations": ({"threads": [0, 1]}, {}),
     "1 thread within an operation": ({"threads": [1, 0]}, {}),
     "uint8 to the device": ({"images": "uint8"}, {}),
-    "films read and augmented, not one batch kept in memory": ({"images": "packed"}, {}),
+    "images read and augmented, not one batch kept in memory": ({"images": "packed"}, {}),
     "no averaged weights": ({"recipe": {"PRECISION": "float32", "AVERAGING": 0.0}}, {}),
     "channels first (Keras's batch normalization)": ({"layout": "channels_first"}, {}),
     "XLA (jit_compile)": ({"jit_compile": True}, {}),
@@ -125,7 +125,7 @@ def summarize(workers, batch, flops):
         peak = max(worker.peaks)  # a round in which the cores were busy with others is no ceiling
         table[name] = {
             "films_per_second": round(batch / float(np.median(seconds)), 2),
-            "cpu_seconds_per_film": round(float(np.median(cpu)) / batch, 4),
+            "cpu_seconds_per_image": round(float(np.median(cpu)) / batch, 4),
             "gigaflops": round(1e-9 * float(np.median(rates)), 1),
             "matrix_product_gigaflops": round(1e-9 * peak, 1),
             "share_of_that": round(float(np.median(rates)) / peak, 3),
@@ -159,7 +159,7 @@ def measure_size(side, batch, rounds, torch_python):
         flops = 3 * workers[OURS].about["forward"]
         ratios = {f"{OURS} / {name}": compare(workers[OURS], workers[name]) for name in workers if name != OURS}
         versions = sorted({worker.about["versions"] for worker in workers.values()})
-        found = {"gigaflop_per_film": round(1e-9 * flops, 2), "speeds": summarize(workers, batch, flops)}
+        found = {"gigaflop_per_image": round(1e-9 * flops, 2), "speeds": summarize(workers, batch, flops)}
         return found | {"ratios": ratios}, versions
     finally:
         for worker in workers.values():
@@ -206,7 +206,7 @@ def main():
     """Measures, prints what it found, and writes benchmarks/results/training_step.json and docs/speed.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers-python", default=str(ROOT / ".venv/peers/bin/python"), help="has torch, torchvision")
-    parser.add_argument("--sizes", nargs="+", default=["224x16", "96x32"], help="pixels and films of a step")
+    parser.add_argument("--sizes", nargs="+", default=["224x16", "96x32"], help="pixels and images of a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--experiments", action="store_true")
     parser.add_argument("--preload", nargs="*", default=[], help="libraries to try in LD_PRELOAD")
@@ -227,18 +227,18 @@ def main():
     }
     for text in arguments.sizes:
         side, batch = map(int, text.split("x"))
-        results["sizes"][f"{side} pixels, {batch} films"], versions = measure_size(
+        results["sizes"][f"{side} pixels, {batch} images"], versions = measure_size(
             side, batch, arguments.rounds, torch_python
         )
         results["versions"] = versions
         print(json.dumps(results["sizes"], indent=1), flush=True)
     side, batch = map(int, arguments.sizes[0].split("x"))
-    results["profile_on_one_thread"] = {"size": f"{side} pixels, {batch} films"} | profile_step(side, batch)
+    results["profile_on_one_thread"] = {"size": f"{side} pixels, {batch} images"} | profile_step(side, batch)
     if arguments.experiments:
         side, batch = map(int, arguments.sizes[-1].split("x"))
         settings = arguments.rounds, arguments.preload, arguments.limit
         results["experiments"] = {
-            "size": f"{side} pixels, {batch} films",
+            "size": f"{side} pixels, {batch} images",
             "busy": results["busy"],
         }  # kept by later runs
         results["experiments"] |= try_settings(side, batch, *settings)

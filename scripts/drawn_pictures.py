@@ -1,4 +1,4 @@
-"""Draws what is no frontal chest film: laterals, other radiographs, pages and plots, noise, scenes.
+"""Draws what is no frontal chest radiograph: laterals, other radiographs, pages and plots, noise, scenes.
 
 The gate of helpers/export/input_gate.py learns from these pictures, and is measured on others of them. Shapes and
 strengths were chosen by eye; no real picture went into them. Each function takes
@@ -138,8 +138,8 @@ def draw_extremity(rng, side):
             u, v = rng.uniform(-0.35, 0.35), rng.uniform(0.05, 0.9)
             gas2 = ((x - u) / rng.uniform(0.02, 0.1)) ** 2 + ((y - v) / rng.uniform(0.02, 0.08)) ** 2
             mu -= 0.3 * ramp((1 - gas2) / 0.6)
-    film = np.rot90(_expose(mu * rng.uniform(0.8, 1.6), rng), rng.integers(4))
-    return np.ascontiguousarray(film[:, ::-1] if rng.random() < 0.5 else film)
+    image = np.rot90(_expose(mu * rng.uniform(0.8, 1.6), rng), rng.integers(4))
+    return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image)
 
 
 def draw_page(rng, side):

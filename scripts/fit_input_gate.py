@@ -2,7 +2,7 @@
 
 Chests come from the phantom in all eight combinations of quarter turns and inversion; laterals, other radiographs,
 pages, noise and scenes from drawn_pictures.py. All are zoomed, shifted, tilted, shuttered and exposed at random, since
-real films vary more than the phantom does. No real picture is read. About three minutes on one core.
+real radiographs vary more than the phantom does. No real picture is read. About three minutes on one core.
 
 Usage: fit_input_gate.py [--films 800] [--seed 0]
 """
@@ -20,32 +20,32 @@ import numpy as np
 from drawn_pictures import draw_extremity, draw_lateral, draw_noise, draw_page, draw_scene, mottle
 from sklearn.linear_model import LogisticRegression
 
-from helpers.export.input_gate import KINDS, film_features
-from helpers.study.synthetic import draw_film, plan_phantom_study
+from helpers.export.input_gate import KINDS, image_features
+from helpers.study.synthetic import draw_image, plan_synthetic_study
 
 SIDE = 96
 REPEATS = 3  # versions of each drawn chest
 OTHERS = ((draw_extremity, 1.5), (draw_page, 0.75), (draw_noise, 0.75), (draw_scene, 1.5))  # and how many a chest
-STRENGTH = 0.003  # inverse of the penalty; 0.0003 to 0.03 did alike on drawn films that were held out
+STRENGTH = 0.003  # inverse of the penalty; 0.0003 to 0.03 did alike on synthetic images that were held out
 
 
-def vary(film, rng):
-    """Returns a film as another room might have taken it, uint8 of the same shape.
+def vary(image, rng):
+    """Returns an image as another room might have taken it, uint8 of the same shape.
 
     Args:
-        film: uint8 (side, side).
+        image: uint8 (side, side).
         rng: NumPy generator.
     """
-    side = len(film)
+    side = len(image)
     if rng.random() < 0.5:  # the model shall not depend on where the heart lies
-        film = film[:, ::-1]
+        image = image[:, ::-1]
     zoom, squeeze, angle = np.exp(rng.normal(0, 0.12)), np.exp(rng.normal(0, 0.07)), rng.normal(0, 0.07)
     turn = zoom * np.array([[squeeze * np.cos(angle), -np.sin(angle)], [squeeze * np.sin(angle), np.cos(angle)]])
     shift = side / 2 - turn @ (side / 2, side / 2) + rng.normal(0, 0.04 * side, 2)
     border = cv2.BORDER_CONSTANT if rng.random() < 0.3 else cv2.BORDER_REPLICATE
     matrix = np.column_stack([turn, shift])
     level = 255 if rng.random() < 0.3 else 0
-    moved = cv2.warpAffine(np.ascontiguousarray(film), matrix, (side, side), borderMode=border, borderValue=level)
+    moved = cv2.warpAffine(np.ascontiguousarray(image), matrix, (side, side), borderMode=border, borderValue=level)
     gray = (moved.astype("float32") / 255) ** np.exp(rng.normal(0, 0.35))
     if rng.random() < 0.5:
         gray *= 1 + 0.25 * mottle(rng, side, int(rng.integers(2, 4)))
@@ -62,7 +62,7 @@ def vary(film, rng):
     return np.clip(255 * gray, 0, 255).astype("uint8")
 
 
-def draw_examples(n_films, seed):
+def draw_examples(n_images, seed):
     """Draws pictures of all kinds.
 
     Args:
@@ -74,16 +74,16 @@ def draw_examples(n_films, seed):
     """
     rng = np.random.default_rng([20, seed])
     chests = []
-    for film in plan_phantom_study(n_films, seed):
-        person = (seed, film["patient"]), film["findings"], film["view"], film["sex"], film["age"]
-        pixels = draw_film(*person, SIDE, film["visit"])[0]
+    for image in plan_synthetic_study(n_images, seed):
+        person = (seed, image["patient"]), image["findings"], image["view"], image["sex"], image["age"]
+        pixels = draw_image(*person, SIDE, image["visit"])[0]
         chests += [vary(pixels, rng) for _ in range(REPEATS)]
     chests = np.array(chests)
-    groups = [np.rot90(films, turns, (1, 2)) for films in (chests, 255 - chests) for turns in range(4)]
-    groups.append(np.array([vary(draw_lateral(rng, SIDE), rng) for _ in range(round(1.5 * n_films))]))
-    others = [draw(rng, SIDE) for draw, share in OTHERS for _ in range(round(share * n_films))]
+    groups = [np.rot90(images, turns, (1, 2)) for images in (chests, 255 - chests) for turns in range(4)]
+    groups.append(np.array([vary(draw_lateral(rng, SIDE), rng) for _ in range(round(1.5 * n_images))]))
+    others = [draw(rng, SIDE) for draw, share in OTHERS for _ in range(round(share * n_images))]
     groups.append(np.array([vary(picture, rng) if rng.random() < 0.7 else picture for picture in others]))
-    features = np.concatenate([film_features(np.ascontiguousarray(group)) for group in groups])
+    features = np.concatenate([image_features(np.ascontiguousarray(group)) for group in groups])
     return features, np.repeat(np.arange(len(KINDS)), [len(group) for group in groups])
 
 
@@ -93,13 +93,13 @@ def main():
     parser.add_argument("--films", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    features, kinds = draw_examples(options.films, options.seed)
+    features, kinds = draw_examples(options.images, options.seed)
     model = LogisticRegression(C=STRENGTH, max_iter=400).fit(features, kinds)
-    features, kinds = draw_examples(options.films // 4, options.seed + 1)
+    features, kinds = draw_examples(options.images // 4, options.seed + 1)
     right = model.predict(features) == kinds
     recall = {kind: round(float(right[kinds == place].mean()), 3) for place, kind in enumerate(KINDS)}
     rows = np.column_stack([model.coef_, model.intercept_]).astype("float64").round(4).tolist()
-    text = {"fitted": {"films": options.films, "seed": options.seed, "recall_on_other_drawn_pictures": recall}}
+    text = {"fitted": {"films": options.images, "seed": options.seed, "recall_on_other_drawn_pictures": recall}}
     lines = [f'  "{kind}": {json.dumps(row)}' for kind, row in zip(KINDS, rows, strict=True)]
     path = ROOT / "notebooks" / "helpers" / "input_gate.json"
     path.write_text(json.dumps(text)[:-1] + ',\n "weights": {\n' + ",\n".join(lines) + "\n }\n}\n")

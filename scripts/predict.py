@@ -1,4 +1,4 @@
-"""Predicts a folder of films, PNG, JPEG and DICOM mixed, with an exported model. Goes on where it was interrupted.
+"""Predicts a folder of images, PNG, JPEG and DICOM mixed, with an exported model. Goes on where it was interrupted.
 
 Usage: predict.py IMAGES [--run-dir DIR] [--out FILE]
 """
@@ -22,7 +22,7 @@ from helpers.training import ModelFileError
 def parse_arguments():
     """Returns the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", help="a folder of films, searched through and through, or one film")
+    parser.add_argument("images", help="a folder of images, searched through and through, or one image")
     parser.add_argument("--run-dir", default="", help="run whose saved_model is asked (default: models/densenet121)")
     parser.add_argument("--out", default="", help="CSV to write (default: predicted/<name of IMAGES>.csv in the run)")
     return parser.parse_args()
@@ -33,7 +33,7 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # names of folders need not be text
     arguments = parse_arguments()
     if not arguments.images:
-        sys.exit("Say which films: make predict IMAGES=folder")
+        sys.exit("Say which images: make predict IMAGES=folder")
     run_dir, images = resolve_path(arguments.run_dir or "models/densenet121"), resolve_path(arguments.images)
     out = resolve_path(arguments.out) if arguments.out else run_dir / "predicted" / f"{images.name}.csv"
     try:
@@ -43,15 +43,15 @@ def main():
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command goes on from here.")
-    print(f"\n{done.predicted:,} films predicted now, {done.earlier:,} before: {done.out}")
+    print(f"\n{done.predicted:,} images predicted now, {done.earlier:,} before: {done.out}")
     if len(done.warned):
         print(f"{len(done.warned):,} with warnings, in the column of that name, such as\n")
-        for film in done.warned.head(5).itertuples():
-            print(f"  {film.file}: {film.reason}")
+        for image in done.warned.head(5).itertuples():
+            print(f"  {image.file}: {image.reason}")
     if len(done.unreadable):
         print(f"\n{len(done.unreadable):,} could not be read: {done.unreadable_csv}\n")
-        for film in done.unreadable.head(5).itertuples():
-            print(f"  {film.file}: {film.reason}")
+        for image in done.unreadable.head(5).itertuples():
+            print(f"  {image.file}: {image.reason}")
     print(f"\n{model.facts['notice']}")
 
 

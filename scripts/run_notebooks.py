@@ -165,7 +165,7 @@ def show_scores(run_dir):
         if table["n_pos_patients"].notna().any()
         else "(no patient ids)"
     )
-    print(f"{part}: {len(predictions):,} films {of}\n")
+    print(f"{part}: {len(predictions):,} images {of}\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
         interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"
@@ -179,15 +179,15 @@ def show_nodules(folder):
     scores = {row["figure"]: row for row in study["scores"]}
     accuracy, majority, backbone = scores["accuracy"], scores["majority"], study["backbone"]
     print(
-        f"\nNodules ({study['source']}, {study['counts']['films']:,} films), on {backbone['backbone']} features "
+        f"\nNodules ({study['source']}, {study['counts']['films']:,} images), on {backbone['backbone']} features "
         f"({backbone['weights']}): accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
-        f"always the commoner kind {majority['value']:.3f}. "
-        "Of the features tried, these had the best AUC on the same films."
+        f"always the majority class {majority['value']:.3f}. "
+        "Of the features tried, these had the best AUC on the same images."
     )
 
 
 def show_results(run_dir):
-    """Prints the table of AUCs, where the heatmaps point, the top 5 of one film, nodules, and where everything lies."""
+    """Prints the table of AUCs, where the heatmaps point, the top 5 of one image, nodules, and where everything lies."""
     run = json.loads((run_dir / "run.json").read_text())
     example = json.loads((run_dir / "exports" / "example.json").read_text())
     study = json.loads((run_dir / "data_report.json").read_text())
@@ -201,8 +201,8 @@ def show_results(run_dir):
     if len(localization):
         mean = localization.loc["mean"]
         print(
-            f"\nHeatmaps point into the box on {mean['pointing']:.0%} of the films with boxes, those of random weights "
-            f"on {mean['pointing_random']:.0%}, the film's center on {mean['pointing_center']:.0%}"
+            f"\nHeatmaps point into the box on {mean['pointing']:.0%} of the images with boxes, those of random weights "
+            f"on {mean['pointing_random']:.0%}, the image's center on {mean['pointing_center']:.0%}"
         )
     print(f"\nTop 5 of {example['film']} (labels: {', '.join(example['labels']) or 'none'})")
     for name, prob in example["top5"].items():
@@ -212,7 +212,7 @@ def show_results(run_dir):
     places = {"figures": "figures", "notebooks": "executed", "model": "saved_model", "card": "model_card.md"}
     print("\n" + "\n".join(f"{what:11}{run_dir / name}" for what, name in places.items()))
     if run["synthetic"]:
-        print("\nThese films are drawn: the numbers show that everything works, and nothing about real radiographs.")
+        print("\nThese images are drawn: the numbers show that everything works, and nothing about real radiographs.")
     print("Research only, not for clinical use.")
 
 

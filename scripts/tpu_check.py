@@ -151,7 +151,7 @@ def plant_rotation(model, side):
 
 
 def count_forward_flops(model, side):
-    """Counts the operations of a film's forward pass: two for each multiplication of convolutions and dense layers."""
+    """Counts the operations of an image's forward pass: two for each multiplication of convolutions and dense layers."""
     import keras
 
     layers = [layer for layer in model.layers if hasattr(layer, "kernel")]
@@ -285,19 +285,19 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
     steps of mere rounding; its epsilon is raised to leave them small.
 
     Args:
-        study: a `PackedStudy`; its validation films do not fill the last batch.
+        study: a `PackedStudy`; its validation images do not fill the last batch.
         scope: function without arguments that returns the context in which models are built, or None.
         folder: path to write to.
-        batch_size: int, films a step over all devices.
+        batch_size: int, images a step over all devices.
         epochs: int.
 
     Returns:
-        Dict: `loss` and `val_auc` of each epoch, and `logits` of the validation films.
+        Dict: `loss` and `val_auc` of each epoch, and `logits` of the validation images.
     """
     import keras
 
     from helpers.pipeline import count_steps, make_eval_dataset, make_train_dataset
-    from helpers.training import StateStore, TrainingState, ValidationAUC, fit_from_state, predict_logits
+    from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable, predict_logits
 
     def make_train(first_epoch, first_step, epochs):
         return make_train_dataset(
@@ -314,9 +314,9 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
     model.optimizer.epsilon = 1e-3
     validation = ValidationAUC(val_ds, labels)
     callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=epochs)]
-    store = StateStore(Path(folder) / "state")
-    state = TrainingState(store, {}, Path(folder) / "history.csv", every=1)
-    fit_from_state(
+    store = CheckpointStore(Path(folder) / "state")
+    state = TrainingCheckpoint(store, {}, Path(folder) / "history.csv", every=1)
+    fit_resumable(
         model,
         state,
         make_train,
@@ -326,7 +326,7 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
         callbacks=callbacks,
         verbose=0,
     )
-    TrainingState(store, {}, Path(folder) / "history.csv").restore(again, "all")
+    TrainingCheckpoint(store, {}, Path(folder) / "history.csv").restore(again, "all")
     store.close()
     same = all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
     assert same, "the state does not bring the weights back"
@@ -385,15 +385,15 @@ def _check_devices(folder, one, many):
 
 
 def make_study(folder):
-    """Packs a small synthetic study, whose validation films do not fill batches of 8; returns its folder."""
+    """Packs a small synthetic study, whose validation images do not fill batches of 8; returns its folder."""
     from helpers.packing import pack_study
-    from helpers.study import list_images, load_metadata, make_split, match_images, write_phantom_study
+    from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
 
-    write_phantom_study(folder / "phantom", n_images=60, size=64, seed=5, n_workers=1)
+    write_synthetic_study(folder / "phantom", n_images=60, size=64, seed=5, n_workers=1)
     images = list_images(folder / "phantom")
-    films, _ = match_images(load_metadata(folder / "phantom"), images)
-    films["split"] = make_split(films, folder / "phantom", val_share=0.25)
-    pack_study(films, images, folder / "packed", split_name="official", side=48, shard_films=16)
+    rows, _ = match_images(load_metadata(folder / "phantom"), images)
+    rows["split"] = make_split(rows, folder / "phantom", val_share=0.25)
+    pack_study(rows, images, folder / "packed", split_name="official", side=48, shard_images=16)
     return folder / "packed"
 
 
@@ -409,7 +409,7 @@ def describe_chips(chips):
 
 
 def compile_jax_step(size, name):
-    """Part `jax`: compiles the step of one global batch, films dealt to the cores, weights on each."""
+    """Part `jax`: compiles the step of one global batch, images dealt to the cores, weights on each."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -496,7 +496,7 @@ def draw_roofline(steps, films_per_second_per_cpu):
         films_per_second_per_cpu: float, what one virtual CPU of a host augments.
 
     Returns:
-        List of dicts, one a machine. `compute` and `memory` are films per second at peak arithmetic and at peak
+        List of dicts, one a machine. `compute` and `memory` are images per second at peak arithmetic and at peak
         bandwidth; the smaller `binds` and is the `best`. `cpus for best` keep up with that, `cpus for peak` with peak
         arithmetic, should the compiler count bytes that stay on the chip.
     """
@@ -522,7 +522,7 @@ def draw_roofline(steps, films_per_second_per_cpu):
 
 
 def measure_host():
-    """Returns films per second that one core augments, from the committed benchmark."""
+    """Returns images per second that one core augments, from the committed benchmark."""
     bench = json.loads((RESULTS.parent / "input_pipeline.json").read_text(encoding="utf-8"))
     n_cores = int(re.search(r"(\d+) cores", bench["machine"])[1])
     return bench["films_per_second"]["training batches"] / n_cores
@@ -650,7 +650,7 @@ def draw_tables(results):
         ]
     lines += [
         "",
-        "| train step of | size | machine | films a core | CPU seconds to compile | memory a core | of what it has | "
+        "| train step of | size | machine | images a core | CPU seconds to compile | memory a core | of what it has | "
         "operations a core | bytes moved a core |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]

@@ -3,7 +3,7 @@
 Usage: python serve/app.py --model models/densenet121/saved_model [--port 8501] [--host 127.0.0.1] [--name densenet121]
 
 Requests and answers are those of TensorFlow Serving, see docs/serving.md, so whoever has that needs no other client. No
-film, no file name and no address of a client is written anywhere.
+image, no file name and no address of a client is written anywhere.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def parse_arguments():
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8501)
     parser.add_argument("--max-megabytes", type=int, default=32, help="largest body of a request")
-    parser.add_argument("--max-films", type=int, default=Limits().max_films, help="most films in a request")
+    parser.add_argument("--max-films", type=int, default=Limits().max_images, help="most images in a request")
     parser.add_argument("--waiting", type=int, default=16, help="requests that may wait")
     parser.add_argument("--body-seconds", type=float, default=30, help="time to send a body")
     return parser.parse_args()
@@ -201,7 +201,7 @@ def main():
     except (OSError, ValueError) as error:
         sys.exit(f"{error}\n`make run` trains a model and exports one to models/densenet121/saved_model.")
     model.predict_pixels([[[[0.0]] * 64] * 64])  # the first answer takes longest; nobody shall wait for it
-    limits = Limits(max_bytes=arguments.max_megabytes * 2**20, max_films=arguments.max_films)
+    limits = Limits(max_bytes=arguments.max_megabytes * 2**20, max_images=arguments.max_images)
     app = make_app(model, name, limits=limits, waiting=arguments.waiting, body_seconds=arguments.body_seconds)
     reach = "this machine alone" if arguments.host in ("127.0.0.1", "::1", "localhost") else "THE NETWORK, to anybody"
     print(f"Serving on http://{arguments.host}:{arguments.port}/v1/models/{name}:predict, to {reach}.", flush=True)

@@ -1,9 +1,9 @@
-"""A page to drop a chest film on: the five most probable findings, and where on the film the evidence for them lies.
+"""A page to drop a chest radiograph on: the five most probable findings, and where on the image the evidence for them lies.
 
 Usage: python serve/demo.py --model models/densenet121/saved_model [--port 7860]
 
 In a notebook, on Colab too, it appears below the cell: `build_demo(ExportedModel("models/densenet121/saved_model"))
-.launch()`. Nothing leaves the machine that the model runs on, and an uploaded film is deleted as soon as it is read.
+.launch()`. Nothing leaves the machine that the model runs on, and an uploaded image is deleted as soon as it is read.
 """
 
 import argparse
@@ -28,14 +28,14 @@ except ModuleNotFoundError as error:
 from PIL import Image
 from serve import page
 
-from helpers.export import check_film, measure_color
-from helpers.packing import decode_film, load_film
-from helpers.study import PATHOLOGIES, draw_film
+from helpers.export import check_image, measure_color
+from helpers.packing import decode_image, load_image
+from helpers.study import PATHOLOGIES, draw_image
 
-_WELCOME = "What the model says of a film, and what is unusual about the file, appears here."
-_SHOWN_SIDE = 768  # pixels of the film as it is shown
-_CHECKED_SIDE = 256  # pixels of the film as its warnings are sought
-_STATE_SECONDS = 1800  # after which what is known of a film is forgotten
+_WELCOME = "What the model says of an image, and what is unusual about the file, appears here."
+_SHOWN_SIDE = 768  # pixels of the image as it is shown
+_CHECKED_SIDE = 256  # pixels of the image as its warnings are sought
+_STATE_SECONDS = 1800  # after which what is known of an image is forgotten
 _FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # what is there already: no download
 
 
@@ -49,14 +49,14 @@ def build_demo(model):
         A gr.Blocks; its `launch` takes what Gradio's own does, but shares nothing with the internet unless asked to.
     """
     with gr.Blocks(
-        title="Chest film findings", analytics_enabled=False, fill_width=True, delete_cache=(600, 600)
+        title="Chest radiograph findings", analytics_enabled=False, fill_width=True, delete_cache=(600, 600)
     ) as demo:
         known = gr.State(time_to_live=_STATE_SECONDS)
         gr.HTML(page.show_header(model.facts), padding=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                file = gr.File(label="Film: PNG, JPEG or DICOM", height=150, elem_id="film")
-                draw = gr.Button("Draw a film with random findings", size="sm", elem_id="draw")
+                file = gr.File(label="Image: PNG, JPEG or DICOM", height=150, elem_id="film")
+                draw = gr.Button("Draw an image with random findings", size="sm", elem_id="draw")
                 stage = gr.HTML(page.show_empty(), elem_id="stage", padding=False)
             with gr.Column(scale=6, min_width=300):
                 notes = gr.HTML(page.show_notes([_WELCOME], "fine"), elem_id="notes", padding=False)
@@ -92,38 +92,38 @@ def build_demo(model):
 def _read_upload(model, path):
     """Answers an uploaded file, and deletes it."""
     try:
-        return _answer(model, path, "Your film")
+        return _answer(model, path, "Your image")
     finally:
         Path(path).unlink(missing_ok=True)
 
 
 def _draw(model):
-    """Draws a film, and answers it by the same way as an uploaded one."""
+    """Draws an image, and answers it by the same way as an uploaded one."""
     chance = random.Random()
     findings = chance.sample(PATHOLOGIES, chance.choice([1, 1, 2]))
-    pixels, _ = draw_film(chance.randrange(10**6), findings, size=512)
+    pixels, _ = draw_image(chance.randrange(10**6), findings, size=512)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.png"
         Image.fromarray(pixels).save(path)
-        caption = "A drawn film with " + " and ".join(map(page.pretty, findings))
+        caption = "A synthetic image with " + " and ".join(map(page.pretty, findings))
         return None, *_answer(model, path, caption)
 
 
 def _answer(model, path, caption):
-    """Returns what the page shows of a file: a film with all that the model says, or a sentence that says why not."""
+    """Returns what the page shows of a file: an image with all that the model says, or a sentence that says why not."""
     try:
-        data, remarks = load_film(path)
+        data, remarks = load_image(path)
     except (ValueError, OSError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it cannot be opened"
-        return _refuse(f"This file cannot be read as a film: {reason}.")
+        return _refuse(f"This file cannot be read as an image: {reason}.")
     try:
         answer = {name: values[0] for name, values in model.predict([data]).items()}
         heatmaps = model.explain([data])["heatmaps"][0]
     except ValueError:
-        return _refuse("This file cannot be read as a film: it is damaged or cut short.")
+        return _refuse("This file cannot be read as an image: it is damaged or cut short.")
     remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in remarks] + _list_warnings(data)
-    film = page.encode_picture(decode_film(data, _SHOWN_SIDE).numpy()[..., 0], "JPEG")
-    known = {"film": film, "heatmaps": dict(zip(model.facts["class_names"], heatmaps.transpose(2, 0, 1), strict=True))}
+    image = page.encode_picture(decode_image(data, _SHOWN_SIDE).numpy()[..., 0], "JPEG")
+    known = {"film": image, "heatmaps": dict(zip(model.facts["class_names"], heatmaps.transpose(2, 0, 1), strict=True))}
     known |= {"caption": caption, "side": model.facts["side"]}
     ranked = [model.facts["class_names"][index] for index in answer["probabilities"].argsort()[::-1]]
     return (
@@ -137,16 +137,16 @@ def _answer(model, path, caption):
 
 
 def _list_warnings(data):
-    """Returns the sentences of the input gate on an encoded film."""
-    film = decode_film(data, _CHECKED_SIDE).numpy()
-    return [warning.reason for warning in check_film(film, measure_color(data))]
+    """Returns the sentences of the input gate on an encoded image."""
+    image = decode_image(data, _CHECKED_SIDE).numpy()
+    return [warning.reason for warning in check_image(image, measure_color(data))]
 
 
 def _show_finding(known, finding):
-    """Returns the film with the heatmap of another finding, from what the model has said already."""
+    """Returns the image with the heatmap of another finding, from what the model has said already."""
     if known is None:
         return page.show_empty()
-    return page.show_film(known["film"], known["heatmaps"][finding], known["side"], finding, known["caption"])
+    return page.show_image(known["film"], known["heatmaps"][finding], known["side"], finding, known["caption"])
 
 
 def _refuse(sentence):

@@ -10,15 +10,15 @@ from PIL import Image
 from helpers.evaluation import resize_maps
 
 AGAINST, FOR = (37, 99, 235), (220, 38, 38)  # blue, red: the ends of the colors of a heatmap
-_LEAST_SCALE = 1.0  # logit; a film on which nothing speaks shall look like it
+_LEAST_SCALE = 1.0  # logit; an image on which nothing speaks shall look like it
 _NOTICE = "For research and teaching only, not for clinical use."
 
 CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important; --cxr-soft: #526077}
 .dark .gradio-container, .gradio-container.dark {--cxr-soft: #a3b1c6}
 .gradio-container .html-container {padding: 0 !important}
-#film {border: 1.5px dashed #94a3b8; border-radius: 10px}
-#film label {box-shadow: none; border: 0}
+#image {border: 1.5px dashed #94a3b8; border-radius: 10px}
+#image label {box-shadow: none; border: 0}
 #draw {border: 1px solid #0f766e; color: #0f766e; background: none; box-shadow: none; font-weight: 600}
 .dark #draw {color: #5eead4; border-color: #5eead4}
 .cxr-top {display: flex; flex-wrap: wrap; align-items: center; gap: 10px 20px; padding-bottom: 6px}
@@ -74,7 +74,7 @@ def pretty(name):
 
 def show_header(facts):
     """Returns the head of the page: what it is, what it is not for, and which model answers."""
-    study = "synthetic, drawn films" if facts["synthetic"] else "real films"
+    study = "synthetic, synthetic images" if facts["synthetic"] else "real radiographs"
     values = {
         "Study": f"{facts['study']} ({study})",
         "Split": facts["split"],
@@ -83,9 +83,9 @@ def show_header(facts):
         "Trained with": facts["versions"],
     }
     listed = " &nbsp;·&nbsp; ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in values.items())
-    drawn = " It was trained on drawn films and says nothing about real radiographs." if facts["synthetic"] else ""
+    drawn = " It was trained on synthetic images and says nothing about real radiographs." if facts["synthetic"] else ""
     return (
-        f'<div class="cxr-top"><h1>What a model sees on a chest film</h1><div class="cxr-use">{_NOTICE}</div></div>'
+        f'<div class="cxr-top"><h1>What a model sees on a chest radiograph</h1><div class="cxr-use">{_NOTICE}</div></div>'
         f'<div class="cxr-facts">{listed}.{drawn}</div>'
     )
 
@@ -97,26 +97,26 @@ def show_notes(notes, kind):
 
 
 def show_empty():
-    """Returns the place of the film before there is one."""
-    hint = "No film yet.<br>Drop a frontal chest film above, or have one drawn."
+    """Returns the place of the image before there is one."""
+    hint = "No image yet.<br>Drop a frontal chest radiograph above, or have one drawn."
     return f'<div class="cxr-stage"><div class="cxr-empty"><span>{hint}</span></div></div>'
 
 
-def show_film(film, heatmap, side, finding, caption):
-    """Returns the film with a heatmap on it, whose opacity is the style's variable `--cxr-heat`.
+def show_image(image, heatmap, side, finding, caption):
+    """Returns the image with a heatmap on it, whose opacity is the style's variable `--cxr-heat`.
 
     Args:
-        film: text, the film as a data address, see `encode_picture`.
+        image: text, the image as a data address, see `encode_picture`.
         heatmap: float array (h, w).
-        side: int, pixels of the film that the heatmap was computed on.
+        side: int, pixels of the image that the heatmap was computed on.
         finding: name of the finding that the heatmap is of.
-        caption: text on the film.
+        caption: text on the image.
     """
     picture, scale = color_map(heatmap, side)
     overlay = encode_picture(picture, "PNG")
     label = html.escape(pretty(finding), quote=True)
     return (
-        f'<div class="cxr-stage"><img src="{film}" alt="the film">'
+        f'<div class="cxr-stage"><img src="{image}" alt="the image">'
         f'<img class="cxr-heat" src="{overlay}" alt="heatmap of {label}"></div>'
         f'<div class="cxr-caption"><span>{html.escape(caption)}</span>'
         f"<span>full color at ±{scale:.1f}</span></div>"
@@ -128,7 +128,7 @@ def color_map(heatmap, side):
 
     Args:
         heatmap: float array (h, w), logits; 0 is neutral.
-        side: int, pixels of the film that it was computed on, and of the picture.
+        side: int, pixels of the image that it was computed on, and of the picture.
 
     Returns:
         uint8 array (side, side, 4) and the value, above 0, that has full color.
@@ -151,7 +151,7 @@ def show_legend():
     """Returns what the colors mean."""
     return (
         '<div class="cxr-legend"><span>speaks against</span><i></i><span>speaks for</span>'
-        "<small>Each place's evidence, as a logit, beyond what every film shows there. Colors outline nothing: the "
+        "<small>Each place's evidence, as a logit, beyond what every image shows there. Colors outline nothing: the "
         "model sees coarse cells. Where there is no color, nothing was found, which is not the same as health.</small>"
         "</div>"
     )
@@ -184,8 +184,8 @@ def show_table(facts, answer, count):
         + "".join(f"<th>{head}</th>" for head in heads)
         + "</tr></thead>"
         "<tbody>" + "".join(rows) + "</tbody></table></div>"
-        '<div class="cxr-hint">Times the usual: the probability over the share of training films with the finding. '
-        "The mark on each bar is the threshold, chosen on validation films.</div>"
+        '<div class="cxr-hint">Times the usual: the probability over the share of training images with the finding. '
+        "The mark on each bar is the threshold, chosen on validation images.</div>"
     )
 
 

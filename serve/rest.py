@@ -1,6 +1,6 @@
 """The predict requests and answers of TensorFlow Serving's REST API: JSON on one side, NumPy on the other, no network.
 
-What a request may cost is known before it is done: its values are counted before the JSON is parsed, and films are
+What a request may cost is known before it is done: its values are counted before the JSON is parsed, and images are
 measured by their headers before any of them is decoded.
 """
 
@@ -11,24 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from helpers.packing import FilmError, inspect_film
+from helpers.packing import ImageError, inspect_image
 
 # The one input of each signature; TensorFlow Serving's REST API refuses signatures without any, this one answers them.
 INPUTS = {"serving_default": "image_bytes", "explain": "image_bytes", "pixels": "pixels", "metadata": None}
 _METHODS = {"serving_default": "predict", "explain": "explain", "pixels": "predict_pixels"}
-_MIN_SIDE = 16  # of decoded films, as `helpers.images` holds encoded ones to
+_MIN_SIDE = 16  # of decoded images, as `helpers.images` holds encoded ones to
 
 
 class Limits(NamedTuple):
     """What one request may ask for.
 
-    `max_bytes` of its body; `max_films` in it; `max_pixels` that all its encoded films declare together (each of them
+    `max_bytes` of its body; `max_images` in it; `max_pixels` that all its encoded images declare together (each of them
     is held to `helpers.images.MAX_PIXELS` besides); `max_values`, numbers or other values of its JSON, a few times 100
     bytes of memory each.
     """
 
     max_bytes: int = 2**25
-    max_films: int = 64
+    max_images: int = 64
     max_pixels: int = 2**27
     max_values: int = 2**21
 
@@ -51,11 +51,11 @@ def answer_predict(model, body, limits):
         limits: a `Limits`.
 
     Returns:
-        bytes, JSON: `{"predictions": [...]}` with an object a film for the row format, `{"outputs": {...}}` with a list
+        bytes, JSON: `{"predictions": [...]}` with an object an image for the row format, `{"outputs": {...}}` with a list
         an output for the columnar one.
 
     Raises:
-        RequestError: the body is no such request, asks for more than the limits allow, or holds what is no film.
+        RequestError: the body is no such request, asks for more than the limits allow, or holds what is no image.
     """
     signature, by_row, value = _parse(body, limits)
     name = INPUTS[signature]
@@ -66,13 +66,13 @@ def answer_predict(model, body, limits):
     items = _list_rows(value, name) if by_row else _list_column(value, name)
     if not items:
         raise RequestError(400, f"No values in '{'instances' if by_row else 'inputs'}'")
-    if len(items) > limits.max_films:
-        raise RequestError(413, f"{len(items)} films in one request; at most {limits.max_films} are allowed")
+    if len(items) > limits.max_images:
+        raise RequestError(413, f"{len(items)} images in one request; at most {limits.max_images} are allowed")
     ask = getattr(model, _METHODS[signature])
-    films = _read_pixels(items) if name == "pixels" else _read_films(items, limits)
+    images = _read_pixels(items) if name == "pixels" else _read_images(items, limits)
     try:
-        answer = ask(films)
-    except ValueError as error:  # the model names the films that it could not decode
+        answer = ask(images)
+    except ValueError as error:  # the model names the images that it could not decode
         raise RequestError(400, str(error)) from None
     answer = {key: _plain(array) for key, array in answer.items()}
     if len(answer) == 1:  # TensorFlow Serving leaves out the name of an only output
@@ -134,33 +134,35 @@ def _list_column(column, name):
             raise RequestError(400, f"Missing named input: {name} in 'inputs' object.")
         column = column[name]
     if not isinstance(column, list):
-        raise RequestError(400, f"Expecting a list of films for {name}: its first dimension is the batch")
+        raise RequestError(400, f"Expecting a list of images for {name}: its first dimension is the batch")
     return column
 
 
-def _read_films(items, limits):
-    """Returns the bytes of encoded films; refuses those whose headers say that they are none."""
-    films, n_pixels = [], 0
+def _read_images(items, limits):
+    """Returns the bytes of encoded images; refuses those whose headers say that they are none."""
+    images, n_pixels = [], 0
     for number, item in enumerate(items):
         place = f"image_bytes, item {number} (from 0)"
         if _is_b64(item):
             try:
-                films.append(_decode_base64(item["b64"]))
+                images.append(_decode_base64(item["b64"]))
             except ValueError:
                 raise RequestError(400, f"{place}: Unable to base64 decode") from None
-        elif isinstance(item, str):  # text is a value as well, but no film is text
-            films.append(item.encode("utf-8", "surrogatepass"))
+        elif isinstance(item, str):  # text is a value as well, but no image is text
+            images.append(item.encode("utf-8", "surrogatepass"))
         else:
             raise RequestError(400, f'{place}: not formatted correctly for base64 data: {{"b64": "<base64>"}}')
         try:
-            header = inspect_film(films[-1])
-        except FilmError as error:
+            header = inspect_image(images[-1])
+        except ImageError as error:
             hint = "" if _is_b64(item) else '. Send {"b64": "<base64>"}'
             raise RequestError(400, f"{place}: {error}{hint}") from None
         n_pixels += header["width"] * header["height"]
     if n_pixels > limits.max_pixels:
-        raise RequestError(413, f"The films have {n_pixels:,} pixels together; at most {limits.max_pixels:,} a request")
-    return films
+        raise RequestError(
+            413, f"The images have {n_pixels:,} pixels together; at most {limits.max_pixels:,} a request"
+        )
+    return images
 
 
 def _decode_base64(text):
@@ -179,12 +181,14 @@ def _read_pixels(items):
     for _ in range(4):
         sizes = {len(value) if isinstance(value, list) else 0 for value in values}
         if len(sizes) != 1 or 0 in sizes:
-            raise RequestError(400, "pixels: expecting lists of one shape, (films, height, width, 1)")
+            raise RequestError(400, "pixels: expecting lists of one shape, (images, height, width, 1)")
         shape += sizes
         values = list(itertools.chain.from_iterable(values))
     if shape[3] != 1 or min(shape[1:3]) < _MIN_SIDE:
         shape = ", ".join(map(str, shape))
-        raise RequestError(400, f"pixels: shape ({shape}); expecting (films, height, width, 1), sides from {_MIN_SIDE}")
+        raise RequestError(
+            400, f"pixels: shape ({shape}); expecting (images, height, width, 1), sides from {_MIN_SIDE}"
+        )
     if not set(map(type, values)) <= {int, float}:
         raise RequestError(400, "pixels: a JSON value is not of expected type: float")
     try:

@@ -1,4 +1,4 @@
-"""What the tests share: the path to the helpers, real films where they are, a small study packed once."""
+"""What the tests share: the path to the helpers, real radiographs where they are, a small study packed once."""
 
 import os
 import sys
@@ -40,46 +40,46 @@ def same_draws_each_time():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Folder with real films and metadata beside the repository; tests that need it skip where it is missing."""
+    """Folder with real radiographs and metadata beside the repository; tests that need it skip where it is missing."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"needs real films in {folder}, which are not part of the repository")
+        pytest.skip(f"needs real radiographs in {folder}, which are not part of the repository")
     return folder
 
 
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
-    """A synthetic study of 90 films at 64 pixels; never written to by a test."""
-    from helpers.study import write_phantom_study
+    """A synthetic study of 90 images at 64 pixels; never written to by a test."""
+    from helpers.study import write_synthetic_study
 
     folder = tmp_path_factory.mktemp("studies") / "phantom"
-    write_phantom_study(folder, n_images=90, size=64, seed=5, n_workers=1)
+    write_synthetic_study(folder, n_images=90, size=64, seed=5, n_workers=1)
     return folder
 
 
 @pytest.fixture(scope="session")
-def films_and_paths(phantom_dir):
-    """The rows of `phantom_dir` with their official split, and the paths of its films."""
+def rows_and_paths(phantom_dir):
+    """The rows of `phantom_dir` with their official split, and the paths of its images."""
     from helpers.study import list_images, load_metadata, make_split, match_images
 
     images = list_images(phantom_dir)
-    films, _ = match_images(load_metadata(phantom_dir), images)
-    films["split"] = make_split(films, phantom_dir, val_share=0.15)
-    return films, images
+    rows, _ = match_images(load_metadata(phantom_dir), images)
+    rows["split"] = make_split(rows, phantom_dir, val_share=0.15)
+    return rows, images
 
 
 @pytest.fixture(scope="session")
-def packed(films_and_paths, tmp_path_factory):
-    """`phantom_dir` packed at 48 pixels in shards of 16 films; never written to by a test."""
+def packed(rows_and_paths, tmp_path_factory):
+    """`phantom_dir` packed at 48 pixels in shards of 16 images; never written to by a test."""
     from helpers.packing import pack_study
 
-    films, images = films_and_paths
-    return pack_study(films, images, tmp_path_factory.mktemp("packed"), split_name="official", side=48, shard_films=16)
+    rows, images = rows_and_paths
+    return pack_study(rows, images, tmp_path_factory.mktemp("packed"), split_name="official", side=48, shard_images=16)
 
 
 @pytest.fixture(scope="session")
-def make_films():
-    """A function that writes a study of films of noise, each with its number as its labels in binary."""
+def make_images():
+    """A function that writes a study of images of noise, each with its number as its labels in binary."""
     import numpy as np
     import pandas as pd
     from PIL import Image
@@ -87,7 +87,7 @@ def make_films():
     from helpers.study import PATHOLOGIES
 
     def make(folder, *, train=0, val=0, test=0, side=16):
-        """Returns the rows (with `split`) and the paths; film i has bit k of i as its label k, and its own patient."""
+        """Returns the rows (with `split`) and the paths; image i has bit k of i as its label k, and its own patient."""
         folder.mkdir(parents=True)
         rng = np.random.default_rng(11)
         numbers = np.arange(train + val + test)

@@ -27,21 +27,21 @@ SIDE = 16
 NO_CHANGE = Augmentation(min_area=1, max_stretch=1, rotation=0, translation=0, contrast=0, brightness=0)
 
 
-def pack(films, folder, **options):
-    rows, paths = films
+def pack(images, folder, **options):
+    rows, paths = images
     return pack_study(rows, paths, folder, split_name="official", side=SIDE, **options)
 
 
 @pytest.fixture(scope="module")
-def films(make_films, tmp_path_factory):
-    """37 train films and 10 val films, whose labels are their numbers in binary."""
-    return make_films(tmp_path_factory.mktemp("pipeline") / "films", train=37, val=10)
+def images(make_images, tmp_path_factory):
+    """37 train images and 10 val images, whose labels are their numbers in binary."""
+    return make_images(tmp_path_factory.mktemp("pipeline") / "films", train=37, val=10)
 
 
 @pytest.fixture(scope="module")
-def study(films, tmp_path_factory):
+def study(images, tmp_path_factory):
     """`films` in train shards of 8, 8, 7, 7 and 7; never written to by a test."""
-    return pack(films, tmp_path_factory.mktemp("pipeline") / "packed", shard_films=8)
+    return pack(images, tmp_path_factory.mktemp("pipeline") / "packed", shard_images=8)
 
 
 def make_train(study, batch_size=4, *, image_size=SIDE, seed=3, epochs=2, strength=NO_CHANGE, **options):
@@ -52,13 +52,13 @@ def read(data):
     return [tuple(part.numpy() for part in batch) for batch in data]
 
 
-def number_films(labels):
-    """Returns the films' numbers from their labels."""
+def number_images(labels):
+    """Returns the images' numbers from their labels."""
     return labels.astype(int) @ (1 << np.arange(14))
 
 
 def read_order(data):
-    return np.concatenate([number_films(labels) for _, labels in data.as_numpy_iterator()])
+    return np.concatenate([number_images(labels) for _, labels in data.as_numpy_iterator()])
 
 
 def assert_same(left, right):
@@ -71,39 +71,39 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("options", [{}, {"window_shards": 1}, {"window_shards": 2}, {"batch_size": 8}])
-def test_each_epoch_takes_every_film_once_but_for_the_remainder(study, options):
+def test_each_epoch_takes_every_image_once_but_for_the_remainder(study, options):
     batch_size = options.get("batch_size", 4)
     steps = 37 // batch_size
     order = read_order(make_train(study, epochs=5, **options)).reshape(5, steps * batch_size)
-    train = set(number_films(study.labels("train")))
+    train = set(number_images(study.labels("train")))
     assert len(train) == 37
     dropped = set()
     for epoch in order:
         assert len(set(epoch)) == len(epoch)
         assert set(epoch) <= train
         dropped |= train - set(epoch)
-    assert len(dropped) > 37 % batch_size  # other films every time
+    assert len(dropped) > 37 % batch_size  # other images every time
 
 
 @pytest.mark.parametrize("window_shards", [1, 3])
-def test_shards_of_very_unequal_size_lose_no_film(films, study, tmp_path, window_shards):
-    rows, paths = films
+def test_shards_of_very_unequal_size_lose_no_image(images, study, tmp_path, window_shards):
+    rows, paths = images
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"<html>")
-    lost = study.rows("train")["image"][1:15].tolist()  # leaves 1, 1, 7, 7 and 7 films
-    lame = pack((rows, paths | dict.fromkeys(lost, broken)), tmp_path / "packed", shard_films=8)
+    lost = study.rows("train")["image"][1:15].tolist()  # leaves 1, 1, 7, 7 and 7 images
+    lame = pack((rows, paths | dict.fromkeys(lost, broken)), tmp_path / "packed", shard_images=8)
     assert [shard["count"] for shard in lame.shards["train"]] == [1, 1, 7, 7, 7]
     order = read_order(make_train(lame, 1, epochs=3, window_shards=window_shards)).reshape(3, 23)
-    assert all(set(epoch) == set(number_films(lame.labels("train"))) for epoch in order)
+    assert all(set(epoch) == set(number_images(lame.labels("train"))) for epoch in order)
 
 
-def test_without_augmentation_a_film_comes_as_it_is_with_its_own_labels(study):
+def test_without_augmentation_a_image_comes_as_it_is_with_its_own_labels(study):
     expected = {}
     for images, labels, mask in make_eval_dataset(study, "train", 10).as_numpy_iterator():
-        expected |= {n: image for n, image, kept in zip(number_films(labels), images, mask, strict=True) if kept}
+        expected |= {n: image for n, image, kept in zip(number_images(labels), images, mask, strict=True) if kept}
     assert len(expected) == 37
     for images, labels in make_train(study, epochs=1).as_numpy_iterator():
-        for number, image in zip(number_films(labels), images, strict=True):
+        for number, image in zip(number_images(labels), images, strict=True):
             np.testing.assert_allclose(image, expected[number], atol=1e-3)
 
 
@@ -175,7 +175,7 @@ def test_shards_used_up_before_the_step_are_not_read_again(copy):
 
 
 def list_homes(study):
-    """Returns the shard of each training film, in the order of `study.rows("train")`."""
+    """Returns the shard of each training image, in the order of `study.rows("train")`."""
     return [file for file, shard in zip(study.files("train"), study.shards["train"], strict=True)
             for _ in range(shard["count"])]  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_batches_that_cannot_be_dealt_to_the_hosts_are_refused(study, batch_size
         make_train(study, batch_size, n_hosts=n_hosts)
 
 
-def test_the_films_of_a_batch_are_listed(study):
+def test_the_images_of_a_batch_are_listed(study):
     labels = study.rows("train").set_index("image")[list(PATHOLOGIES)]
     batches = read(make_train(study, 4, epochs=2))
     for epoch, step in ((0, 0), (1, 8)):
@@ -227,9 +227,9 @@ def test_other_seeds_and_other_epochs_give_another_order(study):
     assert len(set(orders)) == 12
 
 
-def test_other_seeds_and_other_epochs_give_another_augmentation(make_films, tmp_path):
-    """With a single film the order cannot differ, so that all difference is augmentation."""
-    single = pack(make_films(tmp_path / "films", train=1), tmp_path / "packed")
+def test_other_seeds_and_other_epochs_give_another_augmentation(make_images, tmp_path):
+    """With a single image the order cannot differ, so that all difference is augmentation."""
+    single = pack(make_images(tmp_path / "films", train=1), tmp_path / "packed")
     images = [
         images.tobytes()
         for seed in range(2)
@@ -238,9 +238,9 @@ def test_other_seeds_and_other_epochs_give_another_augmentation(make_films, tmp_
     assert len(set(images)) == len(images) == 20
 
 
-def test_positions_in_different_epochs_are_not_correlated(make_films, tmp_path):
+def test_positions_in_different_epochs_are_not_correlated(make_images, tmp_path):
     # Windows of one shard shuffle least: only the shards' order and the order within each changes.
-    many = pack(make_films(tmp_path / "films", train=240), tmp_path / "packed", shard_films=20)
+    many = pack(make_images(tmp_path / "films", train=240), tmp_path / "packed", shard_images=20)
     n_epochs = 24
     for window_shards in (1, 4, 12):
         order = read_order(make_train(many, 24, epochs=n_epochs, window_shards=window_shards)).reshape(n_epochs, 240)
@@ -252,24 +252,24 @@ def test_positions_in_different_epochs_are_not_correlated(make_films, tmp_path):
         if window_shards == 12:
             assert np.abs(between).max() < 0.3
             assert abs(np.mean([np.corrcoef(row[:-1], row[1:])[0, 1] for row in order])) < 0.05
-            # Every film visits the early, the middle and the late part of epochs.
+            # Every image visits the early, the middle and the late part of epochs.
             thirds = (places[..., None] // 80 == np.arange(3)).sum(0)
             assert thirds.min() >= 1
             assert np.abs((places - 119.5).mean(0)).max() < 70
 
 
-def test_the_windows_of_an_epoch_are_not_shuffled_alike(make_films, tmp_path):
-    equal = pack(make_films(tmp_path / "films", train=60), tmp_path / "packed", shard_films=10)
-    place = {number: place % 10 for place, number in enumerate(number_films(equal.labels("train")))}
+def test_the_windows_of_an_epoch_are_not_shuffled_alike(make_images, tmp_path):
+    equal = pack(make_images(tmp_path / "films", train=60), tmp_path / "packed", shard_images=10)
+    place = {number: place % 10 for place, number in enumerate(number_images(equal.labels("train")))}
     order = read_order(make_train(equal, 10, epochs=2, window_shards=1)).reshape(12, 10)
     assert len({tuple(place[number] for number in window) for window in order}) == 12
 
 
-def test_a_window_mixes_the_films_of_its_shards(study):
-    """The interleaved shards are shuffled as one, not film by film of each shard in turn."""
+def test_a_window_mixes_the_images_of_its_shards(study):
+    """The interleaved shards are shuffled as one, not image by image of each shard in turn."""
     shard_of = {
         number: shard
-        for shard, numbers in enumerate(np.split(number_films(study.labels("train")), [8, 16, 23, 30]))
+        for shard, numbers in enumerate(np.split(number_images(study.labels("train")), [8, 16, 23, 30]))
         for number in numbers
     }
     order = read_order(make_train(study, 1, epochs=8, window_shards=8)).reshape(8, 37)
@@ -281,18 +281,18 @@ def test_a_window_mixes_the_films_of_its_shards(study):
 # Training: what is refused, and what fails loudly
 
 
-def test_too_few_films_for_a_batch_are_refused(study):
-    with pytest.raises(ValueError, match=r"BATCH_SIZE is 38, but .* holds only 37 films"):
+def test_too_few_images_for_a_batch_are_refused(study):
+    with pytest.raises(ValueError, match=r"BATCH_SIZE is 38, but .* holds only 37 images"):
         make_train(study, 38)
     assert make_train(study, 37).cardinality().numpy() == 2
 
 
-def test_a_study_without_training_films_is_refused(make_films, tmp_path):
-    with pytest.raises(ValueError, match=r"BATCH_SIZE is 1, but .* holds only 0 films"):
-        make_train(pack(make_films(tmp_path / "films", val=3), tmp_path / "packed"), 1)
+def test_a_study_without_training_images_is_refused(make_images, tmp_path):
+    with pytest.raises(ValueError, match=r"BATCH_SIZE is 1, but .* holds only 0 images"):
+        make_train(pack(make_images(tmp_path / "films", val=3), tmp_path / "packed"), 1)
 
 
-def test_films_much_larger_than_the_crops_are_refused(study):
+def test_images_much_larger_than_the_crops_are_refused(study):
     for image_size in (4, SIDE // 2):
         with pytest.raises(ValueError, match=f"packed at {SIDE} pixels alias in crops of {image_size}"):
             make_train(study, image_size=image_size)
@@ -330,7 +330,7 @@ def read_resident_bytes():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
 def test_memory_does_not_grow_with_the_epochs(study):
-    """Warmed up over 150 epochs, 300 more (of 38 kB of films each) stay within a few megabytes."""
+    """Warmed up over 150 epochs, 300 more (of 38 kB of images each) stay within a few megabytes."""
     batches = make_train(study, epochs=450, strength=Augmentation(), n_parallel=1).as_numpy_iterator()
     resident = []
     for step, _ in enumerate(batches):
@@ -353,10 +353,10 @@ def draw(n=1, **named):
     return tf.constant(draws)
 
 
-def change(film, image_size=None, *, draws=None, **strength):
-    """Augments one film (height, width) and returns one."""
+def change(image, image_size=None, *, draws=None, **strength):
+    """Augments one image (height, width) and returns one."""
     strength = Augmentation(**{name: getattr(NO_CHANGE, name) for name in vars(NO_CHANGE)} | strength)
-    result = augment(film[None, ..., None], draw() if draws is None else draws, image_size or len(film), strength)
+    result = augment(image[None, ..., None], draw() if draws is None else draws, image_size or len(image), strength)
     return result.numpy()[0, ..., 0]
 
 
@@ -379,9 +379,9 @@ def make_draws(n, seed=0):
 NOISE = np.random.default_rng(2).integers(0, 256, (32, 32), dtype=np.uint8)
 
 
-def test_no_strength_gives_the_film_back_whatever_is_drawn():
-    films = np.repeat(NOISE[None, ..., None], 50, 0)
-    np.testing.assert_allclose(augment(films, make_draws(50), 32, NO_CHANGE), films, atol=1e-3)
+def test_no_strength_gives_the_image_back_whatever_is_drawn():
+    images = np.repeat(NOISE[None, ..., None], 50, 0)
+    np.testing.assert_allclose(augment(images, make_draws(50), 32, NO_CHANGE), images, atol=1e-3)
 
 
 def test_middling_draws_of_the_default_strength_are_a_centered_crop():
@@ -390,27 +390,27 @@ def test_middling_draws_of_the_default_strength_are_a_centered_crop():
     assert (x, y) == pytest.approx((31.5, 31.5), abs=0.01)
 
 
-def test_no_film_is_ever_upside_down():
-    film = np.zeros((16, 16, 1), np.uint8)
-    film[:8] = 200
+def test_no_image_is_ever_upside_down():
+    image = np.zeros((16, 16, 1), np.uint8)
+    image[:8] = 200
     for strength in (Augmentation(), Augmentation(horizontal_flip=True, rotation=15, contrast=0.5)):
-        images = augment(np.repeat(film[None], 1000, 0), make_draws(1000), 16, strength).numpy()[..., 0]
-        # The middle, since a crop may leave the film at its border.
+        images = augment(np.repeat(image[None], 1000, 0), make_draws(1000), 16, strength).numpy()[..., 0]
+        # The middle, since a crop may leave the image at its border.
         assert (images[:, 2:6, 4:12].mean((1, 2)) > images[:, -6:-2, 4:12].mean((1, 2)) + 20).all()
 
 
-def test_films_are_mirrored_only_where_asked_for_and_then_half_of_them():
-    film = np.zeros((16, 16, 1), np.uint8)
-    film[:, :8] = 200
-    films = np.repeat(film[None], 1000, 0)
+def test_images_are_mirrored_only_where_asked_for_and_then_half_of_them():
+    image = np.zeros((16, 16, 1), np.uint8)
+    image[:, :8] = 200
+    images = np.repeat(image[None], 1000, 0)
     left, right = np.s_[:, 4:12, 2:6], np.s_[:, 4:12, -6:-2]
-    plain = augment(films, make_draws(1000), 16, Augmentation()).numpy()[..., 0]
+    plain = augment(images, make_draws(1000), 16, Augmentation()).numpy()[..., 0]
     assert (plain[left].mean((1, 2)) > plain[right].mean((1, 2))).all()
-    flipped = augment(films, make_draws(1000), 16, Augmentation(horizontal_flip=True)).numpy()[..., 0]
+    flipped = augment(images, make_draws(1000), 16, Augmentation(horizontal_flip=True)).numpy()[..., 0]
     assert 440 < (flipped[left].mean((1, 2)) < flipped[right].mean((1, 2))).sum() < 560
 
 
-def test_a_mirrored_film_is_the_film_mirrored():
+def test_a_mirrored_image_is_the_image_mirrored():
     mirrored = change(NOISE, draws=draw(flip=0.2), horizontal_flip=True)
     np.testing.assert_allclose(mirrored, NOISE[:, ::-1], atol=1e-3)
     np.testing.assert_allclose(change(NOISE, draws=draw(flip=0.7), horizontal_flip=True), NOISE, atol=1e-3)
@@ -418,11 +418,11 @@ def test_a_mirrored_film_is_the_film_mirrored():
 
 @pytest.mark.parametrize(("name", "axis"), [("x", 1), ("y", 0)])
 @pytest.mark.parametrize(("drawn", "pixels"), [(1.0, 4), (0.0, -4), (0.75, 2), (0.5, 0)])
-def test_translation_moves_the_film_and_leaves_black(name, axis, drawn, pixels):
+def test_translation_moves_the_image_and_leaves_black(name, axis, drawn, pixels):
     """An eighth of 32 pixels is 4; the crop moves to higher places, so what is seen moves to lower ones."""
-    film = np.maximum(NOISE, 1)
-    moved = change(film, draws=draw(**{name: drawn}), translation=0.125)
-    expected = np.roll(film, -pixels, axis).astype(float)
+    image = np.maximum(NOISE, 1)
+    moved = change(image, draws=draw(**{name: drawn}), translation=0.125)
+    expected = np.roll(image, -pixels, axis).astype(float)
     if pixels:
         beyond = np.s_[-pixels:] if pixels > 0 else np.s_[:-pixels]
         expected[(slice(None),) * axis + (beyond,)] = 0
@@ -446,7 +446,7 @@ def test_rotation_turns_about_the_center(angle, flip):
 
 
 def test_crop_stretch_and_rotation_together_stretch_along_the_sides_of_the_crop():
-    """A turned crop of 91 by 45 of 129 pixels: the film turns first and is stretched along the result's axes after."""
+    """A turned crop of 91 by 45 of 129 pixels: the image turns first and is stretched along the result's axes after."""
     side, middle, angle = 129, 64.0, math.radians(20)
     for u, v in ((16, 0), (0, 12), (-10, 8)):
         dot = make_dot(side, middle + u, middle + v, 2)
@@ -465,9 +465,9 @@ def test_rotation_is_by_the_same_angle_at_another_image_size():
     assert find_center(turned) == pytest.approx((47.5 + u * math.cos(angle), 47.5 - u * math.sin(angle)), abs=0.1)
 
 
-def test_a_rotated_film_has_black_corners():
-    film = np.full((65, 65), 100, np.uint8)
-    turned = change(film, draws=draw(rotation=1.0), rotation=20)
+def test_a_rotated_image_has_black_corners():
+    image = np.full((65, 65), 100, np.uint8)
+    turned = change(image, draws=draw(rotation=1.0), rotation=20)
     assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
     assert turned[16:49, 16:49] == pytest.approx(100, abs=1e-3)
 
@@ -482,17 +482,17 @@ def test_a_crop_of_a_quarter_of_the_area_doubles_the_middle():
 
 @pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_a_crop_reaches_all_corners_and_stays_inside(x, y):
-    film = np.maximum(NOISE, 1)
-    corner = change(film, 16, draws=draw(area=0.0, x=x, y=y), min_area=0.25)
+    image = np.maximum(NOISE, 1)
+    corner = change(image, 16, draws=draw(area=0.0, x=x, y=y), min_area=0.25)
     left, top = int(16 * x), int(16 * y)
-    np.testing.assert_allclose(corner, film[top : top + 16, left : left + 16], atol=1e-3)
+    np.testing.assert_allclose(corner, image[top : top + 16, left : left + 16], atol=1e-3)
 
 
 @pytest.mark.parametrize(("drawn", "wide"), [(1.0, True), (0.0, False)])
 def test_stretching_keeps_the_area_of_the_crop(drawn, wide):
     """A crop twice as wide as high, of a quarter of the area: what is seen is half as wide for its height."""
-    film = make_dot(128, 63.5, 63.5, 5)
-    stretched = change(film, draws=draw(area=0.0, stretch=drawn), min_area=0.25, max_stretch=2.0)
+    image = make_dot(128, 63.5, 63.5, 5)
+    stretched = change(image, draws=draw(area=0.0, stretch=drawn), min_area=0.25, max_stretch=2.0)
     y, x = np.mgrid[:128, :128]
     width = math.sqrt((stretched * (x - 63.5) ** 2).sum() / stretched.sum())
     height = math.sqrt((stretched * (y - 63.5) ** 2).sum() / stretched.sum())
@@ -523,23 +523,23 @@ def test_brightness_is_a_share_of_the_range_and_is_clipped(drawn, shift):
 
 
 def test_augmentation_is_the_same_eagerly_and_in_a_dataset():
-    films = np.random.default_rng(1).integers(0, 256, (12, 24, 24, 1), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (12, 24, 24, 1), dtype=np.uint8)
     draws, strength = make_draws(12), Augmentation(horizontal_flip=True)
-    eager = augment(films, draws, 20, strength).numpy()
-    assert eager.tobytes() == augment(films, draws, 20, strength).numpy().tobytes()
-    data = tf.data.Dataset.from_tensor_slices((films, draws)).batch(4, drop_remainder=True)
-    data = data.map(lambda films, draws: augment(films, draws, 20, strength))
+    eager = augment(images, draws, 20, strength).numpy()
+    assert eager.tobytes() == augment(images, draws, 20, strength).numpy().tobytes()
+    data = tf.data.Dataset.from_tensor_slices((images, draws)).batch(4, drop_remainder=True)
+    data = data.map(lambda images, draws: augment(images, draws, 20, strength))
     assert data.element_spec == tf.TensorSpec((4, 20, 20, 1), tf.float32)
     np.testing.assert_allclose(np.concatenate(list(data.as_numpy_iterator())), eager, atol=1e-3)
-    # A film's result does not depend on its neighbors in the batch.
-    np.testing.assert_allclose(augment(films[5:6], draws[5:6], 20, strength), eager[5:6], atol=1e-3)
+    # An image's result does not depend on its neighbors in the batch.
+    np.testing.assert_allclose(augment(images[5:6], draws[5:6], 20, strength), eager[5:6], atol=1e-3)
 
 
 # Evaluation
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 64])
-def test_evaluation_takes_every_film_once_in_order_and_pads_with_black(study, batch_size):
+def test_evaluation_takes_every_image_once_in_order_and_pads_with_black(study, batch_size):
     data = make_eval_dataset(study, "val", batch_size)
     steps = -(-10 // batch_size)
     assert data.cardinality().numpy() == steps
@@ -554,18 +554,18 @@ def test_evaluation_takes_every_film_once_in_order_and_pads_with_black(study, ba
     assert images[:10].reshape(10, -1).any(1).all()
 
 
-def test_evaluation_films_are_whole_and_unchanged(films, study):
+def test_evaluation_images_are_whole_and_unchanged(rows, study):
     images = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 4))])
     for image, name in zip(images, study.rows("val")["image"], strict=False):
-        np.testing.assert_array_equal(image[..., 0], np.asarray(Image.open(films[1][name])))
+        np.testing.assert_array_equal(image[..., 0], np.asarray(Image.open(rows[1][name])))
 
 
-def test_evaluation_of_films_in_many_shards_is_in_the_order_of_the_index(study):
+def test_evaluation_of_images_in_many_shards_is_in_the_order_of_the_index(study):
     labels = np.concatenate([labels for _, labels, _ in read(make_eval_dataset(study, "train", 37))])
     np.testing.assert_array_equal(labels, study.labels("train"))
 
 
-def test_evaluation_of_no_film_is_empty(study):
+def test_evaluation_of_no_image_is_empty(study):
     data = make_eval_dataset(study, "test", 4)
     assert data.cardinality().numpy() == 0
     assert read(data) == []
@@ -586,7 +586,7 @@ def test_evaluation_resizes_to_another_image_size(study, image_size):
 
 
 @pytest.mark.parametrize("shift", [(2, 0), (-1, 3), (0, -2)])
-def test_shifted_views_move_every_film_and_mirror_the_edge(study, shift):
+def test_shifted_views_move_every_image_and_mirror_the_edge(study, shift):
     plain = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 5))])
     moved = np.concatenate([images for images, *_ in read(make_eval_dataset(study, "val", 5, shift=shift))])
     padded = np.pad(plain, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="symmetric")

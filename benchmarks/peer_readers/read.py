@@ -1,4 +1,4 @@
-"""One way of reading films in a process of its own: `peers.py` starts this file, in the Python that has the packages.
+"""One way of reading images in a process of its own: `peers.py` starts this file, in the Python that has the packages.
 
 Prints a line of JSON for each thing that it has found out: that all is imported, the first batch, the speed.
 """
@@ -42,7 +42,7 @@ def tell(**found):
 
 
 def main():
-    """Reads films for some seconds."""
+    """Reads images for some seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("module", help="with_tensorflow or with_torch")
     parser.add_argument("way", help="name of a function of that module")
@@ -59,12 +59,12 @@ def main():
     tell(first_batch_seconds=round(first, 2), images=[*images.shape], labels=[*labels.shape])
     for _ in range(N_WARM):
         next(batches)
-    n_films, spent, began = 0, count_processor_seconds(), time.perf_counter()
+    n_images, spent, began = 0, count_processor_seconds(), time.perf_counter()
     while time.perf_counter() - began < arguments.seconds:
-        n_films += len(next(batches)[0])
+        n_images += len(next(batches)[0])
     seconds = time.perf_counter() - began
     spent = count_processor_seconds() - spent
-    tell(films_per_second=n_films / seconds, processor_ms_per_film=1000 * spent / n_films)
+    tell(films_per_second=n_images / seconds, processor_ms_per_image=1000 * spent / n_images)
     os._exit(0)  # workers need not be waited for
 
 

@@ -1,7 +1,7 @@
-"""Ways of reading films with TensorFlow: ours, this project's predecessor's, and those that Keras offers.
+"""Ways of reading images with TensorFlow: ours, this project's predecessor's, and those that Keras offers.
 
 Each takes the folder that `peers.py` prepared and returns batches of (images, labels) without end, or nearly.
-`files` in it holds films as NIH distributes them, `small` the same shrunk to `SIDE` once, `packed` our shards.
+`files` in it holds images as NIH distributes them, `small` the same shrunk to `SIDE` once, `packed` our shards.
 """
 
 import keras
@@ -11,7 +11,7 @@ from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from PIL import Image
 
 from helpers.packing import load_packed_study
-from helpers.packing.decoding import decode_film
+from helpers.packing.decoding import decode_image
 from helpers.pipeline import Augmentation, augment, make_eval_dataset, make_train_dataset
 
 SIDE, CROP, BATCH = 256, 224, 64
@@ -27,10 +27,11 @@ def ours_from_files(folder):
     """The path by which packing reads, decoding and averaging areas, then the augmentation of training."""
     paths, labels = _list_files(folder / "files")
     data = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(paths)).repeat()
-    data = data.map(lambda path, label: (decode_film(tf.io.read_file(path), SIDE), label), tf.data.AUTOTUNE)
+    data = data.map(lambda path, label: (decode_image(tf.io.read_file(path), SIDE), label), tf.data.AUTOTUNE)
     data = data.batch(BATCH, drop_remainder=True)
     data = data.map(
-        lambda films, labels: (augment(films, tf.random.uniform((BATCH, 8)), CROP, STRENGTH), labels), tf.data.AUTOTUNE
+        lambda images, labels: (augment(images, tf.random.uniform((BATCH, 8)), CROP, STRENGTH), labels),
+        tf.data.AUTOTUNE,
     )
     return data.prefetch(tf.data.AUTOTUNE)
 
@@ -52,7 +53,7 @@ def ours_evaluation_whole(folder):
 
 
 def predecessor(folder):
-    """Decodes and resizes every film at every epoch, in color, and changes its colors."""
+    """Decodes and resizes every image at every epoch, in color, and changes its colors."""
 
     def load(path, label):
         image = tf.image.resize(tf.io.decode_png(tf.io.read_file(path), channels=3), (CROP, CROP)) / 255.0
@@ -71,7 +72,7 @@ def _keras_directory(folder, side):
         folder / "images", labels=None, color_mode="grayscale", batch_size=None, image_size=(side, side),
         shuffle=False, interpolation="area" if folder.name == "files" else "bilinear", verbose=False,
     )  # fmt: skip
-    # It knows labels of one class a film only.
+    # It knows labels of one class an image only.
     return tf.data.Dataset.zip(images, tf.data.Dataset.from_tensor_slices(np.load(folder / "labels.npy")))
 
 
@@ -95,29 +96,29 @@ def _keras_augmented(data):
 
 
 def keras_directory(folder):
-    """`image_dataset_from_directory` on the films as distributed, then layers."""
+    """`image_dataset_from_directory` on the images as distributed, then layers."""
     return _keras_augmented(_keras_directory(folder / "files", SIDE))
 
 
 def keras_directory_small(folder):
-    """The same on films shrunk once."""
+    """The same on images shrunk once."""
     return _keras_augmented(_keras_directory(folder / "small", SIDE))
 
 
 def keras_directory_cached(folder):
-    """The same with all decoded films kept in memory, where they fit; as uint8, or they take four times as much."""
+    """The same with all decoded images kept in memory, where they fit; as uint8, or they take four times as much."""
     data = _keras_directory(folder / "small", SIDE).map(lambda image, label: (tf.cast(image, tf.uint8), label))
     data = data.cache().map(lambda image, label: (tf.cast(image, tf.float32), label))
     return _keras_augmented(data)
 
 
 def keras_directory_evaluation(folder):
-    """`image_dataset_from_directory` on films shrunk once, to be evaluated."""
+    """`image_dataset_from_directory` on images shrunk once, to be evaluated."""
     return _keras_directory(folder / "small", CROP).repeat().batch(BATCH).prefetch(tf.data.AUTOTUNE)
 
 
-class _Films(keras.utils.PyDataset):
-    """Films of files or of an array, changed by Pillow: one affine map and one table of gray levels a film."""
+class _Images(keras.utils.PyDataset):
+    """Images of files or of an array, changed by Pillow: one affine map and one table of gray levels an image."""
 
     def __init__(self, source, labels, **workers):
         super().__init__(**workers)
@@ -155,17 +156,17 @@ class _Films(keras.utils.PyDataset):
 
 
 def _read_with_keras(source, labels):
-    films = _Films(source, labels, workers=2, use_multiprocessing=True, max_queue_size=8)
-    return PyDatasetAdapter(films, shuffle=True).get_tf_dataset().repeat()
+    images = _Images(source, labels, workers=2, use_multiprocessing=True, max_queue_size=8)
+    return PyDatasetAdapter(images, shuffle=True).get_tf_dataset().repeat()
 
 
 def keras_pillow(folder):
-    """A `PyDataset` with two processes and Pillow, on the films as distributed."""
+    """A `PyDataset` with two processes and Pillow, on the images as distributed."""
     return _read_with_keras(*_list_files(folder / "files"))
 
 
 def keras_pillow_small(folder):
-    """The same on an array of films shrunk once, mapped into memory."""
+    """The same on an array of images shrunk once, mapped into memory."""
     return _read_with_keras(
         np.load(folder / "small" / "films.npy", mmap_mode="r"), np.load(folder / "small/labels.npy")
     )

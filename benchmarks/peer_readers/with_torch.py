@@ -1,4 +1,4 @@
-"""Ways of reading films with PyTorch's DataLoader: torchxrayvision's, torchvision's and albumentations'.
+"""Ways of reading images with PyTorch's DataLoader: torchxrayvision's, torchvision's and albumentations'.
 
 Each takes the folder that `peers.py` prepared and returns batches of (images, labels) without end. Two workers, kept
 from epoch to epoch.
@@ -13,16 +13,16 @@ from PIL import Image
 SIDE, CROP, BATCH, WORKERS = 256, 224, 64, 2
 
 
-def _load(films, shuffle=True):
+def _load(images, shuffle=True):
     loader = torch.utils.data.DataLoader(
-        films, BATCH, shuffle=shuffle, num_workers=WORKERS, persistent_workers=True, drop_last=True
+        images, BATCH, shuffle=shuffle, num_workers=WORKERS, persistent_workers=True, drop_last=True
     )
     while True:
         yield from loader
 
 
-class _Films(torch.utils.data.Dataset):
-    """Films of files or of an array, each read and changed by functions."""
+class _Images(torch.utils.data.Dataset):
+    """Images of files or of an array, each read and changed by functions."""
 
     def __init__(self, source, labels, read, change):
         self.source, self.labels, self.read, self.change = source, labels, read, change
@@ -49,16 +49,16 @@ def _xrayvision(folder, engine, augmented=True):
     steps = [xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(CROP, engine=engine)]
     turn = torchvision.transforms.RandomAffine(7, translate=(0.03, 0.03), scale=(1.0, 1.15))
     change = [xrv.datasets.ToPILImage(), turn, torchvision.transforms.RandomHorizontalFlip()]
-    films = xrv.datasets.NIH_Dataset(
+    images = xrv.datasets.NIH_Dataset(
         imgpath=str(folder / "images"), csvpath=str(folder / "Data_Entry_2017.csv"), views=["*"], unique_patients=False,
         transform=torchvision.transforms.Compose(steps),
         data_aug=torchvision.transforms.Compose([*change, torchvision.transforms.ToTensor()]) if augmented else None,
     )  # fmt: skip
-    return ((batch["img"], batch["lab"]) for batch in _load(films, shuffle=augmented))
+    return ((batch["img"], batch["lab"]) for batch in _load(images, shuffle=augmented))
 
 
 def xrayvision(folder):
-    """`NIH_Dataset` as its authors set it up: scikit-image resizes the film as distributed."""
+    """`NIH_Dataset` as its authors set it up: scikit-image resizes the image as distributed."""
     return _xrayvision(folder / "files", "skimage")
 
 
@@ -68,12 +68,12 @@ def xrayvision_cv2(folder):
 
 
 def xrayvision_small(folder):
-    """`NIH_Dataset` on films shrunk once, as its authors recommend, with OpenCV's resizing."""
+    """`NIH_Dataset` on images shrunk once, as its authors recommend, with OpenCV's resizing."""
     return _xrayvision(folder / "small", "cv2")
 
 
 def xrayvision_evaluation(folder):
-    """`NIH_Dataset` on films shrunk once, to be evaluated."""
+    """`NIH_Dataset` on images shrunk once, to be evaluated."""
     return _xrayvision(folder / "small", "cv2", augmented=False)
 
 
@@ -97,13 +97,13 @@ def _torchvision():
 
 
 def torchvision_files(folder):
-    """A plain `Dataset` with Pillow and torchvision's transforms, on the films as distributed."""
-    return _load(_Films(*_list_files(folder / "files"), _open, _torchvision()))
+    """A plain `Dataset` with Pillow and torchvision's transforms, on the images as distributed."""
+    return _load(_Images(*_list_files(folder / "files"), _open, _torchvision()))
 
 
 def torchvision_small(folder):
-    """The same on an array of films shrunk once, mapped into memory."""
-    return _load(_Films(*_map_array(folder), Image.fromarray, _torchvision()))
+    """The same on an array of images shrunk once, mapped into memory."""
+    return _load(_Images(*_map_array(folder), Image.fromarray, _torchvision()))
 
 
 def _albumentations(resize=None, augmented=True):
@@ -132,18 +132,18 @@ def _albumentations(resize=None, augmented=True):
 
 
 def albumentations_files(folder):
-    """The package albumentations in a `Dataset`, OpenCV decodes; on the films as distributed."""
+    """The package albumentations in a `Dataset`, OpenCV decodes; on the images as distributed."""
     import cv2
 
     change = _albumentations(SIDE)
-    return _load(_Films(*_list_files(folder / "files"), lambda path: cv2.imread(path, cv2.IMREAD_GRAYSCALE), change))
+    return _load(_Images(*_list_files(folder / "files"), lambda path: cv2.imread(path, cv2.IMREAD_GRAYSCALE), change))
 
 
 def albumentations_small(folder):
-    """The same on an array of films shrunk once, mapped into memory."""
-    return _load(_Films(*_map_array(folder), np.asarray, _albumentations()))
+    """The same on an array of images shrunk once, mapped into memory."""
+    return _load(_Images(*_map_array(folder), np.asarray, _albumentations()))
 
 
 def albumentations_evaluation(folder):
     """The array, resized by OpenCV, to be evaluated."""
-    return _load(_Films(*_map_array(folder), np.asarray, _albumentations(CROP, augmented=False)), shuffle=False)
+    return _load(_Images(*_map_array(folder), np.asarray, _albumentations(CROP, augmented=False)), shuffle=False)

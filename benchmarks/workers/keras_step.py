@@ -47,7 +47,7 @@ REST = "all else"
 
 
 def build_model(setup):
-    """Returns the compiled network, and the operations of a film's forward pass."""
+    """Returns the compiled network, and the operations of an image's forward pass."""
     recipe = tpu_check.load_recipe("full") | setup["recipe"]
     if setup["layout"] == "channels_last":
         model = tpu_check.build_model(recipe, fused=setup["fused"], jit_compile=setup["jit_compile"])
@@ -69,19 +69,19 @@ def open_batches(setup, folder):
     if setup["images"] == "packed":
         from helpers.packing import pack_study
         from helpers.pipeline import make_train_dataset
-        from helpers.study import list_images, load_metadata, make_split, match_images, write_phantom_study
+        from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
 
-        write_phantom_study(folder / "study", 12 * batch, side * 8 // 7, n_workers=1)
+        write_synthetic_study(folder / "study", 12 * batch, side * 8 // 7, n_workers=1)
         images = list_images(folder / "study")
-        films, _ = match_images(load_metadata(folder / "study"), images)
-        films["split"] = make_split(films, folder / "study")
-        study = pack_study(films, images, folder / "packed", split_name="official", side=side * 8 // 7)
+        rows, _ = match_images(load_metadata(folder / "study"), images)
+        rows["split"] = make_split(rows, folder / "study")
+        study = pack_study(rows, images, folder / "packed", split_name="official", side=side * 8 // 7)
         return iter(make_train_dataset(study, side, batch, seed=0, epochs=100_000))
     rng = np.random.default_rng(0)
     shape = (batch, side, side, 1) if setup["layout"] == "channels_last" else (batch, 3, side, side)
-    films = rng.integers(0, 256, shape).astype(setup["images"])
+    rows = rng.integers(0, 256, shape).astype(setup["images"])
     labels = rng.integers(0, 2, (batch, 14)).astype("float32")
-    return iter(tf.data.Dataset.from_tensors((films, labels)).repeat().prefetch(2))
+    return iter(tf.data.Dataset.from_tensors((rows, labels)).repeat().prefetch(2))
 
 
 def time_steps(model, batches, calls):

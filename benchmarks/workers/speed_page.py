@@ -15,14 +15,14 @@ def draw_results(results):
         for name, speed in found["speeds"].items():
             ratio = next((r for pair, r in found["ratios"].items() if pair.endswith(f"/ {name}")), None)
             times = f"{ratio['speed']:.2f} ({ratio['by_processor_time']:.2f})" if ratio else ""
-            columns = ("films_per_second", "cpu_seconds_per_film", "gigaflops", "matrix_product_gigaflops")
+            columns = ("films_per_second", "cpu_seconds_per_image", "gigaflops", "matrix_product_gigaflops")
             rows.append([name, *(speed[column] for column in columns), f"{speed['share_of_that']:.0%}", times])
-        text += f"\n{size}, {found['gigaflop_per_film']} GFLOP a film:\n\n"
+        text += f"\n{size}, {found['gigaflop_per_image']} GFLOP an image:\n\n"
         text += draw_table(
             [
                 "step",
                 "films/s",
-                "processor seconds a film",
+                "processor seconds an image",
                 "GFLOP/s",
                 "matrix product, GFLOP/s",
                 "share of that",

@@ -1,7 +1,7 @@
 """Trains torchvision's DenseNet-121 in PyTorch and answers commands: a process of `training_step.py`.
 
 Its Python has torch and torchvision and nothing of this repository. Commands as in `keras_step.py`. The step leaves
-out what only notebook 2's has, clipped gradients and averaged weights, and gets films of three channels, scaled.
+out what only notebook 2's has, clipped gradients and averaged weights, and gets images of three channels, scaled.
 
 Usage: torch_step.py SETUP, a JSON object of `side`, `batch` and `layout`, "channels_first" or "channels_last".
 """
@@ -22,14 +22,14 @@ def main():
     model = torchvision.models.densenet121(num_classes=14).train().to(memory_format=layout)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, weight_decay=1e-3, fused=True)
     loss_of = torch.nn.BCEWithLogitsLoss()
-    films = torch.randn(setup["batch"], 3, setup["side"], setup["side"]).to(memory_format=layout)
+    images = torch.randn(setup["batch"], 3, setup["side"], setup["side"]).to(memory_format=layout)
     labels = torch.randint(0, 2, (setup["batch"], 14)).float()
 
     def time_steps(calls):
         started, worked = time.perf_counter(), time.process_time()
         for _ in range(calls):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(model(films), labels)
+            loss = loss_of(model(images), labels)
             loss.backward()
             optimizer.step()
         value = loss.item()

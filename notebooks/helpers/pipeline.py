@@ -12,21 +12,21 @@ import tensorflow as tf
 
 from .study.labels import PATHOLOGIES
 
-N_DRAWS = 8  # random numbers that `augment` uses for a film
+N_DRAWS = 8  # random numbers that `augment` uses for an image
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strength of the augmentation. There is no vertical flip: no film is taken upside down.
+    """Strength of the augmentation. There is no vertical flip: no image is taken upside down.
 
     Attributes:
-        min_area: smallest share of the film's area that a crop keeps, 0 to 1.
+        min_area: smallest share of the image's area that a crop keeps, 0 to 1.
         max_stretch: largest ratio of width to height of a crop, and of height to width.
         rotation: degrees to either side.
-        translation: share of the film's side to every side, in which the crop may leave the film.
+        translation: share of the image's side to every side, in which the crop may leave the image.
         contrast: largest relative change.
         brightness: largest change as a share of the full range.
-        horizontal_flip: whether half of the films are mirrored. A mirrored chest has its heart on the wrong side;
+        horizontal_flip: whether half of the images are mirrored. A mirrored chest has its heart on the wrong side;
             CheXNet (Rajpurkar et al., 2017) trained with it all the same.
     """
 
@@ -39,38 +39,38 @@ class Augmentation:
     horizontal_flip: bool = False
 
 
-def augment(films, draws, image_size, strength):
-    """Re-exposes, crops, stretches, rotates, shifts and mirrors films. Runs inside `Dataset.map`, on the host.
+def augment(rows, draws, image_size, strength):
+    """Re-exposes, crops, stretches, rotates, shifts and mirrors images. Runs inside `Dataset.map`, on the host.
 
-    All geometry is one affine map, so that every film is interpolated once. OpenCV does it: TensorFlow's own
+    All geometry is one affine map, so that every image is interpolated once. OpenCV does it: TensorFlow's own
     `ImageProjectiveTransformV3` takes four times as long on a CPU (`benchmarks/input_pipeline.py`).
 
     Args:
-        films: uint8 tensor (batch, side, side, 1).
+        images: uint8 tensor (batch, side, side, 1).
         draws: float32 tensor (batch, N_DRAWS), uniform in [0, 1): the only source of chance.
         image_size: int, side of the result in pixels.
         strength: an `Augmentation`.
 
     Returns:
-        float32 tensor (batch, image_size, image_size, 1), 0 to 255; black where a crop leaves the film.
+        float32 tensor (batch, image_size, image_size, 1), 0 to 255; black where a crop leaves the image.
     """
 
-    def transform(films, draws):
-        maps = _draw_maps(draws.astype(np.float64), films.shape[1], image_size, strength)
+    def transform(rows, draws):
+        maps = _draw_maps(draws.astype(np.float64), rows.shape[1], image_size, strength)
         tables = _draw_exposures(draws.astype(np.float64), strength)
-        images = np.empty((len(films), image_size, image_size, 1), np.uint8)
-        for film, table, matrix, image in zip(films, tables, maps, images, strict=True):
+        images = np.empty((len(rows), image_size, image_size, 1), np.uint8)
+        for film, table, matrix, image in zip(rows, tables, maps, images, strict=True):
             exposed = cv2.LUT(film, table)
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             cv2.warpAffine(exposed, matrix, (image_size, image_size), dst=image, flags=flags)
         return images
 
-    images = tf.numpy_function(transform, [films, draws], tf.uint8, stateful=False)
-    return tf.cast(tf.ensure_shape(images, (films.shape[0], image_size, image_size, 1)), tf.float32)
+    images = tf.numpy_function(transform, [rows, draws], tf.uint8, stateful=False)
+    return tf.cast(tf.ensure_shape(images, (rows.shape[0], image_size, image_size, 1)), tf.float32)
 
 
 def _draw_maps(draws, side, image_size, strength):
-    """Returns float64 (batch, 2, 3): to each pixel (x, y) of the result, the place in the film where it is read."""
+    """Returns float64 (batch, 2, 3): to each pixel (x, y) of the result, the place in the image where it is read."""
     crop = side * np.sqrt(strength.min_area + (1 - strength.min_area) * draws[:, 0])
     ratio = strength.max_stretch ** (draws[:, 1] - 0.5)
     width, height = crop * ratio, crop / ratio
@@ -103,7 +103,7 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parall
         batch_size: int, global over all replicas and hosts.
         strength: an `Augmentation`; None for the default.
         n_parallel: threads that augment; None lets tf.data choose.
-        **order: `seed`, `epochs` and the rest of what `order_films` takes.
+        **order: `seed`, `epochs` and the rest of what `order_images` takes.
 
     Returns:
         A Dataset of (images, labels): float32 (batch_size, image_size, image_size, 1), 0 to 255, and float32
@@ -111,22 +111,22 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parall
         batch only.
 
     Raises:
-        ValueError: there are fewer films than one batch, the films are so large that crops would alias, or see
-            `order_films`.
+        ValueError: there are fewer images than one batch, the images are so large that crops would alias, or see
+            `order_images`.
     """
     if study.side >= 2 * image_size:
         raise ValueError(
-            f"Films packed at {study.side} pixels alias in crops of {image_size}. Pack at less than twice."
+            f"Images packed at {study.side} pixels alias in crops of {image_size}. Pack at less than twice."
         )
     strength = strength or Augmentation()
-    data = order_films(study, batch_size, **order)
-    n_films = data.element_spec[1].shape[0]
+    data = order_images(study, batch_size, **order)
+    n_images = data.element_spec[1].shape[0]
 
     def parse_and_augment(serialized, draws):
-        films, labels = study.parse(serialized)
-        images = augment(films, draws, image_size, strength)
-        images = tf.ensure_shape(images, (n_films, image_size, image_size, 1))
-        return images, tf.ensure_shape(labels, (n_films, len(PATHOLOGIES)))
+        rows, labels = study.parse(serialized)
+        images = augment(rows, draws, image_size, strength)
+        images = tf.ensure_shape(images, (n_images, image_size, image_size, 1))
+        return images, tf.ensure_shape(labels, (n_images, len(PATHOLOGIES)))
 
     data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
     return data.prefetch(tf.data.AUTOTUNE)
@@ -138,12 +138,14 @@ def count_steps(study, batch_size, n_hosts=1):
     return sum(counts[: len(counts) // n_hosts]) // (batch_size // n_hosts)
 
 
-def order_films(study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None):
-    """Orders the training films: which are in which batch is a function of seed, epoch and step alone.
+def order_images(
+    study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None
+):
+    """Orders the training images: which are in which batch is a function of seed, epoch and step alone.
 
     Shuffling is in two levels, so that memory does not grow with the study: an epoch takes the shards in a random
-    order, `window_shards` at a time, and shuffles the films of each such window fully. Films were dealt to shards at
-    random. Each epoch drops the films that do not fill its last batch, other ones every time. With several hosts, each
+    order, `window_shards` at a time, and shuffles the images of each such window fully. Images were dealt to shards at
+    random. Each epoch drops the images that do not fill its last batch, other ones every time. With several hosts, each
     epoch deals the shards anew, and a host reads its own only.
 
     Args:
@@ -162,29 +164,29 @@ def order_films(study, batch_size, *, seed, epochs, first_epoch=0, first_step=0,
         `batch_size`, or a host's part of it. An epoch has `count_steps` of them.
 
     Raises:
-        ValueError: there are fewer films than one batch, fewer shards than hosts, or the batch cannot be divided.
+        ValueError: there are fewer images than one batch, fewer shards than hosts, or the batch cannot be divided.
     """
     counts = [shard["count"] for shard in study.shards["train"]]
     if n_hosts > 1 and (batch_size % n_hosts or len(counts) < n_hosts):
         raise ValueError(
             f"BATCH_SIZE {batch_size} and the {len(counts)} shards in {study.folder} cannot be dealt to {n_hosts} "
-            "hosts. Make BATCH_SIZE a multiple of the hosts; pack anew with a smaller SHARD_FILMS for more shards."
+            "hosts. Make BATCH_SIZE a multiple of the hosts; pack anew with a smaller SHARD_IMAGES for more shards."
         )
     steps = count_steps(study, batch_size, n_hosts)
     if not steps:
-        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {sum(counts)} films to train on.")
+        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {sum(counts)} images to train on.")
     files, counts = tf.constant(study.files("train")), tf.constant(counts, tf.int64)
-    n_own, n_films = len(files) // n_hosts, batch_size // n_hosts
+    n_own, n_images = len(files) // n_hosts, batch_size // n_hosts
     n_windows = -(-n_own // window_shards)
-    window_films = window_shards * int(tf.reduce_max(counts))
+    window_images = window_shards * int(tf.reduce_max(counts))
 
-    def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of films (1) and for augmentation (2)
+    def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of images (1) and for augmentation (2)
         return tf.stack([tf.constant(3 * seed + purpose, tf.int64), counter])
 
     def make_part(epoch, part):
         order = tf.random.experimental.stateless_shuffle(tf.range(len(files)), seeds_for(0, epoch))
         own = tf.gather(order, tf.range(n_own) * n_hosts + part)
-        seen = tf.where(epoch == first_epoch, tf.constant(first_step * n_films, tf.int64), tf.constant(0, tf.int64))
+        seen = tf.where(epoch == first_epoch, tf.constant(first_step * n_images, tf.int64), tf.constant(0, tf.int64))
         of_shards = tf.pad(tf.gather(counts, own), [[0, n_windows * window_shards - n_own]])
         ends = tf.cumsum(tf.reduce_sum(tf.reshape(of_shards, (n_windows, window_shards)), axis=1))
         n_used_up = tf.reduce_sum(tf.cast(ends <= seen, tf.int64))  # windows
@@ -200,13 +202,13 @@ def order_films(study, batch_size, *, seed, epochs, first_epoch=0, first_step=0,
             )
             # Not `Dataset.shuffle`: its order also depends on TensorFlow's global seed.
             seeds = seeds_for(1, (epoch * n_hosts + part) * n_windows + number)
-            windows = records.batch(window_films)
+            windows = records.batch(window_images)
             return windows.map(lambda window: tf.random.experimental.stateless_shuffle(window, seeds)).unbatch()
 
         records = tf.data.Dataset.range(n_used_up, n_windows).flat_map(make_window).skip(seen_in_window)
-        draws = tf.random.stateless_uniform([steps * n_films, N_DRAWS], seeds_for(2, epoch * n_hosts + part))
+        draws = tf.random.stateless_uniform([steps * n_images, N_DRAWS], seeds_for(2, epoch * n_hosts + part))
         data = tf.data.Dataset.zip(records, tf.data.Dataset.from_tensor_slices(draws[seen:]))
-        return data.batch(n_films, drop_remainder=True)
+        return data.batch(n_images, drop_remainder=True)
 
     def make_epoch(epoch):
         if host is not None or n_hosts == 1:
@@ -227,20 +229,20 @@ def list_batch(study, batch_size, *, epoch, step, **order):
         batch_size: int.
         epoch: int, counted from 0.
         step: int, counted from 0.
-        **order: `seed` and the rest of what `order_films` was given.
+        **order: `seed` and the rest of what `order_images` was given.
     """
-    data = order_films(study, batch_size, epochs=epoch + 1, first_epoch=epoch, first_step=step, **order)
+    data = order_images(study, batch_size, epochs=epoch + 1, first_epoch=epoch, first_step=step, **order)
     records, _ = next(iter(data))
     parsed = tf.io.parse_example(records, {"image": tf.io.FixedLenFeature([], tf.string)})
     return [name.decode() for name in parsed["image"].numpy()]
 
 
-def shift_films(images, shift):
-    """Moves films by whole pixels; what comes in from beyond the edge is mirrored.
+def shift_images(images, shift):
+    """Moves images by whole pixels; what comes in from beyond the edge is mirrored.
 
     Args:
         images: tensor (batch, height, width, 1).
-        shift: tuple of ints, pixels down and to the right, each smaller than the film.
+        shift: tuple of ints, pixels down and to the right, each smaller than the image.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -253,9 +255,9 @@ def shift_films(images, shift):
 
 
 def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0)):
-    """Makes the evaluation pipeline: every film once, whole, in the order of `study.rows(subset)`.
+    """Makes the evaluation pipeline: every image once, whole, in the order of `study.rows(subset)`.
 
-    The last batch is filled up with black films of mask 0, so that shapes are static and any number of replicas
+    The last batch is filled up with black images of mask 0, so that shapes are static and any number of replicas
     divides every batch; nobody is dropped.
 
     Args:
@@ -263,25 +265,25 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
         subset: "train", "val" or "test".
         batch_size: int, global over all replicas.
         image_size: int, pixels; None for the side at which the study is packed, which needs no resizing.
-        shift: pixels down and to the right by which every film is moved, see `shift_films`: a view for averaging.
+        shift: pixels down and to the right by which every image is moved, see `shift_images`: a view for averaging.
 
     Returns:
         A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
-        (batch_size, 14) and float32 (batch_size,), 1 for films and 0 for padding. Keras takes the mask as sample
-        weights: what is in `weighted_metrics` is the mean over the films, but `loss` divides by the padding too.
+        (batch_size, 14) and float32 (batch_size,), 1 for images and 0 for padding. Keras takes the mask as sample
+        weights: what is in `weighted_metrics` is the mean over the images, but `loss` divides by the padding too.
     """
-    n_films = sum(shard["count"] for shard in study.shards[subset])
+    n_images = sum(shard["count"] for shard in study.shards[subset])
     size = image_size or study.side
-    steps = -(-n_films // batch_size)
-    # At less than half the side, bilinear would skip pixels. Above that, films packed at 320 pixels come within 1.05
+    steps = -(-n_images // batch_size)
+    # At less than half the side, bilinear would skip pixels. Above that, images packed at 320 pixels come within 1.05
     # gray levels (root mean square) of those packed at 224; with `antialias=True` 1.44, at a third of the speed.
     method = "area" if study.side >= 2 * size else "bilinear"
 
     def parse_and_pad(serialized):
-        films, labels = study.parse(serialized)
-        images = tf.cast(films, tf.float32) if size == study.side else tf.image.resize(films, (size, size), method)
-        images = shift_films(images, shift) if any(shift) else images
-        short = batch_size - tf.shape(films)[0]
+        rows, labels = study.parse(serialized)
+        images = tf.cast(rows, tf.float32) if size == study.side else tf.image.resize(rows, (size, size), method)
+        images = shift_images(images, shift) if any(shift) else images
+        short = batch_size - tf.shape(rows)[0]
         images = tf.pad(images, [[0, short], [0, 0], [0, 0], [0, 0]])
         labels = tf.pad(labels, [[0, short], [0, 0]])
         mask = tf.pad(tf.ones(batch_size - short), [[0, short]])

@@ -246,11 +246,11 @@ def test_platt_is_applied_as_it_is_fitted():
 
 
 def bins_by_hand(probs, n_bins):
-    """Rows of each bin: films in order of probability, cut into equal numbers; equal ones go where their middle is."""
+    """Rows of each bin: images in order of probability, cut into equal numbers; equal ones go where their middle is."""
     ranked = np.sort(probs)
     bins = {}
     for value in np.unique(probs):
-        place = np.flatnonzero(ranked == value).mean()  # 0 for the lowest film, n - 1 for the highest
+        place = np.flatnonzero(ranked == value).mean()  # 0 for the lowest image, n - 1 for the highest
         number = next(b for b in range(n_bins) if (2 * place + 1) * n_bins < 2 * (b + 1) * len(probs))
         bins.setdefault(number, []).extend(np.flatnonzero(probs == value))
     return list(bins.values())
@@ -296,7 +296,7 @@ def test_calibration_error_of_known_probabilities():
     y = rng.random(probs.shape) < probs
     np.testing.assert_allclose(calibration_error(y, probs), 0, atol=0.01)
     np.testing.assert_allclose(calibration_error(y, probs + 0.3), 0.3, atol=0.01)
-    # What the docstring warns of: the same perfect probabilities, fewer films or more bins, a larger error.
+    # What the docstring warns of: the same perfect probabilities, fewer images or more bins, a larger error.
     few = calibration_error(y[:200], probs[:200])
     assert (few > 3 * calibration_error(y, probs)).all()
     assert (calibration_error(y[:200], probs[:200], n_bins=50) > few).all()

@@ -56,18 +56,18 @@ def draw_rows(n, seed=0, first_patient=1):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """The rows of a drawn study of 600 films and its thumbnails of 16 pixels."""
-    from helpers.study import write_phantom_study
+    """The rows of a drawn study of 600 images and its thumbnails of 16 pixels."""
+    from helpers.study import write_synthetic_study
 
     folder = tmp_path_factory.mktemp("shortcuts") / "phantom"
-    write_phantom_study(folder, n_images=600, size=64, seed=2, n_workers=1)
+    write_synthetic_study(folder, n_images=600, size=64, seed=2, n_workers=1)
     paths = list_images(folder)
     rows, _ = match_images(load_metadata(folder), paths)
-    films = [
+    images = [
         np.asarray(Image.open(paths[name]).convert("L").resize((16, 16), Image.Resampling.BOX))
         for name in rows["image"]
     ]
-    return rows, np.stack(films)
+    return rows, np.stack(images)
 
 
 @pytest.mark.parametrize("columns", FLOORS)
@@ -132,7 +132,7 @@ def test_patients_of_the_training_rows_are_refused_by_name():
         predict_without_pixels(train, draw_rows(10, seed=1, first_patient=49))
 
 
-def test_split_by_image_flatters_on_drawn_films(drawn):
+def test_split_by_image_flatters_on_drawn_images(drawn):
     rows, thumbnails = drawn
     result = measure_leakage(thumbnails, rows, seeds=range(4))
     assert result["seed"].tolist() == [0, 1, 2, 3]
@@ -158,7 +158,7 @@ def test_leakage_of_unmistakable_and_of_unknown_patients(drawn):
     faces = rng.integers(0, 240, (patient.max() + 1, 16, 16))[patient]
     result = measure_leakage((faces + rng.integers(0, 15, faces.shape)).astype("uint8"), rows, seeds=range(2))
     assert (result["recognized_by_image"] == 1).all()
-    assert result["auc_by_image"].min() > 0.8  # a quarter of the test films are of patients never seen
+    assert result["auc_by_image"].min() > 0.8  # a quarter of the test images are of patients never seen
     assert abs(result["auc_by_patient"].mean() - 0.5) < 0.05
     noise = measure_leakage(rng.integers(0, 255, faces.shape).astype("uint8"), rows, seeds=range(2))
     assert noise["recognized_by_image"].max() < 0.05

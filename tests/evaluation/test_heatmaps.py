@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from helpers.evaluation import build_activation_model, explain_films, grad_cam, make_shifts
+from helpers.evaluation import build_activation_model, explain_images, grad_cam, make_shifts
 from helpers.evaluation.heatmaps import resize_maps
 from helpers.study import PATHOLOGIES
 from helpers.training import build_densenet121
@@ -23,7 +23,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def blobs():
-    """Three black films with a white blob in cells (5, 2), (0, 7) and (7, 0)."""
+    """Three black images with a white blob in cells (5, 2), (0, 7) and (7, 0)."""
     images = np.zeros((3, 64, 64, 1), np.float32)
     for image, (row, column) in zip(images, [(5, 2), (0, 7), (7, 0)], strict=True):
         image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 64
@@ -99,26 +99,26 @@ def test_heatmaps_are_moved_back_and_batches_do_not_matter(toy, blobs):
         return activation_model.predict_on_batch(views)[0]
 
     pairs = [(0, 0), (2, 0), (1, 0), (0, 1)]
-    plain = explain_films(compute, blobs, pairs, batch_size=2)
+    plain = explain_images(compute, blobs, pairs, batch_size=2)
     assert plain.shape == (4, 64, 64)
     cells = activation_model.predict_on_batch(blobs)[0]
-    for heatmap, (film, c) in zip(plain, pairs, strict=True):
-        np.testing.assert_allclose(heatmap, resize_maps(cells[film : film + 1, ..., c], 64)[0])
-    views = explain_films(compute, blobs, pairs[:3], shifts=make_shifts(9, 4), batch_size=2)
+    for heatmap, (image, c) in zip(plain, pairs, strict=True):
+        np.testing.assert_allclose(heatmap, resize_maps(cells[image : image + 1, ..., c], 64)[0])
+    views = explain_images(compute, blobs, pairs[:3], shifts=make_shifts(9, 4), batch_size=2)
     for heatmap, center in zip(views, [(43.5, 19.5), (59.5, 3.5), (3.5, 59.5)], strict=True):
         hot = np.argwhere(heatmap > 0.9 * heatmap.max()).mean(axis=0)
         assert np.abs(hot - center).max() < 3
-    assert explain_films(compute, blobs[:0], [], batch_size=2).shape == (0, 64, 64)
+    assert explain_images(compute, blobs[:0], [], batch_size=2).shape == (0, 64, 64)
 
 
-def test_what_reference_films_show_too_cancels(toy, blobs):
-    """A marker that is on every film is no evidence; the blob that is on one only is."""
+def test_what_reference_images_show_too_cancels(toy, blobs):
+    """A marker that is on every image is no evidence; the blob that is on one only is."""
     activation_model = build_activation_model(toy)
     blobs = blobs.copy()
     blobs[:, :8, :8] = 255
     maps, logits = activation_model.predict_on_batch(blobs)
     assert maps[0, ..., 0].argmax() == 0
-    heatmaps = explain_films(
+    heatmaps = explain_images(
         lambda views: activation_model.predict_on_batch(views)[0], blobs, [(0, 0)], reference=blobs[1:]
     )
     assert np.argwhere(heatmaps[0] > 50).mean(axis=0) == pytest.approx((43.5, 19.5))

@@ -33,7 +33,7 @@ def make_boxes(*rows):
     return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:], "float64"))
 
 
-def make_films(boxes):
+def make_images(boxes):
     """Each image is a patient of its own."""
     images = sorted(set(boxes["image"]))
     return pd.DataFrame({"image": images, "patient_id": np.arange(len(images)) + 1})
@@ -42,7 +42,7 @@ def make_films(boxes):
 def score(heat, *corners, pathology="Mass"):
     """Scores one map against boxes given as (x, y, width, height) in pixels of the frame."""
     boxes = make_boxes(*(("a.png", pathology, *box) for box in corners))
-    return score_maps(np.asarray(heat)[None], boxed_findings(boxes, make_films(boxes)), boxes).iloc[0]
+    return score_maps(np.asarray(heat)[None], boxed_findings(boxes, make_images(boxes)), boxes).iloc[0]
 
 
 def blob(x, y, size=32, spread=60.0):
@@ -52,7 +52,7 @@ def blob(x, y, size=32, spread=60.0):
 
 
 def draw_study(n_images=14, n_patients=5, seed=0):
-    """Random boxes of three pathologies, one to three a finding, and their films: several of a patient."""
+    """Random boxes of three pathologies, one to three a finding, and their images: several of a patient."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(n_images):
@@ -61,8 +61,8 @@ def draw_study(n_images=14, n_patients=5, seed=0):
                 low = rng.uniform(0, 700, 2)
                 rows.append((f"{i:02d}.png", name, *low, *rng.uniform(40, 320, 2)))
     boxes = make_boxes(*rows)
-    films = make_films(boxes)
-    return boxes, films.assign(patient_id=rng.integers(0, n_patients, len(films)) * 10 + 3)
+    images = make_images(boxes)
+    return boxes, images.assign(patient_id=rng.integers(0, n_patients, len(images)) * 10 + 3)
 
 
 def test_a_blob_in_the_box_and_one_beside_it():
@@ -178,7 +178,7 @@ def test_several_boxes_of_one_finding():
     alone = score(blob(800, 750), boxes[1])
     assert result["iou"] == pytest.approx(alone["iou"] / 2)
     assert result["energy"] == pytest.approx(alone["energy"], abs=1e-4)
-    # A box that is listed twice covers no more of the film.
+    # A box that is listed twice covers no more of the image.
     twice = score(blob(800, 750), boxes[1], boxes[1])
     assert (twice["energy"], twice["area"], twice["n_boxes"]) == (alone["energy"], alone["area"], 2)
 
@@ -251,11 +251,11 @@ def test_center_prior():
 
 
 def test_location_prior_counts_the_boxes_of_other_patients():
-    boxes, films = draw_study()
-    findings = boxed_findings(boxes, films)
+    boxes, images = draw_study()
+    findings = boxed_findings(boxes, images)
     maps = location_prior(findings, boxes, (32, 32))
     assert maps.shape == (len(findings), 32, 32)
-    patient_of = dict(zip(films["image"], films["patient_id"], strict=True))
+    patient_of = dict(zip(images["image"], images["patient_id"], strict=True))
     for (_, patient, pathology), heat in zip(findings.itertuples(index=False), maps, strict=True):
         fine = np.zeros((1024, 1024))
         for box in boxes.itertuples():
@@ -266,7 +266,7 @@ def test_location_prior_counts_the_boxes_of_other_patients():
         assert heat.mean() == pytest.approx(fine.mean(), rel=0.01)
     # A patient without company learns nothing, and scores as chance.
     alone = make_boxes(("a.png", "Mass", 10, 10, 100, 100))
-    findings = boxed_findings(alone, make_films(alone))
+    findings = boxed_findings(alone, make_images(alone))
     prior = location_prior(findings, alone)
     assert not prior.any()
     assert score_maps(prior, findings, alone)["pointing"][0] == pytest.approx(100 * 100 / 1024**2)
@@ -280,8 +280,8 @@ def test_boxed_findings():
         ("a.png", "Nodule", 0, 0, 9, 9),
         ("b.png", "Nodule", 0, 0, 9, 9),
     )
-    films = pd.DataFrame({"image": ["a.png", "b.png", "d.png"], "patient_id": [7, 8, 9], "age": [1, 2, 3]})
-    findings = boxed_findings(boxes, films)
+    images = pd.DataFrame({"image": ["a.png", "b.png", "d.png"], "patient_id": [7, 8, 9], "age": [1, 2, 3]})
+    findings = boxed_findings(boxes, images)
     assert findings.to_numpy().tolist() == [["b.png", 8, "Mass"], ["a.png", 7, "Nodule"], ["b.png", 8, "Nodule"]]
     maps = np.stack([blob(5, 5), blob(5, 5), blob(500, 5)])
     scores = score_maps(maps, findings.set_axis([4, 1, 2]), boxes)
@@ -303,7 +303,7 @@ def test_check_boxes():
 
 def test_malformed_maps_are_refused():
     boxes = make_boxes(("a.png", "Mass", 0, 0, 9, 9), ("b.png", "Nodule", 0, 0, 9, 9))
-    findings = boxed_findings(boxes, make_films(boxes))
+    findings = boxed_findings(boxes, make_images(boxes))
     maps = np.zeros((2, 7, 7))
     with pytest.raises(ValueError, match=r"\(1, 7, 7\); expected \(2, h, w\)"):
         score_maps(maps[:1], findings, boxes)
@@ -318,8 +318,8 @@ def test_malformed_maps_are_refused():
 
 
 def scored_study(seed=0):
-    boxes, films = draw_study(seed=seed)
-    findings = boxed_findings(boxes, films)
+    boxes, images = draw_study(seed=seed)
+    findings = boxed_findings(boxes, images)
     rng = np.random.default_rng(seed)
     maps = location_prior(findings, boxes, (14, 14)) + rng.normal(size=(len(findings), 14, 14))
     random = score_maps(rng.normal(size=(len(findings), 14, 14)), findings, boxes)
@@ -387,7 +387,7 @@ def test_table_pairs_model_and_control():
 
 def test_table_of_one_finding():
     boxes = make_boxes(("a.png", "Mass", 600, 200, 200, 300))
-    findings = boxed_findings(boxes, make_films(boxes))
+    findings = boxed_findings(boxes, make_images(boxes))
     table = localization_table(score_maps(blob(700, 350)[None], findings, boxes), n_resamples=20)
     assert table["pathology"].tolist() == ["Mass", "mean"]
     assert table["pointing"].tolist() == table["pointing_high"].tolist() == [1, 1]
@@ -421,9 +421,9 @@ def test_a_study_without_box_file(tmp_path):
 def test_phantom_boxes_are_found_by_their_own_masks(phantom_dir):
     from helpers.study.labels import load_boxes, load_metadata
 
-    boxes, films = load_boxes(phantom_dir), load_metadata(phantom_dir)
-    check_boxes(boxes, films["image"])
-    findings = boxed_findings(boxes, films)
+    boxes, images = load_boxes(phantom_dir), load_metadata(phantom_dir)
+    check_boxes(boxes, images["image"])
+    findings = boxed_findings(boxes, images)
     assert 0 < len(findings) <= len(boxes)
     centers = (np.arange(128) + 0.5) * 8
     maps = np.zeros((len(findings), 128, 128))
@@ -446,9 +446,9 @@ def test_real_boxes(shared_data):
     folder = shared_data / "nih_metadata"
     if not (folder / "BBox_List_2017.csv").is_file():
         pytest.skip(f"needs NIH's box list in {folder}")
-    boxes, films = load_boxes(folder), load_metadata(folder)
-    check_boxes(boxes, films["image"])
-    findings = boxed_findings(boxes, films)
+    boxes, images = load_boxes(folder), load_metadata(folder)
+    check_boxes(boxes, images["image"])
+    findings = boxed_findings(boxes, images)
     assert (len(boxes), len(findings), findings["image"].nunique()) == (984, 984, 880)
     few = findings.groupby("pathology").head(12).reset_index(drop=True)
     maps = np.broadcast_to(center_prior((7, 7)), (len(few), 7, 7))

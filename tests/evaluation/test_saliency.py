@@ -27,8 +27,8 @@ L = keras.layers
 SIDE = 64
 METHODS = {
     "gradient": gradient_map,
-    "smooth": lambda model, films, **options: smooth_grad(model, films, n_samples=8, noise=0.05, **options),
-    "occlusion": lambda model, films, **options: occlusion_map(model, films, 12, 6, **options),
+    "smooth": lambda model, images, **options: smooth_grad(model, images, n_samples=8, noise=0.05, **options),
+    "occlusion": lambda model, images, **options: occlusion_map(model, images, 12, 6, **options),
 }
 
 
@@ -72,30 +72,30 @@ def build_wavy(side=20, columns=2, seed=0, seen=None):
     return model
 
 
-def draw_films(n=3, side=20, seed=1, low=0, high=255):
+def draw_images(n=3, side=20, seed=1, low=0, high=255):
     return np.random.default_rng(seed).uniform(low, high, (n, side, side, 1)).astype("float32")
 
 
 @pytest.fixture(scope="module")
 def planted():
-    """Six films of soft shadows and noise with a nodule each, and the boxes around these."""
+    """Six images of soft shadows and noise with a nodule each, and the boxes around these."""
     rng = np.random.default_rng(4)
     y, x = np.mgrid[:SIDE, :SIDE]
-    films, boxes = [], []
+    images, boxes = [], []
     for number, (row, column) in enumerate([(12, 14), (50, 13), (30, 52), (11, 40), (48, 46), (24, 20)]):
-        film = 90 + 50 * np.sin(x / 17 + number) * np.cos(y / 23) + rng.normal(0, 3, (SIDE, SIDE))
-        films.append(film + 55 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 2.5**2)))
+        image = 90 + 50 * np.sin(x / 17 + number) * np.cos(y / 23) + rng.normal(0, 3, (SIDE, SIDE))
+        images.append(image + 55 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 2.5**2)))
         pixel = BOX_FRAME / SIDE
         boxes.append((f"{number}.png", "Nodule", (column - 5) * pixel, (row - 5) * pixel, 11 * pixel, 11 * pixel))
     boxes = pd.DataFrame(boxes, columns=["image", "pathology", "x", "y", "width", "height"])
     rows = pd.DataFrame({"image": boxes["image"], "patient_id": range(6)})
-    return np.asarray(films, "float32")[..., None], boxes, boxed_findings(boxes, rows)
+    return np.asarray(images, "float32")[..., None], boxes, boxed_findings(boxes, rows)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_planted_nodule_is_found(planted, name):
-    films, boxes, findings = planted
-    maps = METHODS[name](build_detector(), films)
+    images, boxes, findings = planted
+    maps = METHODS[name](build_detector(), images)
     assert maps.shape == (6, SIDE, SIDE) and maps.dtype == "float32"
     scores = score_maps(smooth_maps(maps, 0.03), findings, boxes)
     assert scores["pointing"].tolist() == [1] * 6
@@ -107,9 +107,9 @@ def test_a_planted_nodule_is_found(planted, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_the_network_ignores_is_zero(planted, name):
-    """The left half is cut off inside the network, with the nodules of films 0, 1 and 5."""
-    films, _, _ = planted
-    maps = METHODS[name](build_detector(crop=((0, 0), (SIDE // 2, 0))), films)
+    """The left half is cut off inside the network, with the nodules of images 0, 1 and 5."""
+    images, _, _ = planted
+    maps = METHODS[name](build_detector(crop=((0, 0), (SIDE // 2, 0))), images)
     blind = SIDE // 2 - (11 if name == "occlusion" else 0)  # there, patches reach across
     np.testing.assert_allclose(maps[:, :, :blind], 0, atol=1e-6)
     assert (np.abs(maps).max(axis=(1, 2)) > 1e-4).tolist() == [False, False, True, True, True, False]
@@ -118,21 +118,21 @@ def test_what_the_network_ignores_is_zero(planted, name):
 def test_linear_network_gives_its_weights_and_follows_them():
     inputs = keras.Input((8, 8, 1))
     model = keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs)))
-    films, weights = draw_films(3, 8), np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    images, weights = draw_images(3, 8), np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
     for factor in (1, 3):  # the second time nothing is compiled
         model.set_weights([factor * weights, np.zeros(2, "float32")])
         for column in (0, 1):
             expected = np.repeat(factor * np.abs(weights[:, column]).reshape(1, 8, 8), 3, axis=0)
             for method in (gradient_map, smooth_grad):
-                maps = method(model, films, column=column, batch_size=2)
+                maps = method(model, images, column=column, batch_size=2)
                 np.testing.assert_allclose(maps, expected, rtol=1e-5, err_msg=f"{method.__name__} {column}")
 
 
 @pytest.mark.parametrize("column", [0, 1])
 def test_gradient_equals_finite_differences(column):
-    model, films = build_wavy(), draw_films(2)
-    maps = gradient_map(model, films, column=column)
-    changed = np.repeat(films, 2 * 400, axis=0).reshape(2, 2, 400, 400)
+    model, images = build_wavy(), draw_images(2)
+    maps = gradient_map(model, images, column=column)
+    changed = np.repeat(images, 2 * 400, axis=0).reshape(2, 2, 400, 400)
     for sign, of_sign in zip((1, -1), changed.swapaxes(0, 1), strict=True):
         of_sign[:, np.arange(400), np.arange(400)] += 2 * sign  # gray levels
     logits = np.asarray(model.predict(changed.reshape(-1, 20, 20, 1), verbose=0), "float64")[:, column]
@@ -142,48 +142,48 @@ def test_gradient_equals_finite_differences(column):
 
 
 def test_smooth_gradient_is_the_root_mean_square_over_noisy_copies():
-    model, films = build_wavy(), draw_films(3, low=100, high=150)
-    maps = smooth_grad(model, films, n_samples=5, noise=0.2, seed=7)
-    for film, found in zip(films, maps, strict=True):
-        rng = np.random.default_rng([7, zlib.crc32(film.tobytes())])
+    model, images = build_wavy(), draw_images(3, low=100, high=150)
+    maps = smooth_grad(model, images, n_samples=5, noise=0.2, seed=7)
+    for image, found in zip(images, maps, strict=True):
+        rng = np.random.default_rng([7, zlib.crc32(image.tobytes())])
         noise = rng.standard_normal((5, 20, 20, 1), dtype="float32")
-        gradients = gradient_map(model, film + 0.2 * (film.max() - film.min()) * noise)
+        gradients = gradient_map(model, image + 0.2 * (image.max() - image.min()) * noise)
         np.testing.assert_allclose(found, np.sqrt((gradients.astype("float64") ** 2).mean(axis=0)), rtol=1e-4)
-    # The seed alone decides, not the batches, nor the films beside it.
-    again = smooth_grad(model, films[[2, 0]], n_samples=5, noise=0.2, seed=7, batch_size=3)
+    # The seed alone decides, not the batches, nor the images beside it.
+    again = smooth_grad(model, images[[2, 0]], n_samples=5, noise=0.2, seed=7, batch_size=3)
     np.testing.assert_allclose(again, maps[[2, 0]], rtol=1e-4)
-    assert not np.allclose(smooth_grad(model, films, n_samples=5, noise=0.2, seed=8), maps, rtol=1e-2)
-    plain = smooth_grad(model, films, n_samples=2, noise=0)
-    np.testing.assert_allclose(plain, gradient_map(model, films), rtol=1e-4)
+    assert not np.allclose(smooth_grad(model, images, n_samples=5, noise=0.2, seed=8), maps, rtol=1e-2)
+    plain = smooth_grad(model, images, n_samples=2, noise=0)
+    np.testing.assert_allclose(plain, gradient_map(model, images), rtol=1e-4)
 
 
 def test_occlusion_equals_painting_by_hand():
     """Patches of 6 every 4 pixels, the last moved to the edge; each painted from all that is outside it."""
-    model, films = build_wavy(), draw_films(2)
+    model, images = build_wavy(), draw_images(2)
     drops, covers = np.zeros((2, 20, 20)), np.zeros((20, 20))
-    before = np.asarray(model.predict_on_batch(films), "float64")[:, 1]
+    before = np.asarray(model.predict_on_batch(images), "float64")[:, 1]
     rows, columns = np.mgrid[:20, :20]
     for top in (0, 4, 8, 12, 14):
         for left in (0, 4, 8, 12, 14):
             inside = (rows >= top) & (rows < top + 6) & (columns >= left) & (columns < left + 6)
-            painted = films.copy()
+            painted = images.copy()
             for row, column in np.argwhere(inside):
                 weights = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * 3**2)) * ~inside
-                painted[:, row, column, 0] = (films[..., 0] * weights).sum(axis=(1, 2)) / weights.sum()
+                painted[:, row, column, 0] = (images[..., 0] * weights).sum(axis=(1, 2)) / weights.sum()
             after = np.asarray(model.predict_on_batch(painted), "float64")[:, 1]
             drops[:, inside] += (before - after)[:, None]
             covers += inside
     expected = drops / covers
     for batch_size in (7, 64):
-        maps = occlusion_map(model, films, 6, 4, column=1, batch_size=batch_size)
+        maps = occlusion_map(model, images, 6, 4, column=1, batch_size=batch_size)
         np.testing.assert_allclose(maps, expected, atol=2e-6)
     assert expected.min() < -0.01 and expected.max() > 0.01
 
 
-def test_occlusion_has_a_sign_and_an_even_film_has_nothing_to_hide(planted):
-    films = planted[0][:2]
-    maps = occlusion_map(build_detector(), films, 12, 6)
-    np.testing.assert_allclose(occlusion_map(build_detector(sign=-1.0), films, 12, 6), -maps, atol=1e-6)
+def test_occlusion_has_a_sign_and_an_even_image_has_nothing_to_hide(planted):
+    images = planted[0][:2]
+    maps = occlusion_map(build_detector(), images, 12, 6)
+    np.testing.assert_allclose(occlusion_map(build_detector(sign=-1.0), images, 12, 6), -maps, atol=1e-6)
     assert maps.max() > 1e-3
     for level in (0, 255):
         even = np.full((1, 20, 20, 1), level, "float32")
@@ -194,14 +194,14 @@ def test_batches_have_one_shape_and_are_compiled_once():
     seen = []
     model = build_wavy(seen=seen)
     for n, column in ((3, 0), (5, 1), (1, 0)):
-        assert gradient_map(model, draw_films(n), column=column, batch_size=4).shape == (n, 20, 20)
-        smooth_grad(model, draw_films(n), n_samples=3, column=column, batch_size=4)
+        assert gradient_map(model, draw_images(n), column=column, batch_size=4).shape == (n, 20, 20)
+        smooth_grad(model, draw_images(n), n_samples=3, column=column, batch_size=4)
     assert seen == [(4, 20, 20, 1)]
     for n in (1, 2):
-        occlusion_map(model, draw_films(n), 10, 5, batch_size=4)
-    assert set(seen) == {(4, 20, 20, 1)} and len(seen) <= 4  # Keras may look at a model more than once, not at films
-    assert gradient_map(model, draw_films(0)).shape == (0, 20, 20)
-    assert occlusion_map(model, draw_films(0), 5, 5).shape == (0, 20, 20)
+        occlusion_map(model, draw_images(n), 10, 5, batch_size=4)
+    assert set(seen) == {(4, 20, 20, 1)} and len(seen) <= 4  # Keras may look at a model more than once, not at images
+    assert gradient_map(model, draw_images(0)).shape == (0, 20, 20)
+    assert occlusion_map(model, draw_images(0), 5, 5).shape == (0, 20, 20)
 
 
 def test_grad_cam_is_compiled_once_for_all_batches_and_classes():
@@ -210,7 +210,7 @@ def test_grad_cam_is_compiled_once_for_all_batches_and_classes():
     ones = {"kernel_initializer": "ones"}  # random weights may leave nothing above zero
     cells = L.Conv2D(2, 4, strides=4, activation="relu", name="cells", **ones)(inputs)
     model = keras.Model(inputs, L.Dense(3, **ones)(L.Flatten()(Witness(seen)(cells))))
-    maps = [grad_cam(model, films, "cells", range(3)) for films in (draw_films(2, 16), draw_films(2, 16, seed=9))]
+    maps = [grad_cam(model, images, "cells", range(3)) for images in (draw_images(2, 16), draw_images(2, 16, seed=9))]
     assert seen == [(2, 4, 4, 2)]
     assert not np.allclose(*maps)
 
@@ -261,43 +261,43 @@ def build_bad(what):
 )
 def test_other_models_are_refused(name, what, text):
     with pytest.raises(ValueError, match=text):
-        METHODS[name](build_bad(what), draw_films(1))
+        METHODS[name](build_bad(what), draw_images(1))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bad_films_and_numbers_are_refused(name):
-    method, model, films = METHODS[name], build_bad("nothing"), draw_films(2)
+def test_bad_images_and_numbers_are_refused(name):
+    method, model, images = METHODS[name], build_bad("nothing"), draw_images(2)
     for value, text in ((np.nan, "nan"), (-1, "-1"), (255.5, "255.5"), (np.inf, "inf")):
-        bad = films.copy()
+        bad = images.copy()
         bad[1, 3, 4] = value
-        with pytest.raises(ValueError, match=f"film 1 holds {text}; expected gray levels of 0 to 255"):
+        with pytest.raises(ValueError, match=f"image 1 holds {text}; expected gray levels of 0 to 255"):
             method(model, bad)
-    with pytest.raises(ValueError, match=r"films have shape \(2, 20, 20\); expected \(n, side, side, 1\)"):
-        method(model, films[..., 0])
-    with pytest.raises(ValueError, match=r"films have shape \(2, 20, 10, 1\)"):
-        method(model, films[:, :, :10])
+    with pytest.raises(ValueError, match=r"images have shape \(2, 20, 20\); expected \(n, side, side, 1\)"):
+        method(model, images[..., 0])
+    with pytest.raises(ValueError, match=r"images have shape \(2, 20, 10, 1\)"):
+        method(model, images[:, :, :10])
     with pytest.raises(ValueError, match=r"16 pixels a side, .* takes \(20, 20\); resize them"):
-        method(model, films[:, :16, :16])
+        method(model, images[:, :16, :16])
     for column in (1, -1):
         with pytest.raises(ValueError, match=f"column is {column}; .* has 1, numbered from 0"):
-            method(model, films, column=column)
+            method(model, images, column=column)
     with pytest.raises(ValueError, match="batch_size is 0"):
-        method(model, films, batch_size=0)
+        method(model, images, batch_size=0)
     with pytest.raises(ValueError, match="functional model"):
-        method(keras.Sequential([L.Flatten(), L.Dense(1)]), films)
+        method(keras.Sequential([L.Flatten(), L.Dense(1)]), images)
 
 
 def test_bad_patches_and_noise_are_refused():
-    model, films = build_bad("nothing"), draw_films(1)
+    model, images = build_bad("nothing"), draw_images(1)
     for patch in (20, 21, 0):
-        with pytest.raises(ValueError, match=f"patch is {patch} pixels, the films 20 a side; choose .* 1 to 19"):
-            occlusion_map(model, films, patch, 1)
+        with pytest.raises(ValueError, match=f"patch is {patch} pixels, the images 20 a side; choose .* 1 to 19"):
+            occlusion_map(model, images, patch, 1)
     for stride in (0, 7):
         with pytest.raises(ValueError, match=f"stride is {stride}, patch 6 pixels; choose a stride of 1 to 6"):
-            occlusion_map(model, films, 6, stride)
+            occlusion_map(model, images, 6, stride)
     for options in ({"n_samples": 0}, {"noise": -0.1}, {"noise": np.nan}):
         with pytest.raises(ValueError, match=r"n_samples is .* and noise"):
-            smooth_grad(model, films, **options)
+            smooth_grad(model, images, **options)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="runs the others on JAX")

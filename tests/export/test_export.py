@@ -1,6 +1,6 @@
-"""Exported models: every format gives the golden film's numbers, agrees with Keras, and tells what it is.
+"""Exported models: every format gives the golden image's numbers, agrees with Keras, and tells what it is.
 
-`tests/golden` holds a synthetic film and what the network of `seeded_run` says of it, so this also verifies an
+`tests/golden` holds a synthetic image and what the network of `seeded_run` says of it, so this also verifies an
 installation: `pytest tests/test_export.py`.
 """
 
@@ -19,9 +19,9 @@ from scipy.special import expit, logit
 from seeded_run import SIDE, write_seeded_run
 
 from helpers.export import ExportedModel, compare_export, describe_export, export_model, open_export
-from helpers.packing import decode_film
+from helpers.packing import decode_image
 from helpers.runtime.settings import ROOT
-from helpers.study import PATHOLOGIES, draw_film
+from helpers.study import PATHOLOGIES, draw_image
 from helpers.training import ModelFileError, load_densenet121
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,9 +39,9 @@ def seeded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def films():
-    """Twelve drawn films as the network takes them, float32 (12, 64, 64, 1)."""
-    drawn = [draw_film(k, [PATHOLOGIES[k]], size=SIDE)[0] for k in range(12)]
+def images():
+    """Twelve synthetic images as the network takes them, float32 (12, 64, 64, 1)."""
+    drawn = [draw_image(k, [PATHOLOGIES[k]], size=SIDE)[0] for k in range(12)]
     return np.stack(drawn)[..., None].astype("float32")
 
 
@@ -52,9 +52,9 @@ def served(seeded):
 
 
 @pytest.fixture(scope="module")
-def logits(seeded, films):
-    """What Keras says of the films."""
-    return load_densenet121(seeded).predict(films, verbose=0).astype("float64")
+def logits(seeded, images):
+    """What Keras says of the images."""
+    return load_densenet121(seeded).predict(images, verbose=0).astype("float64")
 
 
 def platt(facts, logits):
@@ -62,7 +62,7 @@ def platt(facts, logits):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_golden_film_gets_its_numbers(seeded, name):
+def test_golden_image_gets_its_numbers(seeded, name):
     """The numbers in git, computed once on Linux, in every format: installation, decoding, resizing, network."""
     expected = json.loads((GOLDEN / "expected.json").read_text())
     model, close = open_export(seeded / name), CLOSE.get(name, 1e-4)
@@ -77,11 +77,11 @@ def test_golden_film_gets_its_numbers(seeded, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_format_agrees_with_keras(seeded, films, logits, name):
+def test_format_agrees_with_keras(seeded, images, logits, name):
     """Weights kept in mixed bfloat16 come out as Keras has them in float32."""
     expected = platt(describe_export(seeded), logits)
     found = compare_export(
-        seeded / name, [films[:8], films[8:]], expected, (GOLDEN / "film.png").read_bytes(), repeats=2
+        seeded / name, [images[:8], images[8:]], expected, (GOLDEN / "film.png").read_bytes(), repeats=2
     )
     assert found["films"] == 12 and found["bytes"] > 5e6
     if name in CLOSE:
@@ -91,25 +91,25 @@ def test_format_agrees_with_keras(seeded, films, logits, name):
 
 
 @pytest.mark.parametrize("name", FILES[1:3])
-def test_films_of_full_size_differ_by_what_the_readme_says(seeded, served, name):
-    """ONNX and LiteRT shrink films by matrix products, which round some gray levels to the other side."""
-    films = [draw_film(k, [PATHOLOGIES[k]], size=1024)[0] for k in range(4)]
-    expected = served.predict([encode(film) for film in films])["probabilities"]
+def test_images_of_full_size_differ_by_what_the_readme_says(seeded, served, name):
+    """ONNX and LiteRT shrink images by matrix products, which round some gray levels to the other side."""
+    images = [draw_image(k, [PATHOLOGIES[k]], size=1024)[0] for k in range(4)]
+    expected = served.predict([encode(image) for image in images])["probabilities"]
     model = open_export(seeded / name)
-    found = np.concatenate([model.ask_file(encode(film))["probabilities"] for film in films])
+    found = np.concatenate([model.ask_file(encode(image))["probabilities"] for image in images])
     assert np.abs(found - expected).max() < 2e-3
 
 
-def encode(film):
-    Image.fromarray(film).save(file := io.BytesIO(), "PNG")
+def encode(image):
+    Image.fromarray(image).save(file := io.BytesIO(), "PNG")
     return file.getvalue()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_difference_is_seen(seeded, films, logits, name):
+def test_a_difference_is_seen(seeded, images, logits, name):
     """The comparison would notice another calibration, and another order."""
     expected = platt(describe_export(seeded), logits)
-    found = compare_export(seeded / name, [films], expected[:, ::-1], (GOLDEN / "film.png").read_bytes(), repeats=1)
+    found = compare_export(seeded / name, [images], expected[:, ::-1], (GOLDEN / "film.png").read_bytes(), repeats=1)
     assert found["max_difference"] > 0.1 and found["same_top5"] < 0.5 and found["largest_swap"] > 0.1
 
 
@@ -141,10 +141,10 @@ def test_lite_file_is_a_zip_archive_too(seeded):
         assert archive.read("labels.txt").decode().split() == list(PATHOLOGIES)
 
 
-def test_served_answer_fits_together(served, films):
+def test_served_answer_fits_together(served, images):
     """Ranking, lift and thresholds follow from the probabilities; calibrated and raw thresholds are the same points."""
-    facts, answer = served.facts, served.predict_pixels(films)
-    probs, rows = answer["probabilities"], np.arange(len(films))[:, None]
+    facts, answer = served.facts, served.predict_pixels(images)
+    probs, rows = answer["probabilities"], np.arange(len(images))[:, None]
     assert np.allclose(probs, platt(facts, logit(answer["raw_probabilities"])), atol=1e-5)
     order = np.argsort(-probs, axis=1, kind="stable")[:, :5]
     assert (answer["top5_label"] == np.array(PATHOLOGIES)[order]).all()
@@ -155,32 +155,32 @@ def test_served_answer_fits_together(served, films):
     assert answer["above_threshold"].any() and not answer["above_threshold"].all()
 
 
-def test_maps_average_to_the_logit_and_heatmaps_lack_what_all_films_show(served, seeded, tmp_path):
-    film = draw_film(3, ["Mass"], size=SIDE)[0]
-    Image.fromarray(film).save(tmp_path / "film.png")
+def test_maps_average_to_the_logit_and_heatmaps_lack_what_all_images_show(served, seeded, tmp_path):
+    image = draw_image(3, ["Mass"], size=SIDE)[0]
+    Image.fromarray(image).save(tmp_path / "film.png")
     data = (tmp_path / "film.png").read_bytes()
     answer, raw = served.explain([data]), served.predict([data])["raw_probabilities"][0]
-    assert (answer["films"][0, ..., 0] == film).all()
+    assert (answer["films"][0, ..., 0] == image).all()
     assert np.allclose(expit(answer["maps"][0].mean(axis=(0, 1))), raw, atol=1e-5)
     reference = np.array(json.loads((seeded / "reference_maps.json").read_text())["maps"])
     assert np.allclose(answer["maps"][0] - reference, answer["heatmaps"][0], atol=1e-5)
 
 
-def test_film_of_any_kind_is_read_as_for_training(served, tmp_path):
-    """PNG of 8 and 16 bits, RGB, RGBA, palette, JPEG, wide and high: each as `decode_film` reads it, in one batch."""
-    film = Image.fromarray(draw_film(5, size=200)[0][:, 20:170])
-    film.save(tmp_path / "gray.png")
-    Image.fromarray(np.asarray(film).astype("uint16") * 257).save(tmp_path / "deep.png")
-    film.convert("RGB").save(tmp_path / "rgb.png")
-    film.convert("RGBA").save(tmp_path / "rgba.png")
-    film.convert("P").save(tmp_path / "palette.png")
-    film.rotate(90, expand=True).save(tmp_path / "wide.png")
-    film.save(tmp_path / "film.jpg", quality=95)
+def test_image_of_any_kind_is_read_as_for_training(served, tmp_path):
+    """PNG of 8 and 16 bits, RGB, RGBA, palette, JPEG, wide and high: each as `decode_image` reads it, in one batch."""
+    image = Image.fromarray(draw_image(5, size=200)[0][:, 20:170])
+    image.save(tmp_path / "gray.png")
+    Image.fromarray(np.asarray(image).astype("uint16") * 257).save(tmp_path / "deep.png")
+    image.convert("RGB").save(tmp_path / "rgb.png")
+    image.convert("RGBA").save(tmp_path / "rgba.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    image.rotate(90, expand=True).save(tmp_path / "wide.png")
+    image.save(tmp_path / "film.jpg", quality=95)
     files = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
-    squares = np.stack([decode_film(data, SIDE).numpy() for data in files])
+    squares = np.stack([decode_image(data, SIDE).numpy() for data in files])
     answer = served.predict(files)["probabilities"]
     assert np.allclose(answer, served.predict_pixels(squares)["probabilities"], atol=1e-6)
-    with pytest.raises(ValueError, match="at least one film"):
+    with pytest.raises(ValueError, match="at least one image"):
         served.predict([])
 
 
@@ -189,7 +189,7 @@ def test_bad_bytes_are_named_and_harm_nothing(served):
     before = served.predict([good])["probabilities"]
     for signature in (served.predict, served.explain):
         with pytest.raises(ValueError, match=r"image_bytes, item 1, 3 \(from 0\): no complete PNG or JPEG"):
-            signature([good, b"no film", good, good[: len(good) // 2]])
+            signature([good, b"no image", good, good[: len(good) // 2]])
     assert (served.predict([good])["probabilities"] == before).all()
 
 
@@ -222,17 +222,17 @@ def test_export_says_what_is_missing_or_does_not_fit(seeded, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1, 256])
-def test_pixels_that_are_no_gray_levels_are_refused(served, films, value):
-    spoiled = films.copy()
+def test_pixels_that_are_no_gray_levels_are_refused(served, images, value):
+    spoiled = images.copy()
     spoiled[3, 5, 7] = value
     with pytest.raises(ValueError, match=r"^pixels: expected numbers from 0 to 255"):
         served.predict_pixels(spoiled)
 
 
-def test_a_film_is_not_taken_for_a_list_of_films(served):
-    for films in (b"one film", ["film.png"]):
+def test_a_image_is_not_taken_for_a_list_of_images(served):
+    for images in (b"one image", ["film.png"]):
         with pytest.raises(TypeError, match="expected a list of bytes"):
-            served.predict(films)
+            served.predict(images)
 
 
 def test_lite_file_with_a_bomb_at_its_end_is_refused(seeded, tmp_path):

@@ -1,4 +1,4 @@
-"""A folder of films into one CSV: every kind of file, what cannot be read, what is interrupted, strange names."""
+"""A folder of images into one CSV: every kind of file, what cannot be read, what is interrupted, strange names."""
 
 import json
 import os
@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 from made_images import encode, make_png
 
-from helpers.export import list_films, predict_folder
+from helpers.export import list_image_files, predict_folder
 from helpers.export.folder import _escape
-from helpers.packing import load_film
-from helpers.study import draw_film
+from helpers.packing import load_image
+from helpers.study import draw_image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
-FILMS = [draw_film(seed, size=96)[0] for seed in range(6)]
+IMAGES = [draw_image(seed, size=96)[0] for seed in range(6)]
 
 
 def read(path):
@@ -35,11 +35,11 @@ def write(folder, files):
     return folder
 
 
-def dicom(film, **elements):
+def dicom(image, **elements):
     pytest.importorskip("pydicom", reason="needs pydicom, see requirements.txt")
     from made_dicom import make_dicom
 
-    return make_dicom(film, **elements)
+    return make_dicom(image, **elements)
 
 
 def snapshot(folder):
@@ -47,7 +47,7 @@ def snapshot(folder):
 
 
 class Model:
-    """A model that counts the films it is asked for and may break down, or end the process, at a later batch."""
+    """A model that counts the images it is asked for and may break down, or end the process, at a later batch."""
 
     def __init__(self, model, *, fails_at=None):
         self.model, self.facts, self.folder, self.fails_at = model, model.facts, model.folder, fails_at
@@ -62,8 +62,8 @@ class Model:
 
 @pytest.fixture
 def ten(tmp_path):
-    """A folder of ten films."""
-    return write(tmp_path / "ten", {f"{k}.png": encode(np.roll(FILMS[k % 6], k, 1)) for k in range(10)})
+    """A folder of ten images."""
+    return write(tmp_path / "ten", {f"{k}.png": encode(np.roll(IMAGES[k % 6], k, 1)) for k in range(10)})
 
 
 def assert_same_rows(out, undisturbed):
@@ -72,22 +72,22 @@ def assert_same_rows(out, undisturbed):
     assert len(rows) == len(set(rows))
 
 
-# Films
+# Images
 
 
 def test_rows_say_what_the_model_says_of_each_file(tiny_model, tmp_path):
     files = {
-        "gray.png": encode(FILMS[0]),
-        "UPPER.PNG": encode(FILMS[1]),
-        "a/film.jpg": encode(FILMS[2], "JPEG"),
-        "a/film.jpeg": encode(FILMS[2][:, 8:], "JPEG"),
-        "a/b c/deep.png": encode(FILMS[3].astype(np.uint16) * 257),
-        "a/b c/rgb.png": encode(np.stack([FILMS[4]] * 3, -1)),
+        "gray.png": encode(IMAGES[0]),
+        "UPPER.PNG": encode(IMAGES[1]),
+        "a/film.jpg": encode(IMAGES[2], "JPEG"),
+        "a/film.jpeg": encode(IMAGES[2][:, 8:], "JPEG"),
+        "a/b c/deep.png": encode(IMAGES[3].astype(np.uint16) * 257),
+        "a/b c/rgb.png": encode(np.stack([IMAGES[4]] * 3, -1)),
     }
     hidden = {".hidden.png": b"", ".folder/film.png": b"", "notes.txt": b"", "labels.csv": b""}
     out = tmp_path / "new" / "out.csv"
     done = predict_folder(tiny_model, write(tmp_path / "films", files | hidden), out, batch_size=4)
-    assert (done.films, done.predicted, done.earlier, done.unreadable_csv) == (6, 6, 0, None)
+    assert (done.images, done.predicted, done.earlier, done.unreadable_csv) == (6, 6, 0, None)
     rows = read(out)
     assert list(rows["file"]) == sorted(files)
     names = tiny_model.facts["class_names"]
@@ -109,13 +109,13 @@ def test_rows_say_what_the_model_says_of_each_file(tiny_model, tmp_path):
 
 
 def test_dicom_is_read_by_any_name_and_names_nobody(tiny_model, tmp_path):
-    data = dicom(FILMS[0], PatientName="Zebulon^Quagmire", PatientID="PID-7741903", PhotometricInterpretation=None)
+    data = dicom(IMAGES[0], PatientName="Zebulon^Quagmire", PatientID="PID-7741903", PhotometricInterpretation=None)
     names = {"PatientName": "Zebulon^Quagmire", "PatientID": "PID-7741903", "StudyDescription": "Quagmire followup"}
     files = {
-        "film.dcm": dicom(FILMS[0], **names),
-        "series/IM0001": dicom(FILMS[1], **names),
-        "series/1.2.840.113619.2.55": dicom(FILMS[2], **names),
-        "lateral.DCM": dicom(FILMS[3], ViewPosition="LL", **names),
+        "film.dcm": dicom(IMAGES[0], **names),
+        "series/IM0001": dicom(IMAGES[1], **names),
+        "series/1.2.840.113619.2.55": dicom(IMAGES[2], **names),
+        "lateral.DCM": dicom(IMAGES[3], ViewPosition="LL", **names),
         "broken.dcm": data,
     }
     out = tmp_path / "out" / "films.csv"
@@ -124,15 +124,15 @@ def test_dicom_is_read_by_any_name_and_names_nobody(tiny_model, tmp_path):
     assert list(done.unreadable["file"]) == ["broken.dcm"]
     assert set(rows.index) == set(files) - {"broken.dcm"}
     for name, row in rows.iterrows():
-        expected = tiny_model.predict([load_film(files[name])[0]])["probabilities"][0]
+        expected = tiny_model.predict([load_image(files[name])[0]])["probabilities"][0]
         np.testing.assert_allclose(row.filter(like="prob_").astype(float), expected, rtol=0, atol=1e-6)
     assert "the view is LL" in rows.loc["lateral.DCM", "warnings"]
     written = b"".join(snapshot(out.parent).values())
     assert not re.search(b"zebulon|quagmire|7741903", written, re.IGNORECASE)
 
 
-def test_an_inverted_film_is_warned_of_and_predicted_all_the_same(tiny_model, tmp_path):
-    clear, inverted = draw_film(3, size=128)[0], 255 - draw_film(3, size=128)[0]
+def test_an_inverted_image_is_warned_of_and_predicted_all_the_same(tiny_model, tmp_path):
+    clear, inverted = draw_image(3, size=128)[0], 255 - draw_image(3, size=128)[0]
     folder = write(tmp_path / "films", {"clear.png": encode(clear), "inverted.png": encode(inverted)})
     done = predict_folder(tiny_model, folder, tmp_path / "out.csv")
     rows = read(done.out).set_index("file")
@@ -142,7 +142,7 @@ def test_an_inverted_film_is_warned_of_and_predicted_all_the_same(tiny_model, tm
     assert done.warned.values.tolist() == [["inverted.png", rows.loc["inverted.png", "warnings"]]]
 
 
-def test_one_film_is_a_folder_of_one(tiny_model, ten):
+def test_one_image_is_a_folder_of_one(tiny_model, ten):
     done = predict_folder(tiny_model, ten / "3.png", ten / "out.csv")
     assert list(read(done.out)["file"]) == ["3.png"]
 
@@ -154,7 +154,7 @@ def test_progress_counts_every_file(tiny_model, ten, tmp_path):
         told.append((total, initial, unit))
         return SimpleNamespace(update=told.append, close=lambda: told.append("closed"))
 
-    (ten / "bad.png").write_bytes(b"no film")
+    (ten / "bad.png").write_bytes(b"no image")
     predict_folder(tiny_model, ten, tmp_path / "out.csv", batch_size=4, progress=progress)
     assert told == [(11, 0, "film"), 4, 4, 3, "closed"]
     predict_folder(tiny_model, ten, tmp_path / "out.csv", batch_size=4, progress=progress)
@@ -165,22 +165,22 @@ def test_progress_counts_every_file(tiny_model, ten, tmp_path):
 
 
 def test_what_cannot_be_read_is_listed_and_the_rest_done(tiny_model, tmp_path, monkeypatch):
-    film = encode(FILMS[0])
+    image = encode(IMAGES[0])
     bad = {
-        "cut.png": (film[:2000], "cut short"),
-        "cut.jpg": (encode(FILMS[0], "JPEG")[:800], "cut short"),
-        "text.png": (b"Dear colleague, the film is attached.", "neither PNG nor JPEG"),
+        "cut.png": (image[:2000], "cut short"),
+        "cut.jpg": (encode(IMAGES[0], "JPEG")[:800], "cut short"),
+        "text.png": (b"Dear colleague, the image is attached.", "neither PNG nor JPEG"),
         "empty.jpg": (b"", "empty file"),
         "bomb.png": (make_png(20_000, 20_000), "declares"),
-        "header.png": (film[:20], "broken header"),
-        "tiny.png": (encode(FILMS[0][:8, :8]), "a side is below 16"),
-        "scan.tif": (encode(FILMS[0], "TIFF"), "neither PNG nor JPEG"),
-        "README": (b"no film", "neither PNG nor JPEG"),
+        "header.png": (image[:20], "broken header"),
+        "tiny.png": (encode(IMAGES[0][:8, :8]), "a side is below 16"),
+        "scan.tif": (encode(IMAGES[0], "TIFF"), "neither PNG nor JPEG"),
+        "README": (b"no image", "neither PNG nor JPEG"),
         "film.dcm": (bytes(128) + b"DICM", "needs pydicom: pip install"),
     }
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    folder = write(tmp_path / "films", {name: data for name, (data, _) in bad.items()} | {"z.png": film})
-    write(folder, {"folder.png/inside.png": film})
+    folder = write(tmp_path / "films", {name: data for name, (data, _) in bad.items()} | {"z.png": image})
+    write(folder, {"folder.png/inside.png": image})
     (folder / "link.png").symlink_to(folder / "gone.png")
     reasons = {name: reason for name, (_, reason) in bad.items()}
     reasons |= {"folder.png": "a folder", "link.png": "No such file"}
@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_done(tiny_model, tmp_path, m
     for row in listed.itertuples():
         assert reasons[row.file] in row.reason
         assert str(tmp_path) not in row.reason
-    assert (done.films, done.predicted) == (len(reasons) + 2, 2)
+    assert (done.images, done.predicted) == (len(reasons) + 2, 2)
 
     for name in reasons:  # repaired
         path = folder / name
@@ -219,12 +219,12 @@ def test_what_may_not_be_read_is_listed(tiny_model, ten, tmp_path):
 
 
 def test_a_file_that_breaks_its_reader_does_not_end_the_rest(tiny_model, ten, tmp_path, monkeypatch):
-    def read_film(path):
+    def read_image(path):
         if path.name == "4.png":
             raise RuntimeError("Zebulon^Quagmire")
-        return load_film(path)
+        return load_image(path)
 
-    monkeypatch.setattr("helpers.export.folder.load_film", read_film)
+    monkeypatch.setattr("helpers.export.folder.load_image", read_image)
     done = predict_folder(tiny_model, ten, tmp_path / "out.csv")
     assert done.unreadable.values.tolist() == [["4.png", "cannot be read (RuntimeError)"]]
     assert done.predicted == 9
@@ -294,11 +294,11 @@ def test_a_line_cut_short_is_predicted_again(tiny_model, ten, tmp_path, undistur
 
 
 @pytest.mark.parametrize("change", ["size", "time"])
-def test_a_changed_film_is_predicted_anew(tiny_model, ten, tmp_path, undisturbed, change):
+def test_a_changed_image_is_predicted_anew(tiny_model, ten, tmp_path, undisturbed, change):
     before = read(undisturbed).set_index("file")
     path = ten / "4.png"
     if change == "size":
-        path.write_bytes(encode(FILMS[0][::-1]))
+        path.write_bytes(encode(IMAGES[0][::-1]))
     else:
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     model = Model(tiny_model)
@@ -312,12 +312,12 @@ def test_a_changed_film_is_predicted_anew(tiny_model, ten, tmp_path, undisturbed
     assert (after.loc["4.png", "prob_Edema"] != before.loc["4.png", "prob_Edema"]) == (change == "size")
 
 
-def test_new_films_are_added(tiny_model, ten, undisturbed):
+def test_new_images_are_added(tiny_model, ten, undisturbed):
     before = undisturbed.read_bytes()
-    (ten / "new.png").write_bytes(encode(FILMS[2]))
+    (ten / "new.png").write_bytes(encode(IMAGES[2]))
     (ten / "0.png").unlink()
     done = predict_folder(tiny_model, ten, undisturbed)
-    assert (done.films, done.predicted, done.earlier) == (10, 1, 9)
+    assert (done.images, done.predicted, done.earlier) == (10, 1, 9)
     assert undisturbed.read_bytes().startswith(before)
 
 
@@ -328,7 +328,7 @@ def test_a_csv_of_another_model_folder_or_origin_is_refused_and_kept(tiny_model,
     note = tmp_path / "undisturbed_model.json"
     cases = [
         (other, ten, {}),
-        (tiny_model, write(tmp_path / "elsewhere", {"0.png": encode(FILMS[0])}), {}),
+        (tiny_model, write(tmp_path / "elsewhere", {"0.png": encode(IMAGES[0])}), {}),
         (tiny_model, ten, {out: b"name,age\nx,3\n"}),
         (tiny_model, ten, {out: b""}),
         (tiny_model, ten, {out: b"\xff\xfe\x00nothing"}),
@@ -337,12 +337,12 @@ def test_a_csv_of_another_model_folder_or_origin_is_refused_and_kept(tiny_model,
         (tiny_model, ten, {note: None}),
     ]
     good = {path: path.read_bytes() for path in (out, note)}
-    for model, films, changed in cases:
+    for model, images, changed in cases:
         for path, data in (good | changed).items():
             path.unlink() if data is None else path.write_bytes(data)
         before = {path: path.read_bytes() for path in (out, note) if path.exists()}
         with pytest.raises(ValueError, match=r"undisturbed.csv is no CSV of this model and this folder. Choose"):
-            predict_folder(model, films, out)
+            predict_folder(model, images, out)
         assert {path: path.read_bytes() for path in (out, note) if path.exists()} == before
 
 
@@ -355,10 +355,10 @@ def test_names_that_are_no_plain_text_do_not_break_the_csv(tiny_model, tmp_path)
         names += ["a\nb.png", "a\r\nb.png", "tab\t.png", "\x1b[31m.png", os.fsdecode(b"raw\xff.png"), "d\ne/film.png"]
     folder = tmp_path / "films"
     try:
-        write(folder, {name: encode(np.roll(FILMS[k % 6], k, 0)) for k, name in enumerate(names)})
+        write(folder, {name: encode(np.roll(IMAGES[k % 6], k, 0)) for k, name in enumerate(names)})
     except OSError as error:
         pytest.skip(f"this disk takes no such names: {error}")
-    listed = list_films(folder)
+    listed = list_image_files(folder)
     assert len({name for name, _ in listed}) == len(names)
     assert {path.relative_to(folder).as_posix() for _, path in listed} == set(names)
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
@@ -405,16 +405,16 @@ def command(monkeypatch, tiny_model):
 
 
 def test_the_command_says_what_came_of_it(command, tiny_model, ten, capsys):
-    write(ten, {"bad.png": b"x", "color.png": encode(np.stack([FILMS[0], FILMS[1], FILMS[2]], -1))})
+    write(ten, {"bad.png": b"x", "color.png": encode(np.stack([IMAGES[0], IMAGES[1], IMAGES[2]], -1))})
     run_dir = tiny_model.folder.parent
     out = ten.parent / "new" / "films.csv"
     assert command(ten, "--run-dir", run_dir, "--out", out) == 0
     said = capsys.readouterr().out
-    for part in ("11 films predicted now, 0 before", str(out), "color.png: The file is in color", "bad.png: neither"):
+    for part in ("11 images predicted now, 0 before", str(out), "color.png: The file is in color", "bad.png: neither"):
         assert part in said
     assert tiny_model.facts["notice"] in said
     assert command(ten, "--run-dir", run_dir, "--out", out) == 0
-    assert "0 films predicted now, 11 before" in capsys.readouterr().out
+    assert "0 images predicted now, 11 before" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_a_sentence(command, tiny_model, ten, tmp_path):
@@ -423,7 +423,7 @@ def test_the_command_ends_with_a_sentence(command, tiny_model, ten, tmp_path):
     foreign = write(tmp_path, {"foreign.csv": b"a,b\n"}) / "foreign.csv"
     assert "make predict IMAGES=folder" in command("", *run)
     assert re.fullmatch(r".*gone is missing\. Give a folder .*", command(tmp_path / "gone", *run, "--out", "x.csv"))
-    assert "holds no film. Give a folder" in command(tmp_path / "nothing", *run, "--out", tmp_path / "x.csv")
+    assert "holds no image. Give a folder" in command(tmp_path / "nothing", *run, "--out", tmp_path / "x.csv")
     assert "saved_model is missing" in command(ten, "--run-dir", tmp_path / "none")
     assert "Choose another file" in command(ten, *run, "--out", foreign)
     assert "Choose another file" in command(ten, *run, "--out", tmp_path / "nothing")  # a folder
@@ -433,9 +433,9 @@ def test_the_command_ends_with_a_sentence(command, tiny_model, ten, tmp_path):
 
 def test_make_predict_passes_its_settings_on():
     said = subprocess.run(
-        ["make", "-n", "-o", ".venv/run", "predict", "IMAGES=my films", "OUT=a b.csv", "RUN_DIR=run"],
+        ["make", "-n", "-o", ".venv/run", "predict", "IMAGES=my images", "OUT=a b.csv", "RUN_DIR=run"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     ).stdout
-    assert 'scripts/predict.py "my films" --run-dir "run" --out "a b.csv"' in said
+    assert 'scripts/predict.py "my images" --run-dir "run" --out "a b.csv"' in said

@@ -48,7 +48,7 @@ def test_the_hubs_own_library_reads_the_header(run_dir):
     assert data.license == "apache-2.0" and len(data.eval_results) == 14  # the mean and 13 findings with an AUC
 
 
-def test_scores_of_header_and_table_are_those_of_the_test_films(run_dir):
+def test_scores_of_header_and_table_are_those_of_the_test_images(run_dir):
     card = fill_model_card(run_dir)
     aucs = pd.read_csv(run_dir / "aucs.csv").query("split == 'test'").set_index("pathology")
     indexed = {m["name"]: m["value"] for m in header_of(card)["model-index"][0]["results"][0]["metrics"]}
@@ -73,7 +73,7 @@ def test_subgroups_are_told_with_size_interval_and_star(run_dir):
     text = section_of(fill_model_card(run_dir), "Metrics by subgroup")
     table = pd.read_csv(run_dir / "figures" / "03_subgroups_auc.csv").set_index(["group", "pathology"])
     views = text.partition("| by view |")[2]
-    assert views.startswith(" PA, 100 films | AP, 100 films |")
+    assert views.startswith(" PA, 100 images | AP, 100 images |")
     cells = rows_of(views)["Pleural Thickening"]
     for cell, group in zip(cells, ("PA", "AP"), strict=True):
         row = table.loc[(group, "Pleural_Thickening")]
@@ -84,7 +84,7 @@ def test_subgroups_are_told_with_size_interval_and_star(run_dir):
 def test_names_split_seed_versions_and_patients_of_the_run(run_dir):
     details = rows_of(section_of(fill_model_card(run_dir), "Model details"))
     assert details["Split"] == [f"official, SHA-256 `{'ab' * 32}`"]
-    assert details["Films / patients"] == ["train 1,200 / 600, val 100 / 50, test 300 / 60"]
+    assert details["Images / patients"] == ["train 1,200 / 600, val 100 / 50, test 300 / 60"]
     assert details["Training"] == ["3 epochs, best 3, seed 7"] and "Keras 3.15.1" in details["Versions"][0]
     assert details["Patients in two parts"][0].startswith("validation with test: 0")
 
@@ -100,7 +100,7 @@ def test_a_synthetic_run_says_so_in_tags_and_first_lines(run_dir):
     card = fill_model_card(run_dir)
     assert "synthetic" in header_of(card)["tags"] and "datasets" not in header_of(card)
     assert card.partition("\n---\n\n")[2].startswith("> **Synthetic run.**")
-    assert "trained on synthetic films" in header_of(card)["model-index"][0]["name"]
+    assert "trained on synthetic images" in header_of(card)["model-index"][0]["name"]
 
 
 def test_a_real_run_names_its_data_and_their_terms(tmp_path):
@@ -122,7 +122,7 @@ OPTIONAL = {
     "localization.csv": "Heatmaps against boxes: not measured",
     "exports/parity.json": "from Keras: not measured",
     "figures/03_calibration.csv": "Calibration error: not measured",
-    "figures/03_aucs.csv": "without looking at a film: not measured",
+    "figures/03_aucs.csv": "without looking at an image: not measured",
     "figures/03_subgroups_auc.csv": "By view, sex and age: not measured",
     "figures/03_gaps.csv": "between groups: not measured",
 }
@@ -219,7 +219,7 @@ def test_a_run_on_chestmnist_claims_no_patients(tmp_path):
     card = fill_model_card(folder)
     header, _, text = card.partition("\n---\n")
     assert "chestmnist" in header and "alkzar90" not in header
-    assert "train 1,200 / unknown" in text and "resampled films" in text and "over films (no patient ids)" in text
+    assert "train 1,200 / unknown" in text and "resampled images" in text and "over images (no patient ids)" in text
     assert "Scores on ChestMNIST's random split do not compare" in text and "CC BY 4.0" in text
     assert not re.search(r"\d patients|over patients|resampled patients", text)
-    assert "By view, sex and age: not measured." in text and "sex, age, view and films a patient" not in text
+    assert "By view, sex and age: not measured." in text and "sex, age, view and images a patient" not in text

@@ -32,7 +32,7 @@ def gathered(gathered_runs):
 
 @pytest.fixture
 def release(request, gathered_runs, tmp_path):
-    """A copy of a release to break, of the run on real films where the test does not say."""
+    """A copy of a release to break, of the run on real radiographs where the test does not say."""
     return shutil.copytree(gathered_runs[getattr(request, "param", "real")][1], tmp_path / "hub")
 
 
@@ -164,7 +164,7 @@ BREAKS = {
     "predictions": (add("predictions.csv"), "predictions.csv does not belong"),
     "DICOM": (add("film.dcm"), "film.dcm does not belong"),
     "film": (add("exports/00000001_000.png"), "exports/00000001_000.png does not belong"),
-    "film among figures": (add("figures/04_hits_and_misses.png"), "does not belong"),
+    "image among figures": (add("figures/04_hits_and_misses.png"), "does not belong"),
     "hidden": (add(".env"), ".env does not belong"),
     "hidden in a folder": (add("saved_model/.cache/x"), "saved_model/.cache/x does not belong"),
     "executable": (lambda folder: (folder / "exports" / "model.onnx").chmod(0o755), "is executable"),
@@ -197,9 +197,9 @@ def test_tags_that_deny_the_run_are_found(release):
 
 
 @BOTH
-def test_names_of_patients_films_are_found_in_real_runs(release):
+def test_names_of_patients_images_are_found_in_real_runs(release):
     write_json(release / "exports" / "golden.json", {"film": "00012345_001.png"})
-    named = any("patient's film" in problem for problem in check_release(release))
+    named = any("patient's image" in problem for problem in check_release(release))
     assert named != json.loads((release / "run.json").read_text())["synthetic"]
 
 

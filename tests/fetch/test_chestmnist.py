@@ -63,7 +63,7 @@ def study(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_films_labels_and_parts_are_those_of_the_file(tmp_path, arrays, compress):
+def test_images_labels_and_parts_are_those_of_the_file(tmp_path, arrays, compress):
     write_chestmnist_study(save(tmp_path / "a.npz", arrays, compress), tmp_path / "study", 16)
     images, rows = list_images(tmp_path / "study"), load_metadata(tmp_path / "study")
     rows["split"] = make_split(rows, tmp_path / "study", split=CHESTMNIST)
@@ -83,7 +83,7 @@ def test_no_patients_are_made_up(study):
     mark = json.loads((study / "chestmnist.json").read_text())
     assert mark["license"] == "CC BY 4.0" and mark["source"] == "here" and "Yang" in mark["citation"]
     assert mark["counts"] == {"train": 7, "val": 3, "test": 4} and mark["complete"]
-    assert name_unit(CHESTMNIST) == "films (no patient ids)" and name_unit("official") == "patients"
+    assert name_unit(CHESTMNIST) == "images (no patient ids)" and name_unit("official") == "patients"
 
 
 def test_unknown_sex_and_view_are_accepted_nowhere_else(study):
@@ -100,10 +100,10 @@ def test_it_has_one_split_and_no_other_study_has_that(study, phantom_dir, split)
         make_split(load_metadata(phantom_dir), phantom_dir, split=CHESTMNIST)
 
 
-def test_films_of_another_name_have_no_part(study):
+def test_images_of_another_name_have_no_part(study):
     rows = load_metadata(study)
     rows.loc[3, "image"] = "00000001_000.png"
-    with pytest.raises(ValueError, match=r"00000001_000\.png is no film of ChestMNIST"):
+    with pytest.raises(ValueError, match=r"00000001_000\.png is no image of ChestMNIST"):
         make_split(rows, study, split=CHESTMNIST)
 
 
@@ -119,16 +119,16 @@ def test_it_is_packed_like_any_study(study, tmp_path):
     assert json.dumps(report).count("patient") == json.dumps(line).count("patient") + 2  # and two names of empty tables
 
 
-def test_a_quick_look_takes_the_first_films_of_each_part(tmp_path, arrays):
-    write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, films=4)
+def test_a_quick_look_takes_the_first_images_of_each_part(tmp_path, arrays):
+    write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, images=4)
     names = load_metadata(tmp_path / "study")["image"]
     assert names.str.split("-").str[1].value_counts().to_dict() == {"train": 4, "val": 3, "test": 4}
-    with pytest.raises(ValueError, match="holds ChestMNIST at 16 pixels, 4 films a part, and 16 pixels, all films"):
+    with pytest.raises(ValueError, match="holds ChestMNIST at 16 pixels, 4 images a part, and 16 pixels, all images"):
         write_chestmnist_study(tmp_path / "a.npz", tmp_path / "study", 16)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    arrays = make_arrays(128, (3000, 1, 1))  # 49 MB of films
+    arrays = make_arrays(128, (3000, 1, 1))  # 49 MB of images
     path = save(tmp_path / "a.npz", arrays, compress=False)
     del arrays
     tracemalloc.start()
@@ -145,11 +145,11 @@ def test_an_interrupted_call_begins_anew_and_a_finished_one_is_left(tmp_path, ar
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("helpers.fetch.chestmnist._write_films", fail)
+        patch.setattr("helpers.fetch.chestmnist._write_images", fail)
         with pytest.raises(KeyboardInterrupt):
             write_chestmnist_study(path, study, 16)
     with monkeypatch.context() as patch:
-        patch.setattr("helpers.fetch.chestmnist.local_draft", fail)  # the films are there, the labels are not
+        patch.setattr("helpers.fetch.chestmnist.local_draft", fail)  # the images are there, the labels are not
         with pytest.raises(KeyboardInterrupt):
             write_chestmnist_study(path, study, 16)
     write_chestmnist_study(path, study, 16)
@@ -207,7 +207,7 @@ def served(tmp_path, arrays):
     with FaultyServer() as server:
         server.files["/chestmnist_64.npz"] = data
         url = f"{server.url}/chestmnist_64.npz"
-        yield server, RemoteFile("chestmnist_64.npz", url, about=9, md5=hashlib.md5(data).hexdigest(), films=14)
+        yield server, RemoteFile("chestmnist_64.npz", url, about=9, md5=hashlib.md5(data).hexdigest(), images=14)
 
 
 def test_it_is_fetched_once_resumed_and_the_file_removed(served, tmp_path):
@@ -234,11 +234,11 @@ def test_a_wrong_md5_is_refused(served, tmp_path):
 def test_the_plan_is_told_and_room_is_checked(served, tmp_path, monkeypatch):
     server, file = served
     size = len(server.files["/chestmnist_64.npz"])
-    plan = plan_chestmnist(file, tmp_path / "study", 16, films=2, packed_side=32)
+    plan = plan_chestmnist(file, tmp_path / "study", 16, images=2, packed_side=32)
     assert plan.download == size and plan.peak == size + 6 * 256 and plan.kept == 6 * 256
     usage = types.SimpleNamespace(free=2**26 + 5000)
     monkeypatch.setattr("helpers.fetch.downloads.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match=r"bytes are needed and .*Fewer CHESTMNIST_FILMS or"):
+    with pytest.raises(DownloadError, match=r"bytes are needed and .*Fewer CHESTMNIST_IMAGES or"):
         plan_chestmnist(file, tmp_path / "study", 16)
 
 

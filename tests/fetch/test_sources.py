@@ -16,7 +16,7 @@ from helpers.fetch import (
 )
 from helpers.fetch.sources import KAGGLE_MOUNTS, is_known_metadata, parse_archives
 from helpers.runtime import hash_file
-from helpers.study import has_patients, list_images, load_metadata, tell_study
+from helpers.study import has_patients, identify_study, list_images, load_metadata
 
 
 def lay_study(folder, images="images_001/images"):
@@ -51,7 +51,7 @@ def test_nothing_attached_is_an_error_that_says_where_was_looked_and_what_to_do(
         find_attached_study(tmp_path)
 
 
-def test_folders_of_films_are_not_opened(tmp_path, monkeypatch):
+def test_folders_of_images_are_not_opened(tmp_path, monkeypatch):
     study = lay_study(tmp_path / "nih")
     (tmp_path / "films" / "images").mkdir(parents=True)
     opened, scan = [], os.scandir
@@ -73,16 +73,16 @@ def test_a_study_elsewhere_appears_by_links(tmp_path, phantom_dir):
 
 
 def test_what_marks_a_study_comes_along_with_it(tmp_path, phantom_dir):
-    """Without its mark, a drawn film would count as real, and ChestMNIST's films would have patients."""
+    """Without its mark, a synthetic image would count as real, and ChestMNIST's images would have patients."""
     chestmnist = lay_study(tmp_path / "input" / "mine", "images")
     (chestmnist / "chestmnist.json").write_text("{}")
     link_study(chestmnist, tmp_path / "mnist")
     assert not has_patients(tmp_path / "mnist")
     link_study(phantom_dir, tmp_path / "drawn")
-    assert tell_study(tmp_path / "drawn", load_metadata(tmp_path / "drawn")) == "synthetic"
+    assert identify_study(tmp_path / "drawn", load_metadata(tmp_path / "drawn")) == "synthetic"
 
 
-def test_films_of_another_kind_are_not_mixed_with_those_linked_to(tmp_path):
+def test_images_of_another_kind_are_not_mixed_with_those_linked_to(tmp_path):
     (lay_study(tmp_path / "data", "images") / "chestmnist.json").write_text("{}")
     with pytest.raises(ValueError, match=r"data holds another study, by its chestmnist\.json: name another DATA_DIR"):
         link_study(lay_study(tmp_path / "nih"), tmp_path / "data")
@@ -112,10 +112,10 @@ def test_other_names_of_archives_are_refused(text):
 
 
 @pytest.mark.parametrize("source", ["nih_box", "hugging_face"])
-def test_the_archives_hold_all_films_of_the_label_file(source, shared_data):
+def test_the_archives_hold_all_images_of_the_label_file(source, shared_data):
     study = list_remote_study(source)
     rows = load_metadata(shared_data / "nih_metadata")
-    assert len(study.archives) == 12 and sum(archive.films for archive in study.archives) == len(rows)
+    assert len(study.archives) == 12 and sum(archive.images for archive in study.archives) == len(rows)
     assert len({archive.url for archive in study.archives}) == len({archive.name for archive in study.archives}) == 12
     assert all(archive.url.startswith("https://") and archive.about > 2e9 for archive in study.archives)
     assert [archive.stem for archive in study.archives][::11] == ["images_001", "images_012"]

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from faulty_server import FaultyServer, answer, cut_after, serve
-from made_archives import LISTS, make_film, make_tar, make_zip, serve_study
+from made_archives import LISTS, make_image, make_tar, make_zip, serve_study
 
 from helpers.fetch import ArchiveError, DownloadError, fetch_study, plan_fetch, streaming
 from helpers.fetch.plan import ask_sizes, claim_folder
 from helpers.fetch.sources import RemoteFile, RemoteStudy
 from helpers.packing import pack_study
-from helpers.packing.image_cache import load_film_store
+from helpers.packing.image_cache import load_image_cache
 from helpers.study import PATHOLOGIES, list_images
 
 SIDE = 32
@@ -57,16 +57,16 @@ def asked(server, ending=".gz"):
 STREAMED = [*(f"films-32/images_00{n}.{ending}" for n in (1, 2, 3) for ending in ("json", "npy")), *sorted(LISTS)[::-1]]
 
 
-def test_streamed_films_pack_to_the_same_bytes_as_a_folder_of_them(server, tmp_path):
-    study, films = serve_study(server)
+def test_streamed_images_pack_to_the_same_bytes_as_a_folder_of_them(server, tmp_path):
+    study, rows = serve_study(server)
     stores = fetch_study(study, tmp_path / "nih", side=SIDE, **QUICK)
     assert names(tmp_path / "nih") == sorted(STREAMED)
     assert fetch_study(study, tmp_path / "whole", **QUICK) == []
     images = list_images(tmp_path / "whole")
-    assert {name: path.read_bytes() for name, path in images.items()} == films
-    options = {"split_name": "random_patients", "side": SIDE, "shard_films": 4}
-    one = pack_study(make_rows(films), stores, tmp_path / "one", **options)
-    other = pack_study(make_rows(films), images, tmp_path / "other", **options)
+    assert {name: path.read_bytes() for name, path in images.items()} == rows
+    options = {"split_name": "random_patients", "side": SIDE, "shard_images": 4}
+    one = pack_study(make_rows(rows), stores, tmp_path / "one", **options)
+    other = pack_study(make_rows(rows), images, tmp_path / "other", **options)
     assert len(one.index) == 15 and read_shards(one) == read_shards(other)
 
 
@@ -77,31 +77,31 @@ def test_what_is_finished_is_not_fetched_again(server, tmp_path):
     assert [len(store.images) for store in fetch_study(study, tmp_path, side=SIDE, **QUICK)] == [5, 5, 5]
     assert not server.asked
     fetch_study(dataclasses.replace(study, archives=study.archives[:1]), tmp_path, side=48, **QUICK)
-    assert asked(server) == ["/images_001.tar.gz"]  # films of another side have to come again
+    assert asked(server) == ["/images_001.tar.gz"]  # images of another side have to come again
 
 
-def test_films_that_are_there_already_are_shrunk_and_stay(server, tmp_path):
-    study, films = serve_study(server, n_archives=1)
+def test_images_that_are_there_already_are_shrunk_and_stay(server, tmp_path):
+    study, images = serve_study(server, n_archives=1)
     fetch_study(study, tmp_path, **QUICK)
     server.asked.clear()
     fetch_study(study, tmp_path, side=SIDE, **QUICK)
-    assert not server.asked and set(list_images(tmp_path)) == set(films)
+    assert not server.asked and set(list_images(tmp_path)) == set(images)
 
 
 @pytest.mark.parametrize("make", [make_tar, make_zip], ids=["tar", "zip"])
-def test_both_kinds_of_archives_and_films_without_a_folder_of_their_own(server, tmp_path, make):
-    films = {f"{k:08d}_000.png": make_film(k) for k in range(3)}
+def test_both_kinds_of_archives_and_images_without_a_folder_of_their_own(server, tmp_path, make):
+    images = {f"{k:08d}_000.png": make_image(k) for k in range(3)}
     ending = "zip" if make is make_zip else "tar.gz"
-    server.files["/a"] = make(films)
-    study = RemoteStudy((), (RemoteFile(f"images_001.{ending}", f"{server.url}/a", about=1, films=9),), "")
+    server.files["/a"] = make(images)
+    study = RemoteStudy((), (RemoteFile(f"images_001.{ending}", f"{server.url}/a", about=1, images=9),), "")
     fetch_study(study, tmp_path, **QUICK)
-    assert set(list_images(tmp_path)) == set(films)
+    assert set(list_images(tmp_path)) == set(images)
     (store,) = fetch_study(study, tmp_path, side=SIDE, **QUICK)
-    assert store.images == sorted(films) and not store.excluded
+    assert store.images == sorted(images) and not store.excluded
 
 
 def test_a_server_that_fails_in_every_way_is_outlasted(server, tmp_path):
-    study, films = serve_study(server)
+    study, images = serve_study(server)
     size = study.archives[0].size
     server.faults = {
         "/images_001.tar.gz": [cut_after(size // 2), serve(shift=7), cut_after(size // 3), serve(ignore_range=True)],
@@ -114,7 +114,7 @@ def test_a_server_that_fails_in_every_way_is_outlasted(server, tmp_path):
         "/test_list.txt": [answer(500)],
     }
     stores = fetch_study(study, tmp_path, side=SIDE, **QUICK)
-    assert sorted(image for store in stores for image in store.images) == sorted(films)
+    assert sorted(image for store in stores for image in store.images) == sorted(images)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_wrong_answer_ends_it_names_the_archive_and_keeps_what_is_done(server,
         DownloadError, match=rf"^images_002\.tar\.gz: .*{said}.*Kept: images_001\.tar\.gz\. Run this again"
     ):
         fetch_study(study, tmp_path, side=SIDE, **QUICK)
-    assert load_film_store(tmp_path / "films-32", "images_001") and not list(tmp_path.rglob("*.part"))
+    assert load_image_cache(tmp_path / "films-32", "images_001") and not list(tmp_path.rglob("*.part"))
     server.asked.clear()
     assert len(fetch_study(study, tmp_path, side=SIDE, **QUICK)) == 3
     assert asked(server) == ["/images_002.tar.gz", "/images_003.tar.gz"]
@@ -155,18 +155,18 @@ def test_a_small_file_that_cannot_be_had_names_the_page_and_the_folder(server, t
     assert not asked(server)  # before any archive
 
 
-def test_an_archive_that_unpacks_to_more_than_planned_or_holds_other_films_is_refused(server, tmp_path):
+def test_an_archive_that_unpacks_to_more_than_planned_or_holds_other_images_is_refused(server, tmp_path):
     study, _ = serve_study(server, n_archives=1)
     (archive,) = study.archives
-    server.files["/a"] = make_tar({"00000001_000.png": make_film(0, 1000) + bytes(3_000_000)})
+    server.files["/a"] = make_tar({"00000001_000.png": make_image(0, 1000) + bytes(3_000_000)})
     bomb = dataclasses.replace(archive, url=f"{server.url}/a", size=None, md5=None)
     with pytest.raises(ArchiveError, match=r"images_001\.tar\.gz: .*unpacks to more than"):
         fetch_study(RemoteStudy((), (bomb,), ""), tmp_path, side=SIDE, **QUICK)
-    for films in ({}, {f"{k:08d}_000.png": make_film(k, 16) for k in range(6)}):
-        server.files["/a"] = make_tar(films)
+    for images in ({}, {f"{k:08d}_000.png": make_image(k, 16) for k in range(6)}):
+        server.files["/a"] = make_tar(images)
         (tmp_path / "downloads" / "images_001.tar.gz").unlink(missing_ok=True)
         (tmp_path / "downloads" / "images_001.tar.gz.sha256").unlink(missing_ok=True)
-        with pytest.raises(ArchiveError, match=f"{len(films)} PNGs are in it, up to 5 are expected"):
+        with pytest.raises(ArchiveError, match=f"{len(images)} PNGs are in it, up to 5 are expected"):
             fetch_study(RemoteStudy((), (bomb,), ""), tmp_path, side=SIDE, **QUICK)
         streaming.remove_folder(tmp_path / "downloads" / "images_001")
 
@@ -195,7 +195,7 @@ def test_a_second_process_is_kept_out(server, tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["chestmnist.json", "phantom.json"])
-def test_nih_s_films_are_not_fetched_into_a_folder_of_others(server, tmp_path, mark):
+def test_nih_s_images_are_not_fetched_into_a_folder_of_others(server, tmp_path, mark):
     study, _ = serve_study(server)
     (tmp_path / mark).write_text("{}")
     for call in (plan_fetch, fetch_study):
@@ -204,10 +204,10 @@ def test_nih_s_films_are_not_fetched_into_a_folder_of_others(server, tmp_path, m
     assert not server.asked
 
 
-def test_a_streamed_study_taken_for_a_folder_of_films_says_how_to_read_it(server, tmp_path):
+def test_a_streamed_study_taken_for_a_folder_of_images_says_how_to_read_it(server, tmp_path):
     study, _ = serve_study(server)
     fetch_study(study, tmp_path, side=SIDE, **QUICK)
-    with pytest.raises(FileNotFoundError, match=r"no images, only films-32, .*give the FETCH and the SIDE"):
+    with pytest.raises(FileNotFoundError, match=r"no images, only images-32, .*give the FETCH and the SIDE"):
         list_images(tmp_path)
 
 
@@ -216,13 +216,13 @@ class Killed(BaseException):
 
 
 KILLS = (1, 3)  # of the calls of a stage
-STAGES = ("download_file", "unpack_archive", "shrink_films", "remove_folder")
+STAGES = ("download_file", "unpack_archive", "shrink_images", "remove_folder")
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_between_any_two_stages_it_goes_on(server, tmp_path, monkeypatch, stage, when):
-    study, films = serve_study(server)
+    study, images = serve_study(server)
     function, calls = getattr(streaming, stage), []
 
     def call(*arguments, **options):
@@ -239,7 +239,7 @@ def test_killed_between_any_two_stages_it_goes_on(server, tmp_path, monkeypatch,
         with pytest.raises(Killed):
             fetch_study(study, tmp_path, side=SIDE, **QUICK)
     stores = fetch_study(study, tmp_path, side=SIDE, **QUICK)
-    assert sorted(image for store in stores for image in store.images) == sorted(films)
+    assert sorted(image for store in stores for image in store.images) == sorted(images)
     assert names(tmp_path) == sorted(STREAMED)
     assert len(asked(server)) <= 3 + (stage == "download_file")  # nothing that was whole came twice
 
@@ -265,7 +265,7 @@ fetch_study(study, sys.argv[2], pause=0.01)
 
 
 def test_killed_within_a_download_it_goes_on_at_the_byte(server, tmp_path):
-    study, films = serve_study(server, n_archives=2, side=500)
+    study, images = serve_study(server, n_archives=2, side=500)
     half, waiting = study.archives[1].size // 2, threading.Event()
 
     def stall(handler):
@@ -292,7 +292,7 @@ def test_killed_within_a_download_it_goes_on_at_the_byte(server, tmp_path):
     kept = part.stat().st_size
     assert kept
     fetch_study(study, tmp_path, **QUICK)
-    assert {name: path.read_bytes() for name, path in list_images(tmp_path).items()} == films
+    assert {name: path.read_bytes() for name, path in list_images(tmp_path).items()} == images
     assert asked(server) == ["/images_001.tar.gz", "/images_002.tar.gz", "/images_002.tar.gz"]
     assert server.asked[-1][1] == f"bytes={kept}-"
 
@@ -306,7 +306,7 @@ def measure(folder):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_disk_never_holds_more_than_the_plan_says(server, tmp_path, monkeypatch, stream):
-    study, films = serve_study(server, n_archives=4, films=4, side=160)
+    study, images = serve_study(server, n_archives=4, images=4, side=160)
     plan = plan_fetch(study, tmp_path, side=96, stream=stream, retries=0)
     highest = []
 
@@ -320,12 +320,12 @@ def test_the_disk_never_holds_more_than_the_plan_says(server, tmp_path, monkeypa
 
     monkeypatch.setattr(
         "helpers.fetch.archives.os.replace", watched(os.replace)
-    )  # where archive and films are there, whole
+    )  # where archive and images are there, whole
     for stage in STAGES:
         monkeypatch.setattr(streaming, stage, watched(getattr(streaming, stage)))
     fetch_study(study, tmp_path, side=96 if stream else None, **QUICK)
-    slack = 8_000  # of headers, lists and the stores' JSON files, against 410,000 bytes of films
-    whole = sum(map(len, films.values()))
+    slack = 8_000  # of headers, lists and the stores' JSON files, against 410,000 bytes of images
+    whole = sum(map(len, images.values()))
     assert 0.8 * plan.peak < max(highest) <= plan.peak + slack
     assert measure(tmp_path) <= plan.kept + slack and plan.download == sum(a.size for a in study.archives)
     assert max(highest) < 0.8 * whole if stream else max(highest) > whole

@@ -1,4 +1,4 @@
-"""Whole chains of notebooks on studies of all kinds: bad films, other splits, real films if at hand."""
+"""Whole chains of notebooks on studies of all kinds: bad images, other splits, real radiographs if at hand."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from chain import DENSENET, XVISION, call_chain, check_artifacts, check_nodules,
 from helpers.export import fill_model_card
 from helpers.packing import load_packed_study
 from helpers.runtime.settings import ROOT
-from helpers.study import write_phantom_study
+from helpers.study import write_synthetic_study
 from helpers.training import DENSENET121, load_densenet121
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -19,7 +19,7 @@ from run_notebooks import show_results
 
 
 def spoil(path, how):
-    """Puts in the place of a film what downloads leave behind."""
+    """Puts in the place of an image what downloads leave behind."""
     if how == "html":
         path.write_bytes(b"<!DOCTYPE html><html>404</html>")
     elif how == "truncated":
@@ -35,8 +35,8 @@ def spoil(path, how):
 
 @pytest.fixture
 def study(tmp_path):
-    """A study of 120 films with a bad one at every tenth place."""
-    write_phantom_study(tmp_path / "a study", n_images=120, size=48, seed=3)
+    """A study of 120 images with a bad one at every tenth place."""
+    write_synthetic_study(tmp_path / "a study", n_images=120, size=48, seed=3)
     for number, path in enumerate(sorted((tmp_path / "a study" / "images").iterdir())[::10]):
         spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
     return tmp_path / "a study"
@@ -47,7 +47,7 @@ def read_counts(run_dir):
     return record["found"], record["missing"], len(record["unreadable"])
 
 
-def test_chain_of_densenet121_goes_on_past_bad_films_and_without_the_study(study, tmp_path, capsys):
+def test_chain_of_densenet121_goes_on_past_bad_images_and_without_the_study(study, tmp_path, capsys):
     """They are listed, the rest is packed, in two steps, and the whole network trained on it, measured, explained and
     exported from a copy of the packed study alone, to which nothing may be written."""
     settings = ("SPLIT=random_patients", f"BLOCKS={list(DENSENET121)}", "RECORDS=png")
@@ -88,7 +88,7 @@ def test_a_split_by_image_is_measured_and_said_to_leak(study, tmp_path):
 
 @pytest.fixture
 def real_study(shared_data, tmp_path):
-    """A function that lays real films of a kind and the whole metadata of NIH into a folder."""
+    """A function that lays real radiographs of a kind and the whole metadata of NIH into a folder."""
 
     def lay(kind, place):
         shutil.copytree(shared_data / "nih_metadata", tmp_path / "nih")
@@ -99,11 +99,11 @@ def real_study(shared_data, tmp_path):
     return lay
 
 
-def test_chain_on_real_films(real_study, tmp_path):
+def test_chain_on_real_images(real_study, tmp_path):
     """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
     study, found = real_study("nih_sample/images", "images")
     only = (*DENSENET, XVISION)
-    nodules = ("SOURCE=nih", "BACKBONES=VGG16")  # few of the films are of test patients
+    nodules = ("SOURCE=nih", "BACKBONES=VGG16")  # few of the images are of test patients
     run_chain(study, tmp_path / "run", tmp_path / "packed", "RECIPE=original", *nodules, only=only)
     predictions = check_artifacts(tmp_path / "run", only=only)
     counts = check_nodules(tmp_path / "run" / "xvision-nih")["counts"]
@@ -113,7 +113,7 @@ def test_chain_on_real_films(real_study, tmp_path):
     assert read_counts(tmp_path / "run") == (304, 112_120 - 304, 0)
 
 
-def test_real_films_of_full_size_in_numbered_folders(real_study, tmp_path):
+def test_real_images_of_full_size_in_numbered_folders(real_study, tmp_path):
     """Packing is all that differs from the chain above."""
     study, found = real_study("nih_original/images_001/images", "images_001/images")
     run_chain(study, tmp_path / "run", tmp_path / "packed", only=DENSENET[:1])
@@ -123,7 +123,7 @@ def test_real_films_of_full_size_in_numbered_folders(real_study, tmp_path):
 
 
 def test_nodules_of_jsrt(shared_data, tmp_path):
-    """Real films with positions of their nodules, and a run without the network that BACKBONES asks for by default."""
+    """Real radiographs with positions of their nodules, and a run without the network that BACKBONES asks for by default."""
     folder = str(shared_data / "jsrt")
     settings = ("SOURCE=jsrt", f"SOURCE_DIR={folder}")
     answer = call_chain(tmp_path / "none", tmp_path / "run", tmp_path / "packed", *settings, only=(XVISION,))
@@ -132,4 +132,4 @@ def test_nodules_of_jsrt(shared_data, tmp_path):
     printed = run_chain(tmp_path / "none", tmp_path / "run", tmp_path / "packed", *settings, only=(XVISION,))
     study = check_nodules(tmp_path / "run" / "xvision-jsrt")
     assert (study["counts"]["Nodule"], study["counts"]["Normal"], study["counts"]["boxes"]) == (154, 93, 154)
-    assert study["saliency"][0]["n_images"] == 3 and "Nodules (jsrt, 247 films), on VGG16 features (none)" in printed
+    assert study["saliency"][0]["n_images"] == 3 and "Nodules (jsrt, 247 images), on VGG16 features (none)" in printed

@@ -1,4 +1,4 @@
-"""The whole chain of notebooks as `make run` executes it, shortened, on drawn films, and what follows on such a run."""
+"""The whole chain of notebooks as `make run` executes it, shortened, on synthetic images, and what follows on such a run."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def evaluate(study, run_dir, *settings, only="03_evaluate"):
 
 @pytest.fixture(scope="module")
 def drawn_run(tmp_path_factory):
-    """A shortened run on 300 drawn films, in two stages from a weights file like that of keras.applications.
+    """A shortened run on 300 synthetic images, in two stages from a weights file like that of keras.applications.
 
     It was paused for its time budget once, in the first stage, and went on.
     """
@@ -34,10 +34,10 @@ def drawn_run(tmp_path_factory):
     from keras.src.applications.densenet import DenseNet
     from keras.src.legacy.saving import legacy_h5_format
 
-    from helpers.study import write_phantom_study
+    from helpers.study import write_synthetic_study
 
     folder = tmp_path_factory.mktemp("drawn")
-    write_phantom_study(folder / "study", n_images=300, size=64, seed=2)
+    write_synthetic_study(folder / "study", n_images=300, size=64, seed=2)
     backbone = DenseNet([1, 1, 1, 1], include_top=False, weights=None)
     with h5py.File(folder / "notop.h5", "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
@@ -50,7 +50,7 @@ def drawn_run(tmp_path_factory):
     return folder, printed, settings
 
 
-def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
+def test_chain_on_drawn_images_leaves_every_artifact(drawn_run):
     folder, printed, _ = drawn_run
     predictions = check_artifacts(folder / "run", only=())
     test_list = (folder / "study" / "test_list.txt").read_text().split()
@@ -66,7 +66,7 @@ def test_chain_on_drawn_films_leaves_every_artifact(drawn_run):
 def test_study_of_nodules_uses_the_network_of_the_run(drawn_run):
     folder, printed, _ = drawn_run
     study = check_nodules(folder / "run" / "xvision-phantom")
-    assert study["counts"]["films"] == 60 and "Nodules (phantom, 60 films), on" in printed
+    assert study["counts"]["films"] == 60 and "Nodules (phantom, 60 images), on" in printed
     scores = pd.read_csv(folder / "run" / "xvision-phantom" / "scores.csv")
     assert set(scores["features"]) == {"VGG16, random weights", "DenseNet121, trained on study"}
     if study["saliency"]:
@@ -94,16 +94,16 @@ def test_run_record_names_split_seed_and_machine(drawn_run):
     assert record["weights_sha256"] == hashlib.sha256(weights).hexdigest()
 
 
-def test_saved_model_reads_any_film_and_needs_nothing_of_ours(drawn_run, tmp_path):
+def test_saved_model_reads_any_image_and_needs_nothing_of_ours(drawn_run, tmp_path):
     """In a fresh process that imports TensorFlow alone: bytes in, the probabilities of predictions.csv out."""
     folder, _, _ = drawn_run
     predictions = pd.read_csv(folder / "run" / "predictions.csv").set_index("image")
     name, path = next((n, p) for n, p in list_images(folder / "study").items() if n in predictions.index)
     from PIL import Image
 
-    film = Image.open(path)
-    film.convert("RGBA").resize((500, 400)).save(tmp_path / "other.png")
-    film.convert("RGB").save(tmp_path / "other.jpg")
+    image = Image.open(path)
+    image.convert("RGBA").resize((500, 400)).save(tmp_path / "other.png")
+    image.convert("RGB").save(tmp_path / "other.jpg")
     code = """
 import json, sys
 import tensorflow as tf
@@ -130,7 +130,7 @@ print(json.dumps({key: answer[key].numpy().astype(kind).tolist() for key, kind i
 
 
 def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
-    """The run is finished, so training is passed over; other settings are refused by name."""
+    """The run is finished, so training is skipped; other settings are refused by name."""
     folder, _, settings = drawn_run
     kept = [folder / "run" / name for name in ("history.csv", "run.json")]
     before = [path.read_bytes() for path in kept]
@@ -196,7 +196,7 @@ def test_a_run_on_another_split_is_not_compared(drawn_run, tmp_path):
     assert answer.returncode != 0 and "other was trained on split random_patients (000000000000)" in answer.stderr
 
 
-def test_any_predictions_are_evaluated_without_model_or_films(drawn_run, tmp_path):
+def test_any_predictions_are_evaluated_without_model_or_images(drawn_run, tmp_path):
     """The same numbers come from the model's predictions.csv, and from a bare CSV as others write it."""
     folder, _, _ = drawn_run
     study = tmp_path / "study"

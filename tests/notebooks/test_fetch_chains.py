@@ -1,4 +1,4 @@
-"""Chains of notebooks on studies that are fetched: real films from a server of this machine, and ChestMNIST."""
+"""Chains of notebooks on studies that are fetched: real radiographs from a server of this machine, and ChestMNIST."""
 
 import json
 import re
@@ -17,33 +17,33 @@ from helpers.study import PATHOLOGIES
 
 @pytest.fixture
 def hub(shared_data):
-    """A server with the layout of the mirror on Hugging Face: the real metadata and 48 real films in two archives."""
-    films = sorted((shared_data / "nih_original" / "images_001" / "images").iterdir())
+    """A server with the layout of the mirror on Hugging Face: the real metadata and 48 real radiographs in two archives."""
+    images = sorted((shared_data / "nih_original" / "images_001" / "images").iterdir())
     with FaultyServer() as server:
         for name in ("Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"):
             server.files[f"/data/{name}"] = (shared_data / "nih_metadata" / name).read_bytes()
-        for number, part in enumerate((films[:30], films[30:]), 1):
+        for number, part in enumerate((images[:30], images[30:]), 1):
             data = make_zip({path.name: path.read_bytes() for path in part})
             server.files[f"/data/images/images_{number:03d}.zip"] = data
-        yield server, films
+        yield server, images
 
 
-def test_films_are_streamed_from_a_mirror_into_shards(hub, tmp_path):
-    """Real films of 1024 pixels, a cut connection, and the same shards as from the files themselves."""
-    server, films = hub
+def test_images_are_streamed_from_a_mirror_into_shards(hub, tmp_path):
+    """Real radiographs of 1024 pixels, a cut connection, and the same shards as from the files themselves."""
+    server, images = hub
     server.faults["/data/images/images_002.zip"] = [cut_after(0), cut_after(3_000_000)]  # the first asks for the size
     settings = ("FETCH=hugging_face", "ARCHIVES=1-2", f"MIRROR={server.url}")
     run_chain(tmp_path / "nih", tmp_path / "run", tmp_path / "packed", *settings, only=DENSENET[:1])
     packed = load_packed_study(tmp_path / "packed")
-    assert set(packed.index["image"]) == {path.name for path in films} and not packed.excluded
+    assert set(packed.index["image"]) == {path.name for path in images} and not packed.excluded
     assert not list((tmp_path / "nih").rglob("*.png")) and not list((tmp_path / "nih").rglob("*.zip"))
     rows = packed.index.rename(columns={"subset": "split"})
-    paths = {path.name: path for path in films}
-    again = pack_study(rows, paths, tmp_path / "again", split_name="official", side=packed.side, shard_films=128)
+    paths = {path.name: path for path in images}
+    again = pack_study(rows, paths, tmp_path / "again", split_name="official", side=packed.side, shard_images=128)
     assert [s["sha256"] for shards in packed.shards.values() for s in shards] == [
         s["sha256"] for shards in again.shards.values() for s in shards
     ]
-    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["found"] == len(films)
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["found"] == len(images)
 
 
 def shown(notebook):
@@ -63,7 +63,7 @@ def test_chestmnist_goes_through_all_notebooks_and_no_result_claims_patients(tmp
         arrays[f"{part}_labels"] = (rng.random((n, 14)) < 0.3).astype(np.uint8)
     np.savez(tmp_path / "a.npz", **arrays)
     write_chestmnist_study(tmp_path / "a.npz", tmp_path / "mnist", 64)
-    settings = ("FETCH=chestmnist", "SPLIT=chestmnist", "CHESTMNIST_FILMS=0")
+    settings = ("FETCH=chestmnist", "SPLIT=chestmnist", "CHESTMNIST_IMAGES=0")
     run_dir = tmp_path / "run"
     run_chain(tmp_path / "mnist", run_dir, tmp_path / "packed", *settings)
     predictions = check_artifacts(run_dir, has_patients=False)
@@ -76,5 +76,5 @@ def test_chestmnist_goes_through_all_notebooks_and_no_result_claims_patients(tmp
     texts["card"] = (run_dir / "model_card.md").read_text()
     claims = {name: re.findall(r"(?:\d|over|of|resampled) patients?\b", text) for name, text in texts.items()}
     assert not any(claims.values()), claims
-    assert "intervals are over films" in texts["03_evaluate"] and "No floors" in texts["03_evaluate"]
-    assert "over films (no patient ids)" in texts["card"]
+    assert "intervals are over images" in texts["03_evaluate"] and "No floors" in texts["03_evaluate"]
+    assert "over images (no patient ids)" in texts["card"]

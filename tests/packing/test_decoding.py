@@ -1,4 +1,4 @@
-"""Reading one film: every pixel format that radiographs come in, letterboxing, and files that are refused unread."""
+"""Reading one image: every pixel format that radiographs come in, letterboxing, and files that are refused unread."""
 
 import io
 import resource
@@ -11,46 +11,46 @@ import tensorflow as tf
 from made_images import SIGNATURE, encode, make_png
 from PIL import Image
 
-from helpers.packing import image_files as film_files
-from helpers.packing.decoding import decode_film, decode_films, decode_gray, fit_films, resize_film
-from helpers.packing.image_files import FilmError, assert_film_decodes, inspect_film
+from helpers.packing import image_files as image_files
+from helpers.packing.decoding import decode_gray, decode_image, decode_images, fit_images, resize_image
+from helpers.packing.image_files import ImageError, assert_image_decodes, inspect_image
 
 
-def draw_film(height, width, seed=0):
+def draw_image(height, width, seed=0):
     """Returns a smooth gray gradient with some noise, using the full range."""
     rng = np.random.default_rng(seed)
     slope = np.linspace(0, 200, height)[:, None] + np.linspace(0, 45, width)[None]
-    film = np.clip(slope + rng.integers(0, 11, (height, width)), 0, 255).astype(np.uint8)
-    film[0, :2] = 0, 255
-    return film
+    image = np.clip(slope + rng.integers(0, 11, (height, width)), 0, 255).astype(np.uint8)
+    image[0, :2] = 0, 255
+    return image
 
 
 def decode(data):
     return decode_gray(tf.constant(data)).numpy()[..., 0]
 
 
-def fit(film, side):
-    return resize_film(tf.constant(film[..., None]), side).numpy()[..., 0]
+def fit(image, side):
+    return resize_image(tf.constant(image[..., None]), side).numpy()[..., 0]
 
 
-FILM = draw_film(40, 40)
-OPAQUE = np.full_like(FILM, 255)
+IMAGE = draw_image(40, 40)
+OPAQUE = np.full_like(IMAGE, 255)
 LOSSLESS = {
-    "gray": encode(FILM),
-    "16-bit gray": encode(FILM.astype(np.uint16) * 257),
-    "RGB": encode(np.stack([FILM] * 3, -1)),
-    "RGBA": encode(np.stack([FILM] * 3 + [OPAQUE], -1)),
-    "palette": encode(FILM, mode="P"),
-    "gray and alpha": encode(np.stack([FILM, OPAQUE], -1)),
+    "gray": encode(IMAGE),
+    "16-bit gray": encode(IMAGE.astype(np.uint16) * 257),
+    "RGB": encode(np.stack([IMAGE] * 3, -1)),
+    "RGBA": encode(np.stack([IMAGE] * 3 + [OPAQUE], -1)),
+    "palette": encode(IMAGE, mode="P"),
+    "gray and alpha": encode(np.stack([IMAGE, OPAQUE], -1)),
     "16-bit RGB": make_png(
-        40, 40, 16, 2, b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).astype(">u2").tobytes() for row in FILM)
+        40, 40, 16, 2, b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).astype(">u2").tobytes() for row in IMAGE)
     ),
 }
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_every_lossless_pixel_format_gives_the_gray_film(kind):
-    np.testing.assert_array_equal(decode(LOSSLESS[kind]), FILM)
+def test_every_lossless_pixel_format_gives_the_gray_image(kind):
+    np.testing.assert_array_equal(decode(LOSSLESS[kind]), IMAGE)
 
 
 def test_sixteen_bits_are_scaled_linearly_over_the_whole_range():
@@ -59,7 +59,7 @@ def test_sixteen_bits_are_scaled_linearly_over_the_whole_range():
 
 
 def test_a_palette_out_of_order_is_looked_up():
-    indexes = (FILM // 16).astype(np.uint8)
+    indexes = (IMAGE // 16).astype(np.uint8)
     image = Image.fromarray(indexes, "L").convert("P")
     image.putpalette([level for index in range(16) for level in [255 - 17 * index] * 3])
     for bits in (4, 8):
@@ -69,11 +69,11 @@ def test_a_palette_out_of_order_is_looked_up():
 
 
 def test_one_bit_becomes_black_and_white():
-    np.testing.assert_array_equal(decode(encode(FILM > 120)), (FILM > 120) * np.uint8(255))
+    np.testing.assert_array_equal(decode(encode(IMAGE > 120)), (IMAGE > 120) * np.uint8(255))
 
 
 def test_an_alpha_channel_is_ignored():
-    np.testing.assert_array_equal(decode(encode(np.stack([FILM] * 3 + [FILM], -1))), FILM)
+    np.testing.assert_array_equal(decode(encode(np.stack([IMAGE] * 3 + [IMAGE], -1))), IMAGE)
 
 
 def test_jpeg_is_close():
@@ -85,39 +85,42 @@ def test_jpeg_is_close():
 
 
 def test_decoding_is_the_same_eagerly_in_a_function_and_in_a_dataset():
-    wide = draw_film(30, 44)
-    films = [*LOSSLESS.values(), encode(FILM, "JPEG"), encode(wide), encode(wide.T.copy()), encode(FILM > 99)]
-    eager = [decode_film(tf.constant(data), 32).numpy() for data in films]
-    traced = tf.function(lambda data: decode_film(data, 32), input_signature=[tf.TensorSpec([], tf.string)])
-    mapped = tf.data.Dataset.from_tensor_slices(films).map(lambda data: decode_film(data, 32))
+    wide = draw_image(30, 44)
+    images = [*LOSSLESS.values(), encode(IMAGE, "JPEG"), encode(wide), encode(wide.T.copy()), encode(IMAGE > 99)]
+    eager = [decode_image(tf.constant(data), 32).numpy() for data in images]
+    traced = tf.function(lambda data: decode_image(data, 32), input_signature=[tf.TensorSpec([], tf.string)])
+    mapped = tf.data.Dataset.from_tensor_slices(images).map(lambda data: decode_image(data, 32))
     assert mapped.element_spec == tf.TensorSpec((32, 32, 1), tf.uint8)
-    for one, data, three in zip(eager, films, mapped, strict=True):
+    for one, data, three in zip(eager, images, mapped, strict=True):
         np.testing.assert_array_equal(traced(tf.constant(data)).numpy(), one)
         np.testing.assert_array_equal(three.numpy(), one)
 
 
 def test_shrinking_averages_areas():
-    film = np.random.default_rng(3).integers(0, 256, (1024, 1024), dtype=np.uint8)
-    blocks = film.reshape(256, 4, 256, 4).mean((1, 3))
-    difference = fit(film, 256) - blocks
+    image = np.random.default_rng(3).integers(0, 256, (1024, 1024), dtype=np.uint8)
+    blocks = image.reshape(256, 4, 256, 4).mean((1, 3))
+    difference = fit(image, 256) - blocks
     assert np.abs(difference).max() <= 0.5 + 1e-3  # rounding to whole gray levels and nothing else
 
 
 @pytest.mark.parametrize("side", [1, 7, 64])
 def test_a_quarter_of_the_side_is_the_rounded_mean_of_sixteen_pixels(side):
-    """The way that most films take, with sums of bits side by side: no carry from one into the other."""
+    """The way that most images take, with sums of bits side by side: no carry from one into the other."""
     rng = np.random.default_rng(side)
-    films = [rng.integers(0, 256, (4 * side, 4 * side)), np.full((4 * side, 4 * side), 255)]
-    films += [np.kron(rng.integers(0, 2, (side, side)) * 255, np.ones((4, 4), int)), rng.integers(0, 2, films[0].shape)]
-    for film in films:
-        expected = np.rint(film.reshape(side, 4, side, 4).mean(axis=(1, 3)))  # halves to even, as TensorFlow rounds
-        np.testing.assert_array_equal(fit(film.astype(np.uint8), side), expected)
+    images = [rng.integers(0, 256, (4 * side, 4 * side)), np.full((4 * side, 4 * side), 255)]
+    images += [
+        np.kron(rng.integers(0, 2, (side, side)) * 255, np.ones((4, 4), int)),
+        rng.integers(0, 2, images[0].shape),
+    ]
+    for image in images:
+        expected = np.rint(image.reshape(side, 4, side, 4).mean(axis=(1, 3)))  # halves to even, as TensorFlow rounds
+        np.testing.assert_array_equal(fit(image.astype(np.uint8), side), expected)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (16, 16), (64, 50), (None, 64), (None, None)])
 def test_resizing_builds_whatever_is_known_of_the_shape_and_gives_the_same(shape):
     film = np.random.default_rng(1).integers(0, 256, [n or 64 for n in shape], dtype=np.uint8)
-    resize = tf.function(lambda image: resize_film(image, 16), input_signature=[tf.TensorSpec((*shape, 1), tf.uint8)])
+    resize = tf.function(lambda image: resize_image(image, 16), input_signature=[tf.TensorSpec((*shape, 1), tf.uint8)])
     np.testing.assert_array_equal(resize(film[..., None])[..., 0], fit(film, 16))
 
 
@@ -126,18 +129,18 @@ def test_fine_stripes_shrink_to_gray_instead_of_aliasing():
     assert set(np.unique(fit(stripes, 32))) <= {127, 128}
 
 
-def test_a_film_of_the_right_size_stays_as_it_is():
-    np.testing.assert_array_equal(fit(FILM, 40), FILM)
+def test_a_image_of_the_right_size_stays_as_it_is():
+    np.testing.assert_array_equal(fit(IMAGE, 40), IMAGE)
 
 
 @pytest.mark.parametrize("upright", [True, False])
-def test_a_film_that_is_not_square_is_letterboxed(upright):
+def test_a_image_that_is_not_square_is_letterboxed(upright):
     """Anatomy is neither cut (all four corners are there) nor squeezed (a disk stays a disk)."""
     y, x = np.mgrid[:96, :64]
-    film = np.full((96, 64), 60, np.uint8)
-    film[(y - 48) ** 2 + (x - 32) ** 2 <= 20**2] = 200
-    film[:8, :8], film[:8, -8:], film[-8:, :8], film[-8:, -8:] = 110, 130, 150, 170
-    fitted = fit(film if upright else film.T.copy(), 48)
+    image = np.full((96, 64), 60, np.uint8)
+    image[(y - 48) ** 2 + (x - 32) ** 2 <= 20**2] = 200
+    image[:8, :8], image[:8, -8:], image[-8:, :8], image[-8:, -8:] = 110, 130, 150, 170
+    fitted = fit(image if upright else image.T.copy(), 48)
     fitted = fitted if upright else fitted.T
 
     assert (fitted[:, :8] == 0).all() and (fitted[:, -8:] == 0).all()
@@ -157,16 +160,16 @@ def test_odd_padding_is_all_there():
     assert (fitted == 0).all(1).sum() == 7
 
 
-def test_an_extremely_narrow_film_keeps_at_least_one_pixel():
+def test_an_extremely_narrow_image_keeps_at_least_one_pixel():
     fitted = fit(np.full((2000, 16), 90, np.uint8), 32)
     assert (fitted == 90).all(0).sum() == 1
     assert (fitted == 0).all(0).sum() == 31
 
 
 def test_enlarging_keeps_gray_levels_and_places():
-    film = np.zeros((20, 20), np.uint8)
-    film[:10] = 200
-    fitted = fit(film, 64)
+    image = np.zeros((20, 20), np.uint8)
+    image[:10] = 200
+    fitted = fit(image, 64)
     assert (fitted[:30] == 200).all() and (fitted[-30:] == 0).all()
     assert (np.diff(fitted.astype(int), axis=0) <= 0).all()
     slope = fit(np.linspace(0, 255, 20).astype(np.uint8)[None].repeat(20, 0), 64)
@@ -174,7 +177,7 @@ def test_enlarging_keeps_gray_levels_and_places():
     assert len(np.unique(slope)) > 50  # levels between those of the 20 columns: interpolated, not repeated
 
 
-def test_real_films_decode_to_what_pillow_says(shared_data):
+def test_real_images_decode_to_what_pillow_says(shared_data):
     paths = sorted((shared_data / "nih_original" / "images_001" / "images").glob("*.png"))
     gray = [path for path in paths if path.read_bytes()[25] == 0][:2]
     rgba = [path for path in paths if path.read_bytes()[25] == 6][:1]
@@ -201,26 +204,26 @@ def test_real_films_decode_to_what_pillow_says(shared_data):
         ("gray and alpha", "LA"),
     ],
 )
-def test_inspect_film_names_the_pixel_format(kind, mode):
-    assert inspect_film(LOSSLESS[kind]) == {"format": "PNG", "width": 40, "height": 40, "mode": mode}
+def test_inspect_image_names_the_pixel_format(kind, mode):
+    assert inspect_image(LOSSLESS[kind]) == {"format": "PNG", "width": 40, "height": 40, "mode": mode}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_films_whose_pixels_are_cut_short_are_refused(kind):
-    data = encode(draw_film(200, 200), kind)
-    assert_film_decodes(data)
-    inspect_film(data[: len(data) // 2])  # the header is whole
-    with pytest.raises(FilmError, match="damaged or cut short"):
-        assert_film_decodes(data[: len(data) // 2])
+def test_images_whose_pixels_are_cut_short_are_refused(kind):
+    data = encode(draw_image(200, 200), kind)
+    assert_image_decodes(data)
+    inspect_image(data[: len(data) // 2])  # the header is whole
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        assert_image_decodes(data[: len(data) // 2])
 
 
-def test_inspect_film_tells_width_from_height_and_png_from_jpeg():
-    film = draw_film(30, 50)
-    assert inspect_film(encode(film, "JPEG")) == {"format": "JPEG", "width": 50, "height": 30, "mode": "L"}
-    assert inspect_film(encode(film))["width"] == 50
+def test_inspect_image_tells_width_from_height_and_png_from_jpeg():
+    image = draw_image(30, 50)
+    assert inspect_image(encode(image, "JPEG")) == {"format": "JPEG", "width": 50, "height": 30, "mode": "L"}
+    assert inspect_image(encode(image))["width"] == 50
 
 
-GOOD = encode(FILM)
+GOOD = encode(IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +232,10 @@ GOOD = encode(FILM)
         (b"", "empty file"),
         (b"<!DOCTYPE html><html><body>Please sign in</body></html>", "neither PNG nor JPEG"),
         (b"\0" * 2000, "neither PNG nor JPEG"),
-        (encode(FILM, "GIF"), "neither PNG nor JPEG"),
-        (encode(FILM, "BMP"), "neither PNG nor JPEG"),
-        (encode(FILM[:1, :1]), "1 x 1 pixels: a side is below 16"),
-        (encode(FILM[:15]), "40 x 15 pixels: a side is below 16"),
+        (encode(IMAGE, "GIF"), "neither PNG nor JPEG"),
+        (encode(IMAGE, "BMP"), "neither PNG nor JPEG"),
+        (encode(IMAGE[:1, :1]), "1 x 1 pixels: a side is below 16"),
+        (encode(IMAGE[:15]), "40 x 15 pixels: a side is below 16"),
         (make_png(20_000, 20_000), "more than the 33,554,432 "),
         (make_png(10_000, 10_000), "more than the 33,554,432 "),
         (make_png(5_793, 5_793), "5793 x 5793 pixels, more than the 33,554,432 "),
@@ -240,18 +243,18 @@ GOOD = encode(FILM)
         (GOOD[:29], "broken header"),
         (GOOD[:8], "broken header"),
         (GOOD[:19] + b"\x07" + GOOD[20:], "broken header"),  # the checksum of the header does not fit
-        (encode(FILM, "JPEG")[:30], "broken header"),
+        (encode(IMAGE, "JPEG")[:30], "broken header"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_inspect_film_refuses_what_is_no_film_and_says_why(data, reason):
-    with pytest.raises(FilmError, match=reason):
-        inspect_film(data)
+def test_inspect_image_refuses_what_is_no_image_and_says_why(data, reason):
+    with pytest.raises(ImageError, match=reason):
+        inspect_image(data)
 
 
-def test_the_smallest_and_the_largest_film_are_accepted():
-    assert inspect_film(encode(FILM[:16, :16]))["width"] == 16
-    assert inspect_film(make_png(8192, 4096))["width"] * 4096 == film_files.MAX_PIXELS
+def test_the_smallest_and_the_largest_image_are_accepted():
+    assert inspect_image(encode(IMAGE[:16, :16]))["width"] == 16
+    assert inspect_image(make_png(8192, 4096))["width"] * 4096 == image_files.MAX_PIXELS
 
 
 def test_a_decompression_bomb_is_refused_without_room_for_its_pixels():
@@ -259,8 +262,8 @@ def test_a_decompression_bomb_is_refused_without_room_for_its_pixels():
     assert len(bomb) < 100
     tracemalloc.start()
     try:
-        with pytest.raises(FilmError, match="declares"):
-            inspect_film(bomb)
+        with pytest.raises(ImageError, match="declares"):
+            inspect_image(bomb)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -268,28 +271,28 @@ def test_a_decompression_bomb_is_refused_without_room_for_its_pixels():
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_a_film_error_even_where_warnings_are_errors():
-    with pytest.raises(FilmError, match="declares"):
-        inspect_film(make_png(10_000, 10_000))
+def test_a_bomb_is_a_image_error_even_where_warnings_are_errors():
+    with pytest.raises(ImageError, match="declares"):
+        inspect_image(make_png(10_000, 10_000))
 
 
-def test_no_damage_to_a_file_raises_anything_but_the_errors_of_films():
+def test_no_damage_to_a_file_raises_anything_but_the_errors_of_images():
     rng = np.random.default_rng(7)
-    for data in (GOOD, LOSSLESS["palette"], encode(FILM, "JPEG")):
+    for data in (GOOD, LOSSLESS["palette"], encode(IMAGE, "JPEG")):
         for _ in range(60):
             broken = bytearray(data[: rng.integers(1, len(data) + 1)])
             for place in rng.integers(0, min(len(broken), 60), 3):
                 broken[place] = rng.integers(256)
             try:
-                inspect_film(bytes(broken))
-            except FilmError as error:
+                inspect_image(bytes(broken))
+            except ImageError as error:
                 assert str(error)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.97])
-def test_a_film_cut_short_cannot_be_decoded(kind, share):
-    data = encode(draw_film(128, 128), kind)
+def test_a_image_cut_short_cannot_be_decoded(kind, share):
+    data = encode(draw_image(128, 128), kind)
     cut = data[: int(share * len(data))]
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode(cut)
@@ -304,7 +307,7 @@ def test_bytes_too_short_for_a_header_are_an_error_eagerly_and_in_a_dataset(data
 
 
 def test_a_png_without_its_end_or_with_one_flipped_bit_cannot_be_decoded():
-    data = encode(draw_film(128, 128))
+    data = encode(draw_image(128, 128))
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 4
     for broken in (data[:-12], data[:-1], bytes(flipped)):
@@ -316,29 +319,29 @@ def test_a_png_without_its_end_or_with_one_flipped_bit_cannot_be_decoded():
 
 
 def test_batch_of_files_is_decoded_as_each_alone():
-    batch = tf.function(lambda data: decode_films(data, 24), input_signature=[tf.TensorSpec([None], tf.string)])
+    batch = tf.function(lambda data: decode_images(data, 24), input_signature=[tf.TensorSpec([None], tf.string)])
     files = [
         *LOSSLESS.values(),
-        encode(draw_film(30, 50)),
-        encode(draw_film(90, 20), "JPEG"),
-        encode(draw_film(16, 16)),
+        encode(draw_image(30, 50)),
+        encode(draw_image(90, 20), "JPEG"),
+        encode(draw_image(16, 16)),
     ]
-    films = batch(tf.constant(files)).numpy()
-    assert films.shape == (len(files), 24, 24, 1) and films.dtype == np.uint8
-    for film, data in zip(films, files, strict=True):
-        assert (film == decode_film(data, 24).numpy()).all()
+    images = batch(tf.constant(files)).numpy()
+    assert images.shape == (len(files), 24, 24, 1) and images.dtype == np.uint8
+    for image, data in zip(images, files, strict=True):
+        assert (image == decode_image(data, 24).numpy()).all()
     assert batch(tf.constant([], tf.string)).shape == (0, 24, 24, 1)
 
 
 BAD = {
     "empty": b"",
-    "text": b"not a film",
-    "GIF": encode(FILM, "GIF"),
-    "BMP": encode(FILM, "BMP"),
+    "text": b"not an image",
+    "GIF": encode(IMAGE, "GIF"),
+    "BMP": encode(IMAGE, "BMP"),
     "signature alone": SIGNATURE,
-    "cut PNG": encode(FILM)[:-200],
-    "cut JPEG": encode(FILM, "JPEG")[:200],
-    "too small": encode(FILM[:8]),
+    "cut PNG": encode(IMAGE)[:-200],
+    "cut JPEG": encode(IMAGE, "JPEG")[:200],
+    "too small": encode(IMAGE[:8]),
     "bomb": make_png(20_000, 20_000),
     "negative width": make_png(2**31 + 16, 16),
 }
@@ -347,7 +350,7 @@ BAD = {
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
 def test_batch_names_its_bad_items(data):
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes, item 1, 3 \(from 0\): no complete PNG"):
-        decode_films(tf.constant([encode(FILM), data, encode(FILM), data]), 24)
+        decode_images(tf.constant([encode(IMAGE), data, encode(IMAGE), data]), 24)
 
 
 def test_bomb_in_a_batch_is_refused_unread():
@@ -355,17 +358,17 @@ def test_bomb_in_a_batch_is_refused_unread():
     bomb = make_png(20_000, 20_000, raw=bytes(20_001 * 20_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(tf.errors.InvalidArgumentError, match="item 0"):
-        decode_films(tf.constant([bomb]), 24)
+        decode_images(tf.constant([bomb]), 24)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 100e6
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (41, 23), (23, 41), (100, 64), (17, 24), (24, 24), (24, 9)])
-def test_matrix_products_fit_films_as_resizing_does(shape):
-    """Larger, smaller, wide and high films: equal but for single gray levels where an average lies at a half."""
-    film = draw_film(*shape)
-    fitted = fit_films(tf.cast(film[None, ..., None], tf.float32), 24).numpy()[0, ..., 0]
-    difference = np.abs(fitted - fit(film, 24))
+def test_matrix_products_fit_images_as_resizing_does(shape):
+    """Larger, smaller, wide and high images: equal but for single gray levels where an average lies at a half."""
+    image = draw_image(*shape)
+    fitted = fit_images(tf.cast(image[None, ..., None], tf.float32), 24).numpy()[0, ..., 0]
+    difference = np.abs(fitted - fit(image, 24))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.06
     if max(shape) == 24:
         assert (difference == 0).all()

@@ -1,4 +1,4 @@
-"""DICOM: the same pixels as the PNG of a film, every encoding, false tags, what is refused, and nobody's name."""
+"""DICOM: the same pixels as the PNG of an image, every encoding, false tags, what is refused, and nobody's name."""
 
 import copy
 import importlib.util
@@ -16,9 +16,9 @@ import tensorflow as tf
 from made_dicom import make_dataset, make_dicom, save
 from PIL import Image
 
-from helpers.packing import FilmError, decode_dicom, decode_film, dicom_files, load_film, looks_inverted
-from helpers.packing import image_files as films_room
-from helpers.study.synthetic_findings import draw_film
+from helpers.packing import ImageError, decode_dicom, decode_image, dicom_files, load_image, looks_inverted
+from helpers.packing import image_files as image_files
+from helpers.study.synthetic_findings import draw_image
 
 pydicom = pytest.importorskip("pydicom", minversion="3.0", reason="needs pydicom, see requirements-dev.txt")
 from pydicom import uid  # noqa: E402
@@ -26,7 +26,7 @@ from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.encaps import encapsulate, get_frame  # noqa: E402
 from pydicom.pixels import get_decoder  # noqa: E402
 
-FILM = draw_film(3, size=96)[0][:, 4:]  # not square, so that rows are not taken for columns
+IMAGE = draw_image(3, size=96)[0][:, 4:]  # not square, so that rows are not taken for columns
 IGNORED = "was ignored"
 NAMES = {  # whatever may name a patient, and where such values are typed by mistake
     "PatientName": "Zebulon^Quagmire",
@@ -42,15 +42,15 @@ NAMES = {  # whatever may name a patient, and where such values are typed by mis
 SECRETS = ["Zebulon", "Quagmire", "7741903", "19510417", "5550187", "Ambrose", "Thistlewood", "Elm Row"]
 
 
-def png(film):
+def png(image):
     file = io.BytesIO()
-    Image.fromarray(film).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
-def stretch(film, low, step):
+def stretch(image, low, step):
     """Returns uint16 levels `low + step * film`, and the linear window (center, width) that undoes it, C.11.2.1.2.1."""
-    return (low + step * film.astype(np.uint16)), low + step * 127.5 + 0.5, step * 255 + 1
+    return (low + step * image.astype(np.uint16)), low + step * 127.5 + 0.5, step * 255 + 1
 
 
 def lut(table, first, bits):
@@ -61,21 +61,21 @@ def lut(table, first, bits):
     return [item]
 
 
-STORED, CENTER, WIDTH = stretch(FILM, 1000, 8)
+STORED, CENTER, WIDTH = stretch(IMAGE, 1000, 8)
 WINDOW = {"WindowCenter": CENTER, "WindowWidth": WIDTH}
 EXACT = {"WindowCenter": CENTER - 0.5, "WindowWidth": WIDTH - 1, "VOILUTFunction": "LINEAR_EXACT"}
 RAMP = np.clip((np.arange(4096) - 1000) / 2040, 0, 1)  # what the window does to 12 bits
 SAME = {
-    "8 bits": make_dicom(FILM),
-    "8 bits, MONOCHROME1": make_dicom(255 - FILM, PhotometricInterpretation="MONOCHROME1"),
-    "8 bits, INVERSE": make_dicom(255 - FILM, PresentationLUTShape="INVERSE"),
+    "8 bits": make_dicom(IMAGE),
+    "8 bits, MONOCHROME1": make_dicom(255 - IMAGE, PhotometricInterpretation="MONOCHROME1"),
+    "8 bits, INVERSE": make_dicom(255 - IMAGE, PresentationLUTShape="INVERSE"),
     "8 bits, MONOCHROME1 and INVERSE": make_dicom(
-        255 - FILM, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE"
+        255 - IMAGE, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE"
     ),
-    "8 bits in 16": make_dicom(FILM, BitsAllocated=8, WindowCenter=128, WindowWidth=256),
-    "8 bits, empty window": make_dicom(FILM, WindowCenter=None, WindowWidth=""),
-    "8 bits, signed": make_dicom((FILM.astype(int) - 128).astype(np.int8)),
-    "8 bits, rescaled": make_dicom(FILM, RescaleSlope=3, RescaleIntercept=-7),
+    "8 bits in 16": make_dicom(IMAGE, BitsAllocated=8, WindowCenter=128, WindowWidth=256),
+    "8 bits, empty window": make_dicom(IMAGE, WindowCenter=None, WindowWidth=""),
+    "8 bits, signed": make_dicom((IMAGE.astype(int) - 128).astype(np.int8)),
+    "8 bits, rescaled": make_dicom(IMAGE, RescaleSlope=3, RescaleIntercept=-7),
     "12 bits": make_dicom(STORED, 12, **WINDOW),
     "12 bits, first of two windows": make_dicom(STORED, 12, WindowCenter=[CENTER, 40], WindowWidth=[WIDTH, 400]),
     "12 bits, exact window": make_dicom(STORED, 12, **EXACT),
@@ -110,17 +110,17 @@ SAME = {
     "12 bits, table that starts late": make_dicom(
         STORED, 12, VOILUTSequence=lut(np.rint(RAMP * 255)[1000:3100], 1000, 8)
     ),
-    "modality table": make_dicom(255 - FILM, ModalityLUTSequence=lut(np.arange(255, -1, -1) * 257, 0, 16)),
+    "modality table": make_dicom(255 - IMAGE, ModalityLUTSequence=lut(np.arange(255, -1, -1) * 257, 0, 16)),
 }
 
 
 @pytest.mark.parametrize("kind", SAME)
 @pytest.mark.parametrize("side", [64, 96])
-def test_the_model_is_given_what_the_png_of_the_film_gives_it(kind, side):
-    data, _ = load_film(SAME[kind])
+def test_the_model_is_given_what_the_png_of_the_image_gives_it(kind, side):
+    data, _ = load_image(SAME[kind])
     assert data.startswith(b"\x89PNG")
-    expected = decode_film(tf.constant(png(FILM)), side)
-    np.testing.assert_array_equal(decode_film(tf.constant(data), side), expected)
+    expected = decode_image(tf.constant(png(IMAGE)), side)
+    np.testing.assert_array_equal(decode_image(tf.constant(data), side), expected)
 
 
 def test_a_sigmoid_window_is_the_curve_of_the_standard():
@@ -130,9 +130,9 @@ def test_a_sigmoid_window_is_the_curve_of_the_standard():
 
 
 def test_a_table_goes_before_a_window_and_may_invert():
-    data = make_dicom(FILM, VOILUTSequence=lut(np.arange(255, -1, -1), 0, 8), WindowCenter=0, WindowWidth=1)
+    data = make_dicom(IMAGE, VOILUTSequence=lut(np.arange(255, -1, -1), 0, 8), WindowCenter=0, WindowWidth=1)
     image, notes = decode_dicom(data)
-    np.testing.assert_array_equal(image, 255 - FILM)
+    np.testing.assert_array_equal(image, 255 - IMAGE)
     assert notes == ["the pixels look inverted (bone dark), but no tag says so: left as they are"]
 
 
@@ -146,13 +146,13 @@ def test_a_table_goes_before_a_window_and_may_invert():
         {"WindowCenter": 2000, "WindowWidth": 900, "VOILUTFunction": "CUBIC"},
     ],
 )
-def test_without_a_usable_window_the_film_spans_the_gray_levels(window):
+def test_without_a_usable_window_the_image_spans_the_gray_levels(window):
     stored = STORED.copy()
     stored[0, :3] = 0, 0, 4095  # dead pixels set no window
     image, notes = decode_dicom(make_dicom(stored, 12, **window))
     assert any("no usable window" in note for note in notes)
-    ends = np.percentile(FILM, [0.1, 99.9])
-    assert np.abs(image[1:] - np.interp(FILM[1:], ends, [0, 255])).max() <= 2
+    ends = np.percentile(IMAGE, [0.1, 99.9])
+    assert np.abs(image[1:] - np.interp(IMAGE[1:], ends, [0, 255])).max() <= 2
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
@@ -180,25 +180,25 @@ def test_padding_may_be_negative(value):
     )
     dataset.add_new("PixelPaddingValue", "SS" if value < 0 else "US", value)
     image, _ = decode_dicom(save(dataset))
-    np.testing.assert_array_equal(image, np.pad(FILM, 9))
+    np.testing.assert_array_equal(image, np.pad(IMAGE, 9))
 
 
-def test_nothing_but_padding_is_no_film():
+def test_nothing_but_padding_is_no_image():
     dataset = make_dataset(np.full((32, 32), 7, np.uint8))
     dataset.add_new("PixelPaddingValue", "US", 7)
-    with pytest.raises(FilmError, match="padding"):
+    with pytest.raises(ImageError, match="padding"):
         decode_dicom(save(dataset))
 
 
-def test_a_flat_film_is_no_error():
+def test_a_flat_image_is_no_error():
     for bits, level in ((8, np.uint8(9)), (12, np.uint16(99))):
         image, _ = decode_dicom(make_dicom(np.full((32, 40), level), bits))
         assert image.shape == (32, 40) and np.ptp(image) == 0
 
 
-def test_a_window_beside_the_film_is_noted():
+def test_a_window_beside_the_image_is_noted():
     _, notes = decode_dicom(make_dicom(STORED, 12, WindowCenter=50, WindowWidth=80))
-    assert notes == ["100% of the film is plain white: the window may be wrong"]
+    assert notes == ["100% of the image is plain white: the window may be wrong"]
 
 
 # --- encodings ---
@@ -212,7 +212,7 @@ def test_every_plain_encoding_is_read(syntax):
     dataset = make_dataset(stored, 16, syntax=syntax, **WINDOW)
     dataset.add_new("PixelPaddingValue", "SS", -5)
     image, _ = decode_dicom(save(dataset))
-    np.testing.assert_array_equal(image, np.pad(FILM, 9))
+    np.testing.assert_array_equal(image, np.pad(IMAGE, 9))
 
 
 def compress(stored, bits, syntax, **elements):
@@ -226,10 +226,10 @@ def compress(stored, bits, syntax, **elements):
 
 @pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
 @pytest.mark.parametrize("bits", [8, 12])
-def test_every_lossless_compression_gives_the_film_back(syntax, bits):
-    dataset = compress(FILM, 8, syntax) if bits == 8 else compress(STORED, 12, syntax, **WINDOW)
+def test_every_lossless_compression_gives_the_image_back(syntax, bits):
+    dataset = compress(IMAGE, 8, syntax) if bits == 8 else compress(STORED, 12, syntax, **WINDOW)
     image, notes = decode_dicom(save(dataset))
-    np.testing.assert_array_equal(image, FILM)
+    np.testing.assert_array_equal(image, IMAGE)
     assert notes == []
 
 
@@ -268,23 +268,23 @@ def code_jpeg_lossless(stored, precision=12):
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLossless, uid.JPEGLosslessSV1])
-def test_jpeg_lossless_gives_the_film_back(syntax):
+def test_jpeg_lossless_gives_the_image_back(syntax):
     dataset = make_dataset(STORED, 12, syntax=syntax, **WINDOW)
     dataset.PixelData = encapsulate([code_jpeg_lossless(STORED)])
     image, _ = decode_dicom(save(dataset))
-    np.testing.assert_array_equal(image, FILM)
+    np.testing.assert_array_equal(image, IMAGE)
 
 
-def jpeg_dataset(film, **elements):
+def jpeg_dataset(image, **elements):
     file = io.BytesIO()
-    Image.fromarray(film).save(file, "JPEG", quality=95)
-    dataset = make_dataset(film, syntax=uid.JPEGBaseline8Bit, **elements)
+    Image.fromarray(image).save(file, "JPEG", quality=95)
+    dataset = make_dataset(image, syntax=uid.JPEGBaseline8Bit, **elements)
     dataset.PixelData = encapsulate([file.getvalue()])
     return dataset, file.getvalue()
 
 
 def test_a_jpeg_inside_is_decoded_as_that_jpeg_alone():
-    dataset, jpeg = jpeg_dataset(FILM)
+    dataset, jpeg = jpeg_dataset(IMAGE)
     image, _ = decode_dicom(save(dataset))
     alone = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
     assert np.abs(image - alone).max() <= 1  # two decoders may round differently
@@ -300,20 +300,20 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch):
     }
     for syntax, remedy in kinds.items():
         monkeypatch.setattr(get_decoder(syntax), "_available", {})
-        dataset = make_dataset(FILM, syntax=syntax)
+        dataset = make_dataset(IMAGE, syntax=syntax)
         dataset.PixelData = encapsulate([b"\xff\xd8"])
-        with pytest.raises(FilmError, match=remedy):
+        with pytest.raises(ImageError, match=remedy):
             decode_dicom(save(dataset))
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(FilmError, match=r"pip install 'pydicom>=3.0' python-gdcm"):
+    with pytest.raises(ImageError, match=r"pip install 'pydicom>=3.0' python-gdcm"):
         decode_dicom(SAME["8 bits"])
-    assert load_film(png(FILM)) == (png(FILM), [])  # needs no pydicom
+    assert load_image(png(IMAGE)) == (png(IMAGE), [])  # needs no pydicom
 
 
 @pytest.mark.parametrize("room", ["dicom", "dicom_files", "decoding"])
 def test_a_room_opens_without_pydicom(room, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    path = Path(films_room.__file__).with_name(f"{room}.py")
+    path = Path(image_files.__file__).with_name(f"{room}.py")
     spec = importlib.util.spec_from_file_location(f"helpers.packing.fresh_{room}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
@@ -323,18 +323,18 @@ def test_a_room_opens_without_pydicom(room, monkeypatch):
 
 @pytest.mark.parametrize("tag", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}])
 def test_a_false_tag_is_ignored_and_a_true_one_obeyed(tag):
-    image, notes = decode_dicom(make_dicom(FILM, **tag))
-    np.testing.assert_array_equal(image, FILM)
+    image, notes = decode_dicom(make_dicom(IMAGE, **tag))
+    np.testing.assert_array_equal(image, IMAGE)
     assert notes == [f"the tag says {next(iter(tag.values()))}, but the pixels are not inverted: the tag was ignored"]
-    image, notes = decode_dicom(make_dicom(255 - FILM, **tag))
-    np.testing.assert_array_equal(image, FILM)
+    image, notes = decode_dicom(make_dicom(255 - IMAGE, **tag))
+    np.testing.assert_array_equal(image, IMAGE)
     assert notes == [f"inverted, as the tag {next(iter(tag.values()))} asks for"]
 
 
 @pytest.mark.parametrize("elements", [{"BodyPartExamined": "HAND"}, {"ViewPosition": "LL"}])
 def test_a_tag_is_obeyed_on_what_the_measure_was_not_made_for(elements):
-    image, notes = decode_dicom(make_dicom(FILM, PhotometricInterpretation="MONOCHROME1", **elements))
-    np.testing.assert_array_equal(image, 255 - FILM)
+    image, notes = decode_dicom(make_dicom(IMAGE, PhotometricInterpretation="MONOCHROME1", **elements))
+    np.testing.assert_array_equal(image, 255 - IMAGE)
     assert not any(IGNORED in note for note in notes)
 
 
@@ -346,14 +346,14 @@ def test_a_tag_is_obeyed_where_the_pixels_do_not_tell():
 
 
 def test_a_negative_without_a_tag_is_noted_and_left():
-    image, notes = decode_dicom(make_dicom(255 - FILM))
-    np.testing.assert_array_equal(image, 255 - FILM)
+    image, notes = decode_dicom(make_dicom(255 - IMAGE))
+    np.testing.assert_array_equal(image, 255 - IMAGE)
     assert notes == ["the pixels look inverted (bone dark), but no tag says so: left as they are"]
 
 
 def test_padding_speaks_neither_for_nor_against_a_tag():
-    dataset = make_dataset(np.pad(255 - FILM, 16), PhotometricInterpretation="MONOCHROME1")
-    assert looks_inverted(np.pad(FILM, 16, constant_values=255)) is not False  # which is how it would be shown
+    dataset = make_dataset(np.pad(255 - IMAGE, 16), PhotometricInterpretation="MONOCHROME1")
+    assert looks_inverted(np.pad(IMAGE, 16, constant_values=255)) is not False  # which is how it would be shown
     dataset.add_new("PixelPaddingValue", "US", 0)
     image, notes = decode_dicom(save(dataset))
     assert notes == ["inverted, as the tag MONOCHROME1 asks for"]
@@ -361,12 +361,12 @@ def test_padding_speaks_neither_for_nor_against_a_tag():
 
 
 @pytest.mark.parametrize("view", ["PA", "AP"])
-def test_looks_inverted_tells_drawn_films(view):
+def test_looks_inverted_tells_drawn_images(view):
     for seed in range(12):
-        film = draw_film(seed, ["Effusion", "Cardiomegaly"][: seed % 3], view=view, size=128)[0]
-        assert looks_inverted(film) is not True
-        assert looks_inverted(255 - film) is not False
-        assert (looks_inverted(film) is None) == (looks_inverted(255 - film) is None)
+        image = draw_image(seed, ["Effusion", "Cardiomegaly"][: seed % 3], view=view, size=128)[0]
+        assert looks_inverted(image) is not True
+        assert looks_inverted(255 - image) is not False
+        assert (looks_inverted(image) is None) == (looks_inverted(255 - image) is None)
     assert looks_inverted(np.zeros((20, 30), np.uint8)) is None
 
 
@@ -374,7 +374,7 @@ def test_looks_inverted_has_the_error_rates_that_it_states(shared_data):
     for folder, right, unsure in (("nih_sample/images", 297, 7), ("jsrt/images", 247, 0)):
         paths = sorted((shared_data / folder).glob("*.png"))
         if not paths:
-            pytest.skip(f"needs the films of {folder}")
+            pytest.skip(f"needs the images of {folder}")
         answers = []
         for path in paths:
             with Image.open(path) as image:
@@ -394,55 +394,58 @@ def replaced(data, old, new):
 
 
 REFUSED = {
-    "CT": (make_dicom(FILM, Modality="CT"), r"modality CT: not a plain radiograph"),
-    "MR": (make_dicom(FILM, Modality="MR"), r"modality MR"),
-    "mammogram": (make_dicom(FILM, Modality="MG"), r"modality MG"),
-    "unheard-of modality": (make_dicom(FILM, Modality="QUAGMIRE"), r"modality unknown"),
-    "multi-frame": (make_dicom(np.stack([FILM] * 3).reshape(-1, FILM.shape[1]), Rows=96, NumberOfFrames=3), "3 frames"),
-    "no pixels": (make_dicom(FILM)[: -FILM.size - 12], "no pixel data"),
-    "RGB": (make_dicom(FILM, PhotometricInterpretation="RGB", SamplesPerPixel=3), "not gray"),
-    "palette": (make_dicom(FILM, PhotometricInterpretation="PALETTE COLOR"), "not gray"),
-    "no photometric interpretation": (make_dicom(FILM, PhotometricInterpretation=None), "not gray"),
-    "1 bit": (make_dicom(FILM, BitsAllocated=1, BitsStored=1), "1 bits stored in 1: only 8 to 16"),
-    "32 bits": (make_dicom(FILM, BitsAllocated=32, BitsStored=32), "32 bits stored in 32: only 8 to 16"),
-    "more stored than allocated": (make_dicom(FILM, BitsStored=12), "12 bits stored in 8"),
+    "CT": (make_dicom(IMAGE, Modality="CT"), r"modality CT: not a plain radiograph"),
+    "MR": (make_dicom(IMAGE, Modality="MR"), r"modality MR"),
+    "mammogram": (make_dicom(IMAGE, Modality="MG"), r"modality MG"),
+    "unheard-of modality": (make_dicom(IMAGE, Modality="QUAGMIRE"), r"modality unknown"),
+    "multi-frame": (
+        make_dicom(np.stack([IMAGE] * 3).reshape(-1, IMAGE.shape[1]), Rows=96, NumberOfFrames=3),
+        "3 frames",
+    ),
+    "no pixels": (make_dicom(IMAGE)[: -IMAGE.size - 12], "no pixel data"),
+    "RGB": (make_dicom(IMAGE, PhotometricInterpretation="RGB", SamplesPerPixel=3), "not gray"),
+    "palette": (make_dicom(IMAGE, PhotometricInterpretation="PALETTE COLOR"), "not gray"),
+    "no photometric interpretation": (make_dicom(IMAGE, PhotometricInterpretation=None), "not gray"),
+    "1 bit": (make_dicom(IMAGE, BitsAllocated=1, BitsStored=1), "1 bits stored in 1: only 8 to 16"),
+    "32 bits": (make_dicom(IMAGE, BitsAllocated=32, BitsStored=32), "32 bits stored in 32: only 8 to 16"),
+    "more stored than allocated": (make_dicom(IMAGE, BitsStored=12), "12 bits stored in 8"),
     "high bits": (make_dicom(STORED, 12, HighBit=15), "bits of a pixel do not begin at the lowest"),
-    "no rows": (make_dicom(FILM, Rows=None), "Rows is missing"),
-    "rows of nothing": (make_dicom(FILM, Rows=0), "a side is below 16"),
-    "thumbnail": (make_dicom(FILM[:12]), "92 x 12 pixels: a side is below 16"),
-    "bomb": (make_dicom(FILM, Rows=60000, Columns=60000), "60000 x 60000 pixels, more than the 33,554,432"),
-    "burned in": (make_dicom(FILM, BurnedInAnnotation="YES"), "burned into the pixels"),
-    "cut short": (make_dicom(FILM)[:-2000], "cut short"),
-    "fewer pixels than declared": (make_dicom(FILM, Rows=97), "cut short"),
-    "video": (save(make_dataset(FILM, syntax=uid.MPEG2MPML)), "transfer syntax is not for single films"),
+    "no rows": (make_dicom(IMAGE, Rows=None), "Rows is missing"),
+    "rows of nothing": (make_dicom(IMAGE, Rows=0), "a side is below 16"),
+    "thumbnail": (make_dicom(IMAGE[:12]), "92 x 12 pixels: a side is below 16"),
+    "bomb": (make_dicom(IMAGE, Rows=60000, Columns=60000), "60000 x 60000 pixels, more than the 33,554,432"),
+    "burned in": (make_dicom(IMAGE, BurnedInAnnotation="YES"), "burned into the pixels"),
+    "cut short": (make_dicom(IMAGE)[:-2000], "cut short"),
+    "fewer pixels than declared": (make_dicom(IMAGE, Rows=97), "cut short"),
+    "video": (save(make_dataset(IMAGE, syntax=uid.MPEG2MPML)), "transfer syntax is not for single images"),
     "private syntax": (
-        replaced(make_dicom(FILM), b"1.2.840.10008.1.2.1\0", b"1.2.3.4.7741903.999\0"),
+        replaced(make_dicom(IMAGE), b"1.2.840.10008.1.2.1\0", b"1.2.3.4.7741903.999\0"),
         "transfer syntax",
     ),
-    "bare data set": (make_dicom(FILM)[132:], "no DICM at byte 128"),
+    "bare data set": (make_dicom(IMAGE)[132:], "no DICM at byte 128"),
     "bare data set with its own header": (b"\0" * 300, "no DICM at byte 128"),
     "nothing behind the mark": (b"\0" * 128 + b"DICM", "."),
     "noise behind the mark": (b"\0" * 128 + b"DICM" + bytes(range(256)) * 9, "."),
     "empty": (b"", "empty file"),
-    "PNG": (png(FILM), "no DICM at byte 128"),
+    "PNG": (png(IMAGE), "no DICM at byte 128"),
     "slope of zero": (make_dicom(STORED, 12, RescaleSlope=0, RescaleIntercept=1, **WINDOW), "gray levels"),
     "table too short": (
-        make_dicom(FILM, VOILUTSequence=[Dataset()]),
+        make_dicom(IMAGE, VOILUTSequence=[Dataset()]),
         "gray levels cannot be made out",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_film_is_refused_and_says_why(kind):
+def test_what_is_no_image_is_refused_and_says_why(kind):
     data, reason = REFUSED[kind]
-    with pytest.raises(FilmError, match=reason) as caught:
+    with pytest.raises(ImageError, match=reason) as caught:
         decode_dicom(data)
     assert caught.value.__context__ is None or isinstance(caught.value.__context__, zlib.error)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")  # of pydicom, on writing
-def test_a_film_of_unclear_origin_is_read_and_noted():
+def test_a_image_of_unclear_origin_is_read_and_noted():
     noted = {
         ("Modality", "OT"): "modality is OT",
         ("Modality", None): "modality is missing",
@@ -452,34 +455,34 @@ def test_a_film_of_unclear_origin_is_read_and_noted():
         ("PresentationIntentType", "FOR PROCESSING"): "raw data of a detector",
     }
     for (name, value), sentence in noted.items():
-        image, notes = decode_dicom(make_dicom(FILM, **{name: value}))
-        np.testing.assert_array_equal(image, FILM)
+        image, notes = decode_dicom(make_dicom(IMAGE, **{name: value}))
+        np.testing.assert_array_equal(image, IMAGE)
         assert len(notes) == 1 and sentence in notes[0]
     for name, value in (("BodyPartExamined", "Chest PA"), ("BodyPartExamined", ""), ("ViewPosition", "PA")):
-        assert decode_dicom(make_dicom(FILM, **{name: value}))[1] == []
+        assert decode_dicom(make_dicom(IMAGE, **{name: value}))[1] == []
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGBaseline8Bit, uid.JPEGLossless])
 def test_compressed_pixels_of_another_size_or_cut_short_are_refused_undecoded(syntax, monkeypatch):
     if syntax == uid.JPEGBaseline8Bit:
-        dataset = jpeg_dataset(FILM)[0]
+        dataset = jpeg_dataset(IMAGE)[0]
     elif syntax == uid.JPEGLossless:
         dataset = make_dataset(STORED, 12, syntax=syntax)
         dataset.PixelData = encapsulate([code_jpeg_lossless(STORED)])
     else:
-        dataset = compress(FILM, 8, syntax)
+        dataset = compress(IMAGE, 8, syntax)
     decode_dicom(save(dataset))
 
     decoded = []
     monkeypatch.setattr(pydicom.pixels, "pixel_array", decoded.append)
     other = copy.deepcopy(dataset)
     other.Rows += 1
-    with pytest.raises(FilmError, match="another size than declared"):
+    with pytest.raises(ImageError, match="another size than declared"):
         decode_dicom(save(other))
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     for share in (0.0, 0.01, 0.4, 0.9):
         dataset.PixelData = encapsulate([frame[: max(2, int(share * len(frame)))]])
-        with pytest.raises(FilmError, match="cut short"):
+        with pytest.raises(ImageError, match="cut short"):
             decode_dicom(save(dataset))
     assert decoded == []
 
@@ -488,27 +491,27 @@ def test_a_deflated_bomb_is_refused(monkeypatch):
     data = save(make_dataset(np.zeros((3000, 3000), np.uint8), syntax=uid.DeflatedExplicitVRLittleEndian))
     assert len(data) < 100_000
     monkeypatch.setattr(dicom_files, "MAX_BYTES", 1_000_000)
-    with pytest.raises(FilmError, match="inflates to more"):
+    with pytest.raises(ImageError, match="inflates to more"):
         decode_dicom(data)
-    with pytest.raises(FilmError, match=r"cannot be (inflated|read)"):
+    with pytest.raises(ImageError, match=r"cannot be (inflated|read)"):
         decode_dicom(data[:400] + b"\xff" * 300)
 
 
 def test_a_file_beyond_the_limit_is_not_read_wholly(tmp_path, monkeypatch):
-    monkeypatch.setattr(films_room, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(image_files, "MAX_BYTES", 10_000)
     path = tmp_path / "large.dcm"
     path.write_bytes(SAME["12 bits"])
     for source in (path, str(path), SAME["12 bits"]):
-        for read in (load_film, decode_dicom):
-            with pytest.raises(FilmError, match="larger than the 10,000 bytes allowed"):
+        for read in (load_image, decode_dicom):
+            with pytest.raises(ImageError, match="larger than the 10,000 bytes allowed"):
                 read(source)
-    with pytest.raises(FilmError, match="larger than"):
-        load_film("/dev/zero")
+    with pytest.raises(ImageError, match="larger than"):
+        load_image("/dev/zero")
 
 
-def test_no_damage_to_a_file_raises_anything_but_the_errors_of_films():
+def test_no_damage_to_a_file_raises_anything_but_the_errors_of_images():
     rng = np.random.default_rng(7)
-    compressed = save(jpeg_dataset(FILM)[0])
+    compressed = save(jpeg_dataset(IMAGE)[0])
     for data in (SAME["12 bits"], SAME["12 bits, table of 8"], compressed):
         for _ in range(80):
             broken = bytearray(data[: rng.integers(133, len(data) + 1)] if rng.random() < 0.3 else data)
@@ -516,39 +519,39 @@ def test_no_damage_to_a_file_raises_anything_but_the_errors_of_films():
                 broken[place] = rng.integers(256)
             try:
                 image, _ = decode_dicom(bytes(broken))
-            except FilmError as error:
+            except ImageError as error:
                 assert str(error)
             else:
                 assert image.dtype == np.uint8 and image.ndim == 2
 
 
-# --- load_film ---
+# --- load_image ---
 
 
 def test_png_and_jpeg_pass_unchanged_and_nothing_else_passes(tmp_path):
     file = io.BytesIO()
-    Image.fromarray(FILM).save(file, "JPEG")
-    for data in (png(FILM), file.getvalue()):
+    Image.fromarray(IMAGE).save(file, "JPEG")
+    for data in (png(IMAGE), file.getvalue()):
         for name in ("film.png", "film.dcm"):  # the content counts
             (tmp_path / name).write_bytes(data)
-            assert load_film(tmp_path / name) == (data, [])
-        assert load_film(data) == (data, [])
-    with pytest.raises(FilmError, match="neither PNG nor JPEG"):
-        load_film(b"<!DOCTYPE html>" * 20)
-    with pytest.raises(FilmError, match="empty"):
-        load_film(b"")
+            assert load_image(tmp_path / name) == (data, [])
+        assert load_image(data) == (data, [])
+    with pytest.raises(ImageError, match="neither PNG nor JPEG"):
+        load_image(b"<!DOCTYPE html>" * 20)
+    with pytest.raises(ImageError, match="empty"):
+        load_image(b"")
     with pytest.raises(FileNotFoundError):
-        load_film(tmp_path / "none.dcm")
+        load_image(tmp_path / "none.dcm")
 
 
 def test_a_dicom_is_known_by_its_content_or_by_its_ending(tmp_path):
     for name in ("film.dcm", "film", "film.png", "IM0001.DCM"):
         (tmp_path / name).write_bytes(SAME["12 bits"])
-        data, notes = load_film(str(tmp_path / name))
-        assert notes == [] and data == load_film(SAME["12 bits"])[0]
+        data, notes = load_image(str(tmp_path / name))
+        assert notes == [] and data == load_image(SAME["12 bits"])[0]
     (tmp_path / "bare.dcm").write_bytes(SAME["12 bits"][132:])
-    with pytest.raises(FilmError, match="no DICM at byte 128"):
-        load_film(tmp_path / "bare.dcm")
+    with pytest.raises(ImageError, match="no DICM at byte 128"):
+        load_image(tmp_path / "bare.dcm")
 
 
 # --- nobody's name ---
@@ -597,16 +600,18 @@ def try_to_load(data, folder):
     path = folder / "film.dcm"
     path.write_bytes(data)
     try:
-        film, notes = load_film(path)
-    except FilmError as error:
+        image, notes = load_image(path)
+    except ImageError as error:
         texts = []
         while error is not None:
             texts.append(repr(error))
             error = error.__context__
         return "\n".join(texts)
-    chunks = [film[at : at + 4] for at in range(len(film)) if film[at : at + 4] in (b"tEXt", b"iTXt", b"zTXt", b"eXIf")]
+    chunks = [
+        image[at : at + 4] for at in range(len(image)) if image[at : at + 4] in (b"tEXt", b"iTXt", b"zTXt", b"eXIf")
+    ]
     assert chunks == []
-    return "\n".join([*notes, film.decode("latin1")])
+    return "\n".join([*notes, image.decode("latin1")])
 
 
 def test_no_name_is_taken_out_of_a_file():
@@ -623,7 +628,7 @@ def test_quiet_reading_leaves_warnings_and_logs_as_they_were():
         thread.start()
     for thread in threads:
         thread.join()
-    with pytest.raises(FilmError):
+    with pytest.raises(ImageError):
         decode_dicom(REFUSED["cut short"][0])
     assert (list(warnings.filters), logger.disabled) == before
 
@@ -639,7 +644,7 @@ def real(shared_data):
     return folder
 
 
-def test_the_real_chest_films_are_read_right(real):
+def test_the_real_chest_images_are_read_right(real):
     plain, notes = decode_dicom(next(real.glob("1.2.276.*.dcm")))
     assert notes == [] and plain.shape == (1024, 1024) and looks_inverted(plain) is False
     false, notes = decode_dicom(real / "Fake_MONOHR1.dcm")
@@ -656,18 +661,18 @@ def test_the_real_chest_films_are_read_right(real):
 def test_the_real_extremity_opens_and_is_said_to_be_none_of_the_chest(real):
     image, notes = decode_dicom(real / "RG3_J2KR.dcm")
     assert image.shape == (1760, 1760)
-    assert notes[0] == "not a frontal chest film: the body part is EXTREMITY"
+    assert notes[0] == "not a frontal chest radiograph: the body part is EXTREMITY"
     assert image[880, 500] < 60 < 120 < image[400, 850]  # air beside the leg is dark, bone is bright
 
 
-def test_a_real_film_gives_the_same_as_its_png(shared_data):
+def test_a_real_image_gives_the_same_as_its_png(shared_data):
     path = min((shared_data / "nih_sample" / "images").glob("*.png"), default=None)
     if path is None:
         pytest.skip("needs the sample of ChestX-ray14")
-    film = np.asarray(Image.open(path).convert("L"))
-    stored, center, width = stretch(film, 300, 11)
+    image = np.asarray(Image.open(path).convert("L"))
+    stored, center, width = stretch(image, 300, 11)
     negative = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 4096 - center, "WindowWidth": width}
-    for data in (make_dicom(film), make_dicom(4095 - stored, 12, **negative)):
+    for data in (make_dicom(image), make_dicom(4095 - stored, 12, **negative)):
         np.testing.assert_array_equal(
-            decode_film(tf.constant(load_film(data)[0]), 256), decode_film(tf.constant(path.read_bytes()), 256)
+            decode_image(tf.constant(load_image(data)[0]), 256), decode_image(tf.constant(path.read_bytes()), 256)
         )

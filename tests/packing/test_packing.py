@@ -1,4 +1,4 @@
-"""Packing from files and from stores, in parts and in both encodings: the same films, the same bytes, nothing lost."""
+"""Packing from files and from stores, in parts and in both encodings: the same images, the same bytes, nothing lost."""
 
 import contextlib
 import errno
@@ -17,38 +17,38 @@ import tensorflow as tf
 from PIL import Image
 
 from helpers.packing import (
-    FilmError,
-    decode_film,
+    ImageError,
+    decode_image,
     find_packed_studies,
-    inspect_film,
-    load_film_files,
-    load_film_store,
+    inspect_image,
+    load_image_cache,
+    load_image_files,
     load_packed_study,
     pack_study,
     parse_part,
     resolve_paths,
-    shrink_films,
+    shrink_images,
 )
 from helpers.packing import (
     pack as packing,
 )
-from helpers.packing.image_stream import BATCH, FilmFiles
+from helpers.packing.image_stream import BATCH, ImageFiles
 from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
 from helpers.runtime.files import local_draft
 from helpers.runtime.settings import ROOT
-from helpers.study import draw_film, list_images, load_metadata
+from helpers.study import draw_image, list_images, load_metadata
 
 SIDE = 16
-SETTINGS = {"split_name": "official", "side": SIDE, "shard_films": 4}
+SETTINGS = {"split_name": "official", "side": SIDE, "shard_images": 4}
 UNREADABLE = ("00000005_000.png", "00000021_000.png", "00000040_000.png")
 AS_THEY_ARE = Augmentation(min_area=1, max_stretch=1, rotation=0, translation=0, contrast=0, brightness=0)
 
 
 @pytest.fixture(scope="module")
-def films(make_films, tmp_path_factory):
-    """Rows and paths of 45 films at 20 pixels, three of them unreadable, one of those missing; never written to."""
+def images(make_images, tmp_path_factory):
+    """Rows and paths of 45 images at 20 pixels, three of them unreadable, one of those missing; never written to."""
     folder = tmp_path_factory.mktemp("packing") / "films"
-    rows, paths = make_films(folder, train=25, val=11, test=9, side=20)
+    rows, paths = make_images(folder, train=25, val=11, test=9, side=20)
     for name, spoil in zip(UNREADABLE, (lambda data: data[:-60], lambda data: b"<html>", None), strict=True):
         path = folder / name
         path.write_bytes(spoil(path.read_bytes())) if spoil else path.unlink()
@@ -56,9 +56,9 @@ def films(make_films, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["raw", "png"])
-def study(films, tmp_path_factory, request):
+def study(images, tmp_path_factory, request):
     """`films` packed from their files in one go, in either encoding: 13 shards; never written to by a test."""
-    return pack_study(*films, tmp_path_factory.mktemp("packed") / "whole", encoding=request.param, **SETTINGS)
+    return pack_study(*images, tmp_path_factory.mktemp("packed") / "whole", encoding=request.param, **SETTINGS)
 
 
 def read_bytes(folder):
@@ -69,7 +69,7 @@ def read_stamps(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
 
 
-def read_films(study, subset, **options):
+def read_images(study, subset, **options):
     return [(image, *labels) for images, labels, _ in make_eval_dataset(study, subset, 1, **options)
             for image, labels in zip(images.numpy(), labels.numpy()[:, None], strict=True)]  # fmt: skip
 
@@ -77,8 +77,8 @@ def read_films(study, subset, **options):
 # Encodings
 
 
-def test_films_and_labels_are_the_same_in_both_encodings(films, tmp_path):
-    raw, png = (pack_study(*films, tmp_path / encoding, encoding=encoding, **SETTINGS) for encoding in ("raw", "png"))
+def test_images_and_labels_are_the_same_in_both_encodings(images, tmp_path):
+    raw, png = (pack_study(*images, tmp_path / encoding, encoding=encoding, **SETTINGS) for encoding in ("raw", "png"))
     assert raw.index.equals(png.index) and raw.excluded == png.excluded and png.encoding == "png"
     sides = [make_train_dataset(study, SIDE, 5, seed=1, epochs=2) for study in (raw, png)]
     sides += [make_eval_dataset(study, "val", 4) for study in (raw, png)]
@@ -90,54 +90,54 @@ def test_films_and_labels_are_the_same_in_both_encodings(films, tmp_path):
     assert b"\x89PNG" in record
 
 
-def test_films_of_which_none_can_be_read_are_no_study(films, tmp_path):
-    rows, paths = films
+def test_images_of_which_none_can_be_read_are_no_study(images, tmp_path):
+    rows, paths = images
     bad = rows[rows["image"].isin(UNREADABLE)]
     with pytest.raises(
-        ValueError, match=r"none of the 3 films can be read, for instance 000000\d\d_000\.png: .+\. Fetch"
+        ValueError, match=r"none of the 3 images can be read, for instance 000000\d\d_000\.png: .+\. Fetch"
     ):
         pack_study(bad, paths, tmp_path / "packed", **SETTINGS)
     assert not (tmp_path / "packed" / "manifest.json").exists()
 
 
-def test_an_unknown_encoding_and_another_one_than_before_are_refused(films, study):
+def test_an_unknown_encoding_and_another_one_than_before_are_refused(images, study):
     with pytest.raises(ValueError, match="RECORDS is 'jpeg'; expected one of raw, png"):
-        pack_study(*films, study.folder, encoding="jpeg", **SETTINGS)
+        pack_study(*images, study.folder, encoding="jpeg", **SETTINGS)
     other = {"raw": "png", "png": "raw"}[study.encoding]
     with pytest.raises(ValueError, match=f"encoding was {study.encoding}, now {other}"):
-        pack_study(*films, study.folder, encoding=other, **SETTINGS)
+        pack_study(*images, study.folder, encoding=other, **SETTINGS)
 
 
-# What films come from
+# What images come from
 
 
-def test_films_come_in_order_whatever_batch_a_bad_one_is_in(make_films, tmp_path):
-    """Also where whole batches fail, and the first and the last film."""
-    rows, paths = make_films(tmp_path / "films", train=4 * BATCH + 3, side=20)
+def test_images_come_in_order_whatever_batch_a_bad_one_is_in(make_images, tmp_path):
+    """Also where whole batches fail, and the first and the last image."""
+    rows, paths = make_images(tmp_path / "films", train=4 * BATCH + 3, side=20)
     names = rows["image"].tolist()
     bad = {0, 7, 8, *range(BATCH, 2 * BATCH), 3 * BATCH - 1, len(names) - 1}
     for number in bad:
         paths[names[number]].write_bytes(b"")
-    read = list(FilmFiles(paths, SIDE).read(names))
+    read = list(ImageFiles(paths, SIDE).read(names))
     assert len(read) == len(names)
-    for number, (name, film) in enumerate(zip(names, read, strict=True)):
+    for number, (name, image) in enumerate(zip(names, read, strict=True)):
         if number in bad:
-            assert film == "empty file"
+            assert image == "empty file"
         else:
-            assert film.data == decode_film(tf.constant(paths[name].read_bytes()), SIDE).numpy().tobytes()
+            assert image.data == decode_image(tf.constant(paths[name].read_bytes()), SIDE).numpy().tobytes()
 
 
-def test_stores_give_the_bytes_that_files_give_and_need_them_no_more(films, study, tmp_path):
-    rows, paths = films
+def test_stores_give_the_bytes_that_files_give_and_need_them_no_more(images, study, tmp_path):
+    rows, paths = images
     copies = shutil.copytree(next(iter(paths.values())).parent, tmp_path / "films")
     names, stores = sorted(paths, reverse=True), []
     for name, some in (("a", names[:30]), ("b", names[30:])):
         here = {image: copies / image for image in some}
-        stores.append(shrink_films(here, tmp_path / "stores", name, side=SIDE, n_threads=3))
+        stores.append(shrink_images(here, tmp_path / "stores", name, side=SIDE, n_threads=3))
         for path in here.values():
             path.unlink(missing_ok=True)
     assert [film["image"] for store in stores for film in store.excluded] == sorted(UNREADABLE, reverse=True)
-    for some in (stores, [load_film_store(tmp_path / "stores", name) for name in "ba"]):
+    for some in (stores, [load_image_cache(tmp_path / "stores", name) for name in "ba"]):
         folder = tmp_path / f"packed-{some[0].path.stem}"
         packed = pack_study(rows, some, folder, encoding=study.encoding, **SETTINGS)
         assert read_bytes(packed.folder) == read_bytes(study.folder)
@@ -146,42 +146,42 @@ def test_stores_give_the_bytes_that_files_give_and_need_them_no_more(films, stud
     assert read_bytes(tmp_path / "packed-a") == read_bytes(study.folder)
 
 
-def test_a_finished_store_is_loaded_and_any_other_made_anew(films, tmp_path, monkeypatch):
-    paths = dict(list(films[1].items())[:9])
-    store = shrink_films(paths, tmp_path, "one", side=SIDE)
-    assert store.films.shape == (8, SIDE, SIDE) and len(store.images) == 8 and len(store.facts["mode"]) == 8
+def test_a_finished_store_is_loaded_and_any_other_made_anew(images, tmp_path, monkeypatch):
+    paths = dict(list(images[1].items())[:9])
+    store = shrink_images(paths, tmp_path, "one", side=SIDE)
+    assert store.images.shape == (8, SIDE, SIDE) and len(store.images) == 8 and len(store.facts["mode"]) == 8
     before = read_stamps(tmp_path)
-    assert shrink_films(None, tmp_path, "one", side=SIDE) == store == load_film_store(tmp_path, "one")
+    assert shrink_images(None, tmp_path, "one", side=SIDE) == store == load_image_cache(tmp_path, "one")
     assert read_stamps(tmp_path) == before
-    assert load_film_store(tmp_path, "one", 20) is None and load_film_store(tmp_path, "two") is None
+    assert load_image_cache(tmp_path, "one", 20) is None and load_image_cache(tmp_path, "two") is None
     for path, content in ((store.path, b"short"), (store.path.with_suffix(".json"), b"{")):
         kept = path.read_bytes()
         path.write_bytes(kept[:-1] + b"?" if path == store.path else content)
-        assert load_film_store(tmp_path, "one") is None
+        assert load_image_cache(tmp_path, "one") is None
         with pytest.raises(FileNotFoundError, match=r"one\.npy is missing, unfinished, damaged or not of 16 pixels"):
-            shrink_films(None, tmp_path, "one", side=SIDE)
-        assert shrink_films(paths, tmp_path, "one", side=SIDE) == store and path.read_bytes() == kept
-    monkeypatch.setattr(FilmFiles, "read", lambda *_: iter(["no"]))  # ends amid the films
+            shrink_images(None, tmp_path, "one", side=SIDE)
+        assert shrink_images(paths, tmp_path, "one", side=SIDE) == store and path.read_bytes() == kept
+    monkeypatch.setattr(ImageFiles, "read", lambda *_: iter(["no"]))  # ends amid the images
     with pytest.raises(ValueError, match="shorter"):
-        shrink_films(paths, tmp_path, "one", side=20)
-    assert load_film_store(tmp_path, "one") is None and not list(tmp_path.glob("part-*"))
+        shrink_images(paths, tmp_path, "one", side=20)
+    assert load_image_cache(tmp_path, "one") is None and not list(tmp_path.glob("part-*"))
 
 
-def test_stores_that_do_not_fit_are_refused(films, tmp_path):
-    rows, paths = films
+def test_stores_that_do_not_fit_are_refused(images, tmp_path):
+    rows, paths = images
     names = list(paths)
-    one = shrink_films({name: paths[name] for name in names[:20]}, tmp_path, "one", side=SIDE)
-    two = shrink_films({name: paths[name] for name in names[19:-1]}, tmp_path, "two", side=SIDE)
+    one = shrink_images({name: paths[name] for name in names[:20]}, tmp_path, "one", side=SIDE)
+    two = shrink_images({name: paths[name] for name in names[19:-1]}, tmp_path, "two", side=SIDE)
     with pytest.raises(ValueError, match=r"two\.npy: 1 image is \(00000019_000\.png\) in another store too"):
         pack_study(rows, [one, two], tmp_path / "packed", **SETTINGS)
-    with pytest.raises(ValueError, match=r"25 images are .* in the rows, but there is no film"):
+    with pytest.raises(ValueError, match=r"25 images are .* in the rows, but there is no image"):
         pack_study(rows, [one], tmp_path / "packed", **SETTINGS)
-    with pytest.raises(ValueError, match=r"one\.npy holds films of 16 pixels, but SIDE is 20"):
+    with pytest.raises(ValueError, match=r"one\.npy holds images of 16 pixels, but SIDE is 20"):
         pack_study(rows, [one], tmp_path / "packed", **SETTINGS | {"side": 20})
     with pytest.raises(ValueError, match="1 image is"):
         pack_study(rows, {name: paths[name] for name in names[1:]}, tmp_path / "packed", **SETTINGS)
     with pytest.raises(ValueError, match=r"gs://bucket/a lies in a bucket"):
-        shrink_films(paths, "gs://bucket/a", "one", side=SIDE)
+        shrink_images(paths, "gs://bucket/a", "one", side=SIDE)
     assert not (tmp_path / "packed").exists()
 
 
@@ -215,8 +215,8 @@ KINDS = {
 }
 
 
-def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_films, tmp_path):
-    rows, paths = make_films(tmp_path / "films", train=len(KINDS) + 1)
+def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_images, tmp_path):
+    rows, paths = make_images(tmp_path / "films", train=len(KINDS) + 1)
     files = dict(zip(rows["image"], [*KINDS.values(), make_jpeg("CMYK")], strict=True))
     for image, data in files.items():
         paths[image].write_bytes(data)
@@ -224,13 +224,13 @@ def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_films, tmp_p
     assert packed.excluded == [
         {
             "image": rows["image"].iloc[-1],
-            "reason": "a JPEG in the four colors of printing, which no film is; save it in gray",
+            "reason": "a JPEG in the four colors of printing, which no image is; save it in gray",
         }
     ]
-    with pytest.raises(FilmError):
-        inspect_film(make_jpeg("CMYK"))
+    with pytest.raises(ImageError):
+        inspect_image(make_jpeg("CMYK"))
     for row in packed.index.to_dict("records"):
-        header = inspect_film(files[row["image"]])
+        header = inspect_image(files[row["image"]])
         assert (row["width"], row["height"]) == (24, 20) == (header["width"], header["height"])
         assert row["mode"] == header["mode"] and row["n_bytes"] == len(files[row["image"]])
     assert {"1", "L", "I;16", "P", "LA", "RGB", "RGBA"} == set(packed.index["mode"])
@@ -255,9 +255,9 @@ def test_what_is_no_part_is_refused(text):
         parse_part(text)
 
 
-def test_two_processes_at_once_pack_what_one_packs(films, tmp_path):
-    whole = pack_study(*films, tmp_path / "whole", **SETTINGS)
-    (tmp_path / "films.pkl").write_bytes(pickle.dumps(films))
+def test_two_processes_at_once_pack_what_one_packs(images, tmp_path):
+    whole = pack_study(*images, tmp_path / "whole", **SETTINGS)
+    (tmp_path / "films.pkl").write_bytes(pickle.dumps(images))
     code = f"""
 import pickle, sys
 sys.path.insert(0, {str(ROOT / "notebooks")!r})
@@ -273,45 +273,45 @@ assert pack_study(*films, {str(tmp_path / "packed")!r}, part=part, **{SETTINGS})
     assert len(shards) == len(list(packed.glob("*.tfrecord.json"))) == sum(map(len, whole.shards.values())) == 13
     assert len(list(packed.iterdir())) == 26  # no manifest yet, and no draft left
     before = read_stamps(packed)
-    pack_study(*films, packed, **SETTINGS)
+    pack_study(*images, packed, **SETTINGS)
     assert all(read_stamps(packed)[packed / name] == before[packed / name] for name in shards)
     assert read_bytes(packed) == read_bytes(whole.folder)
 
 
-def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damaged_is_packed(films, study, tmp_path):
+def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damaged_is_packed(images, study, tmp_path):
     options = {"encoding": study.encoding, **SETTINGS}
     for number, n_shards in ((1, 5), (3, 4)):
         folder = tmp_path / f"host{number}"
-        pack_study(*films, folder, part=(number, 3), **options)
+        pack_study(*images, folder, part=(number, 3), **options)
         assert len(list(folder.glob("*.tfrecord"))) == n_shards
         shutil.copytree(folder, tmp_path / "packed", dirs_exist_ok=True)
     damaged = next((tmp_path / "packed").glob("val*.tfrecord"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     kept = {path: stamp for path, stamp in read_stamps(tmp_path / "packed").items() if path.suffix == ".tfrecord"}
-    pack_study(*films, tmp_path / "packed", **options)
+    pack_study(*images, tmp_path / "packed", **options)
     after = read_stamps(tmp_path / "packed")
     assert {path for path in kept if kept[path] != after[path]} == {damaged} and len(kept) == 9
     assert read_bytes(tmp_path / "packed") == read_bytes(study.folder)
 
 
-def test_a_part_of_a_finished_study_changes_nothing_and_a_wrong_one_is_refused(films, study):
+def test_a_part_of_a_finished_study_changes_nothing_and_a_wrong_one_is_refused(images, study):
     before = read_stamps(study.folder)
-    assert pack_study(*films, study.folder, part=(2, 5), encoding=study.encoding, **SETTINGS) is None
+    assert pack_study(*images, study.folder, part=(2, 5), encoding=study.encoding, **SETTINGS) is None
     assert read_stamps(study.folder) == before
     with pytest.raises(ValueError, match=r"part is \(3, 2\); expected \(1, 2\) to \(2, 2\)"):
-        pack_study(*films, study.folder, part=(3, 2), encoding=study.encoding, **SETTINGS)
+        pack_study(*images, study.folder, part=(3, 2), encoding=study.encoding, **SETTINGS)
 
 
 # Reuse
 
 
 @pytest.fixture(scope="module")
-def attached(films_and_paths, phantom_dir, tmp_path_factory):
+def attached(rows_and_paths, phantom_dir, tmp_path_factory):
     """A root below which `phantom_dir` lies packed with its label files, read-only, and foreign manifests."""
     root = tmp_path_factory.mktemp("attached")
-    films, images = films_and_paths
+    rows, images = rows_and_paths
     made = root / "made"
-    pack_study(films, images, made, split_name="official", side=48, shard_films=16, study_dir=phantom_dir)
+    pack_study(rows, images, made, split_name="official", side=48, shard_images=16, study_dir=phantom_dir)
     folder = shutil.copytree(made, root / "input" / "somebody" / "packed")
     shutil.rmtree(made)
     for foreign, content in (("a", '{"manifest_version": 3}'), ("b", "no JSON"), ("c", "[1]")):
@@ -325,7 +325,7 @@ def attached(films_and_paths, phantom_dir, tmp_path_factory):
 
 
 def test_a_packed_study_carries_the_label_files_and_is_packed_again_without_a_write(
-    attached, films_and_paths, phantom_dir
+    attached, rows_and_paths, phantom_dir
 ):
     folder = attached / "somebody" / "packed"
     study = load_packed_study(folder)
@@ -333,14 +333,14 @@ def test_a_packed_study_carries_the_label_files_and_is_packed_again_without_a_wr
     copies = {path.name: path.read_bytes() for path in (folder / "study").iterdir()}
     originals = {path.name: path.read_bytes() for path in phantom_dir.iterdir() if path.is_file()}
     assert copies == originals and {"phantom.json", "BBox_List_2017.csv", "test_list.txt"} <= set(copies)
-    films, images = films_and_paths
+    rows, images = rows_and_paths
     before = read_stamps(folder)
-    options = {"split_name": "official", "side": 48, "shard_films": 16}
-    again = pack_study(films, images, folder, study_dir=phantom_dir, **options)
+    options = {"split_name": "official", "side": 48, "shard_images": 16}
+    again = pack_study(rows, images, folder, study_dir=phantom_dir, **options)
     assert read_stamps(folder) == before and again.index.equals(study.index)
 
 
-def test_an_altered_copy_of_a_label_file_is_named_and_mended(films_and_paths, phantom_dir, attached, tmp_path):
+def test_an_altered_copy_of_a_label_file_is_named_and_mended(rows_and_paths, phantom_dir, attached, tmp_path):
     folder = shutil.copytree(attached / "somebody" / "packed", tmp_path / "packed")
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755)
@@ -348,8 +348,8 @@ def test_an_altered_copy_of_a_label_file_is_named_and_mended(films_and_paths, ph
     copy.write_text("nobody.png")
     with pytest.raises(ValueError, match=r"study/test_list\.txt is missing or altered"):
         load_packed_study(folder)
-    options = {"split_name": "official", "side": 48, "shard_films": 16}
-    pack_study(*films_and_paths, folder, study_dir=phantom_dir, **options)
+    options = {"split_name": "official", "side": 48, "shard_images": 16}
+    pack_study(*rows_and_paths, folder, study_dir=phantom_dir, **options)
     assert copy.read_bytes() == (phantom_dir / "test_list.txt").read_bytes()
 
 
@@ -386,14 +386,14 @@ def test_an_attached_study_is_recognized_by_its_manifest(attached, tmp_path, pha
         resolve(tmp_path / "gone", root=tmp_path / "input")
 
 
-def test_files_of_films_are_the_originals_or_what_was_packed(attached, phantom_dir):
+def test_files_of_images_are_the_originals_or_what_was_packed(attached, phantom_dir):
     study = load_packed_study(attached / "somebody" / "packed")
     images, names = list_images(phantom_dir), study.rows("test")["image"]
-    assert load_film_files(study, "test", None, phantom_dir) == [images[name].read_bytes() for name in names]
-    packed = load_film_files(study, "test", 5, study.folder / "study")
+    assert load_image_files(study, "test", None, phantom_dir) == [images[name].read_bytes() for name in names]
+    packed = load_image_files(study, "test", 5, study.folder / "study")
     assert len(packed) == 5
-    films = [decode_film(tf.constant(data), 48).numpy() for data in packed]
-    assert np.array_equal(films, [film for film, *_ in read_films(study, "test")[:5]])
+    rows = [decode_image(tf.constant(data), 48).numpy() for data in packed]
+    assert np.array_equal(rows, [image for image, *_ in read_images(study, "test")[:5]])
 
 
 def zone_plate(side):
@@ -402,14 +402,14 @@ def zone_plate(side):
     return np.rint(127.5 * (1 + np.cos(np.pi * (x**2 + y**2) / (2 * side)))).astype(np.uint8)
 
 
-def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_films, tmp_path):
-    rows, paths = make_films(tmp_path / "films", train=2)
-    for path, film in zip(paths.values(), (draw_film(3, size=640)[0], zone_plate(640)), strict=True):
+def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_images, tmp_path):
+    rows, paths = make_images(tmp_path / "films", train=2)
+    for path, film in zip(paths.values(), (draw_image(3, size=640)[0], zone_plate(640)), strict=True):
         Image.fromarray(film).save(path)
     at = {side: pack_study(rows, paths, tmp_path / str(side), split_name="official", side=side) for side in (224, 320)}
 
     def read(study, size):
-        whole = np.stack([image for image, *_ in read_films(study, "train", image_size=size)])
+        whole = np.stack([image for image, *_ in read_images(study, "train", image_size=size)])
         batches = make_train_dataset(study, size, 2, seed=0, epochs=1, strength=AS_THEY_ARE)
         crops, labels = next(iter(batches))
         order = np.argsort(labels.numpy().sum(axis=1) != study.labels("train").sum(axis=1)[0])
@@ -424,12 +424,12 @@ def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_films, t
     assert np.array_equal(whole, crops)
     skipping = distance(tf.image.resize(whole, (224, 224), "nearest").numpy(), direct)
     smoothed = distance(tf.image.resize(whole, (224, 224), antialias=True).numpy(), direct)
-    for films in read(at[320], 224):
-        assert (distance(films, direct) < 1.1 * smoothed).all() and (2 * distance(films, direct) < skipping).all()
+    for images in read(at[320], 224):
+        assert (distance(images, direct) < 1.1 * smoothed).all() and (2 * distance(images, direct) < skipping).all()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a disk that is always full")
-def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(films, study, tmp_path, monkeypatch):
+def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(images, study, tmp_path, monkeypatch):
     """The third shard is written to a disk that is full; the two before it are not packed again."""
     n_drafts = 0
 
@@ -445,11 +445,11 @@ def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(film
     settings = SETTINGS | {"encoding": study.encoding}
     monkeypatch.setattr(packing, "local_draft", draft_on_a_full_disk)
     with pytest.raises(OSError, match="another PACKED_DIR") as error:
-        pack_study(*films, tmp_path, **settings)
+        pack_study(*images, tmp_path, **settings)
     assert error.value.errno == errno.ENOSPC and str(tmp_path) in str(error.value)
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
     assert len(finished) == 2
     monkeypatch.undo()
-    pack_study(*films, tmp_path, **settings)
+    pack_study(*images, tmp_path, **settings)
     assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in finished.items())
     assert (tmp_path / "manifest.json").read_bytes() == (study.folder / "manifest.json").read_bytes()

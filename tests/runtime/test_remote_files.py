@@ -42,9 +42,9 @@ from helpers.study import (
     load_official_lists,
     make_split,
     match_images,
-    write_phantom_study,
+    write_synthetic_study,
 )
-from helpers.training import StateStore, build_densenet121, load_densenet121
+from helpers.training import CheckpointStore, build_densenet121, load_densenet121
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def remote_study(requests, phantom_dir):
 def remote_packed(remote_study):
     """The study packed from the bucket into the bucket, as `packed` is on disk."""
     images = list_images(remote_study)
-    films, _ = match_images(load_metadata(remote_study), images)
-    films["split"] = make_split(films, remote_study, val_share=0.15)
-    pack = (films, images, "gs://bucket/packed")
-    return pack_study(*pack, split_name="official", side=48, shard_films=16), pack
+    rows, _ = match_images(load_metadata(remote_study), images)
+    rows["split"] = make_split(rows, remote_study, val_share=0.15)
+    pack = (rows, images, "gs://bucket/packed")
+    return pack_study(*pack, split_name="official", side=48, shard_images=16), pack
 
 
 def download(folder, target):
@@ -141,11 +141,11 @@ def test_a_study_reads_the_same_from_a_bucket(remote_study, phantom_dir):
 
 def test_a_synthetic_study_is_the_same_in_a_bucket(folder, tmp_path):
     settings = {"n_images": 12, "size": 32, "n_workers": 1}
-    write_phantom_study(tmp_path, **settings)
-    assert write_phantom_study(folder, **settings)["written"]
-    assert not write_phantom_study(str(folder), **settings)["written"]
+    write_synthetic_study(tmp_path, **settings)
+    assert write_synthetic_study(folder, **settings)["written"]
+    assert not write_synthetic_study(str(folder), **settings)["written"]
     with pytest.raises(ValueError, match="delete that folder"):
-        write_phantom_study(folder, **settings, seed=1)
+        write_synthetic_study(folder, **settings, seed=1)
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
     assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
     assert not (folder / "phantom.json.part").exists()
@@ -169,7 +169,7 @@ def test_batches_from_a_bucket_are_those_from_disk(remote_packed, packed):
 
 def test_a_second_packing_writes_nothing(remote_packed, requests):
     before = len(requests)
-    pack_study(*remote_packed[1], split_name="official", side=48, shard_films=16)
+    pack_study(*remote_packed[1], split_name="official", side=48, shard_images=16)
     uploaded = [address for method, address in requests[before:] if method == "PUT"]
     assert not uploaded
 
@@ -182,18 +182,18 @@ def test_damage_in_a_bucket_is_found_and_mended(remote_packed, packed, requests)
     with pytest.raises(ValueError, match=f"{shard.name} does not match"):
         load_packed_study(study.folder)
     before = len(requests)
-    pack_study(*pack, split_name="official", side=48, shard_films=16)
+    pack_study(*pack, split_name="official", side=48, shard_images=16)
     assert shard.read_bytes() == content
     uploaded = [address for method, address in requests[before:] if method == "PUT" and "tfrecord&" in address]
     assert len(uploaded) == 1 and shard.name in uploaded[0]
 
 
-def test_a_film_that_is_gone_is_left_out_and_an_unreachable_bucket_is_an_error(remote_packed, folder, tmp_path):
-    """Films are never left out because the network is down, and a write that fails is an OSError."""
-    films, images, _ = remote_packed[1]
-    name = films["image"].iloc[0]
-    study = pack_study(films, images | {name: folder / name}, folder, split_name="official", side=48, shard_films=16)
-    assert [film["image"] for film in study.excluded] == [name]
+def test_a_image_that_is_gone_is_left_out_and_an_unreachable_bucket_is_an_error(remote_packed, folder, tmp_path):
+    """Images are never left out because the network is down, and a write that fails is an OSError."""
+    rows, images, _ = remote_packed[1]
+    name = rows["image"].iloc[0]
+    study = pack_study(rows, images | {name: folder / name}, folder, split_name="official", side=48, shard_images=16)
+    assert [image["image"] for image in study.excluded] == [name]
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT / "notebooks")!r})
@@ -266,7 +266,7 @@ def test_a_model_comes_back_from_a_bucket(folder):
 
 def test_the_states_of_a_run_come_back_from_a_bucket(folder, tmp_path):
     """On another machine, whose own disk is empty."""
-    stores = [StateStore(str(folder / "state"), tmp_path / machine) for machine in "ab"]
+    stores = [CheckpointStore(str(folder / "state"), tmp_path / machine) for machine in "ab"]
     for serial in (1, 2, 3):
         stores[0].write({"weights": np.full(9, serial)}, {"serial": serial})
     arrays, meta = stores[1].read()
@@ -283,7 +283,7 @@ def test_the_states_of_a_run_come_back_from_a_bucket(folder, tmp_path):
 
 def test_chain_of_notebooks_in_a_bucket(requests, tmp_path):
     """As `make run DATA_DIR=gs://... RUN_DIR=gs://...`: the artifacts are those of a run on disk."""
-    write_phantom_study("gs://bucket/studies/drawn", n_images=120, size=64, seed=3, n_workers=1)
+    write_synthetic_study("gs://bucket/studies/drawn", n_images=120, size=64, seed=3, n_workers=1)
     command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", "gs://bucket/studies/drawn"]
     command += ["--run-dir", "gs://bucket/runs/one", "--only", *DENSENET, XVISION]
     local = [f"SOURCE_DIR={tmp_path / 'nodules'}", f"FEATURES_DIR={tmp_path / 'features'}", "BACKBONES=trained"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from serve import page
 
-from helpers.study import draw_film
+from helpers.study import draw_image
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -r requirements-serve.txt")
 
@@ -30,9 +30,9 @@ class Counting:
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
+def image(tmp_path_factory):
     path = tmp_path_factory.mktemp("films") / "ward 7 <b>Doe.png"
-    Image.fromarray(draw_film(4, ["Effusion"], size=400)[0]).save(path)
+    Image.fromarray(draw_image(4, ["Effusion"], size=400)[0]).save(path)
     return path
 
 
@@ -92,8 +92,8 @@ def opened(demo, browser):
 
 
 def upload(tab, path):
-    tab.wait_for_selector("#film input[type=file]", state="attached")
-    tab.set_input_files("#film input[type=file]", path)
+    tab.wait_for_selector("#image input[type=file]", state="attached")
+    tab.set_input_files("#image input[type=file]", path)
 
 
 def read_table(tab, place):
@@ -105,9 +105,9 @@ def read_table(tab, place):
     ]
 
 
-def test_a_film_is_answered_as_the_model_answers_it(opened, demo, film, uploads):
-    expected = {name: values[0] for name, values in demo.model.model.predict([film.read_bytes()]).items()}
-    upload(opened, film)
+def test_a_image_is_answered_as_the_model_answers_it(opened, demo, image, uploads):
+    expected = {name: values[0] for name, values in demo.model.model.predict([image.read_bytes()]).items()}
+    upload(opened, image)
     shown = read_table(opened, "top5")
     assert [name for name, _, _ in shown] == expected["top5_label"].tolist()
     np.testing.assert_allclose([prob for _, prob, _ in shown], expected["top5_prob"], atol=1e-6)
@@ -127,12 +127,12 @@ def test_a_film_is_answered_as_the_model_answers_it(opened, demo, film, uploads)
     assert "synthetic" in opened.locator(".cxr-facts").text_content()
     assert "Doe" not in opened.locator("#stage").text_content()
     left = [path for path in uploads.rglob("*") if path.is_file() and path.stat().st_size]  # Gradio leaves empty files
-    assert not left, "an uploaded film is still there"
+    assert not left, "an uploaded image is still there"
     assert opened.wanted == [] and opened.errors == []
 
 
-def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model(opened, demo, film):
-    upload(opened, film)
+def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model(opened, demo, image):
+    upload(opened, image)
     read_table(opened, "top5")
     opened.wait_for_selector("#stage .cxr-heat")
     asked, first = demo.model.asked, opened.locator("#stage").screenshot()
@@ -144,7 +144,7 @@ def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model
     plain = opened.locator("#stage").screenshot()
     assert plain != first
     gray = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))[20:400, 20:400].astype(int)
-    assert np.ptp(gray, axis=-1).max() <= 2  # the film alone
+    assert np.ptp(gray, axis=-1).max() <= 2  # the image alone
     assert sent == []
 
     opened.locator("#opacity input[type=number]").fill("1")
@@ -162,14 +162,14 @@ def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
-        ("notes.txt", lambda data: b"hello, I am no film", "neither PNG nor JPEG"),
+        ("notes.txt", lambda data: b"hello, I am no image", "neither PNG nor JPEG"),
         ("empty.png", lambda data: b"", "empty"),
         ("cut.png", lambda data: data[: len(data) // 2], "damaged or cut short"),
-        ("film.dcm", lambda data: b"no DICOM either", "cannot be read as a film"),
+        ("film.dcm", lambda data: b"no DICOM either", "cannot be read as an image"),
     ],
 )
-def test_what_is_no_film_gets_a_sentence(opened, film, tmp_path, name, change, sentence):
-    (tmp_path / name).write_bytes(change(film.read_bytes()))
+def test_what_is_no_image_gets_a_sentence(opened, image, tmp_path, name, change, sentence):
+    (tmp_path / name).write_bytes(change(image.read_bytes()))
     upload(opened, tmp_path / name)
     box = opened.wait_for_selector("#notes .cxr-note.error")
     assert sentence in box.text_content()
@@ -178,9 +178,9 @@ def test_what_is_no_film_gets_a_sentence(opened, film, tmp_path, name, change, s
     assert opened.locator("#stage .cxr-empty").count() == 1
 
 
-def test_a_dicom_is_shown_with_what_was_done_to_it(opened, film, tmp_path):
+def test_a_dicom_is_shown_with_what_was_done_to_it(opened, image, tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install -r requirements-serve.txt")
-    pixels = 255 - np.asarray(Image.open(film))
+    pixels = 255 - np.asarray(Image.open(image))
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -197,17 +197,17 @@ def test_a_dicom_is_shown_with_what_was_done_to_it(opened, film, tmp_path):
     assert "Jane" not in opened.content()
 
 
-def test_an_unusual_film_is_answered_with_a_warning(opened, film, tmp_path):
-    Image.fromarray(255 - np.asarray(Image.open(film))).save(tmp_path / "negative.png")
+def test_an_unusual_image_is_answered_with_a_warning(opened, image, tmp_path):
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(tmp_path / "negative.png")
     upload(opened, tmp_path / "negative.png")
     assert len(read_table(opened, "top5")) == 5
     assert "inverted" in opened.locator("#notes .cxr-note.warn").text_content()
 
 
-def test_a_film_is_drawn_on_demand(opened):
+def test_a_image_is_drawn_on_demand(opened):
     opened.click("#draw")
     assert len(read_table(opened, "top5")) == 5
-    assert "A drawn film with" in opened.locator(".cxr-caption").text_content()
+    assert "A synthetic image with" in opened.locator(".cxr-caption").text_content()
 
 
 def test_the_table_marks_what_is_above_its_threshold(tiny_model):
@@ -229,7 +229,7 @@ def test_a_heatmap_is_red_where_it_speaks_for_the_finding_and_blue_where_against
     assert page.color_map(heatmap / 100, 32)[1] == 1  # faint evidence looks faint
 
 
-def test_a_film_that_was_forgotten_meanwhile_is_no_error():
+def test_a_image_that_was_forgotten_meanwhile_is_no_error():
     from serve.demo import _show_finding
 
     assert _show_finding(None, "Hernia") == page.show_empty()

@@ -22,32 +22,32 @@ from made_images import make_png
 from PIL import Image
 from serve.rest import Limits, RequestError, answer_predict
 
-from helpers.study import draw_film
+from helpers.study import draw_image
 
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -r requirements-dev.txt")
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install -r requirements-serve.txt")
 psutil = pytest.importorskip("psutil")
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_BYTES, MAX_FILMS, BODY_SECONDS = 4 * 2**20, 8, 2
+MAX_BYTES, MAX_IMAGES, BODY_SECONDS = 4 * 2**20, 8, 2
 DOCS = (ROOT / "docs" / "serving.md").read_text()
 
 
 def encode(seed, size=128, kind="PNG"):
-    film, _ = draw_film(seed, ["Cardiomegaly"] if seed % 2 else [], size=size)
+    image, _ = draw_image(seed, ["Cardiomegaly"] if seed % 2 else [], size=size)
     file = io.BytesIO()
-    Image.fromarray(film).save(file, kind)
+    Image.fromarray(image).save(file, kind)
     return file.getvalue()
 
 
-FILMS = [encode(1), encode(2), encode(3, size=200, kind="JPEG")]
+IMAGES = [encode(1), encode(2), encode(3, size=200, kind="JPEG")]
 
 
 def b64(data):
     return {"b64": base64.b64encode(data).decode()}
 
 
-ROWS = {"instances": [b64(film) for film in FILMS]}
+ROWS = {"instances": [b64(image) for image in IMAGES]}
 
 
 class Server:
@@ -56,7 +56,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, ROOT / "serve" / "app.py", "--model", folder, "--port", str(self.port)]
-        command += ["--max-megabytes", "4", "--max-films", str(MAX_FILMS), "--waiting", "4"]
+        command += ["--max-megabytes", "4", "--max-films", str(MAX_IMAGES), "--waiting", "4"]
         self.log = log
         with open(log, "wb") as file:
             # Another folder than the repository's: paths must not depend on it.
@@ -105,7 +105,7 @@ def server(tiny_export, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tiny_model):
-    return tiny_model.predict(FILMS)
+    return tiny_model.predict(IMAGES)
 
 
 def assert_refused(answer, status, part):
@@ -125,11 +125,11 @@ def assert_refused(answer, status, part):
     ids=["plain", "named"],
 )
 @pytest.mark.parametrize("extra", [{}, {"signature_name": "serving_default"}, {"signature_name": "", "other": None}])
-def test_rows_are_answered_by_an_object_a_film(server, expected, items, extra):
+def test_rows_are_answered_by_an_object_a_image(server, expected, items, extra):
     answer = server.ask({"instances": items} | extra)
     assert answer.status_code == 200
     predictions = answer.json()["predictions"]
-    assert len(predictions) == len(FILMS)
+    assert len(predictions) == len(IMAGES)
     for number, prediction in enumerate(predictions):
         assert prediction.keys() == expected.keys()
         for name, values in expected.items():
@@ -157,7 +157,7 @@ def test_numbers_have_the_digits_that_they_need(server, expected):
 
 
 def test_the_explain_signature(server, tiny_model):
-    expected = tiny_model.explain(FILMS)
+    expected = tiny_model.explain(IMAGES)
     predictions = server.ask(ROWS | {"signature_name": "explain"}).json()["predictions"]
     for name in ("maps", "heatmaps"):
         np.testing.assert_array_equal(np.float32([row[name] for row in predictions]), expected[name])
@@ -203,7 +203,7 @@ def run_documented(kind, server, folder):
     """Runs the first block of a kind in docs/serving.md that asks for a prediction, at the test's server."""
     blocks = re.findall(rf"```{kind}\n(.*?)```", DOCS, re.DOTALL)
     (block,) = [block for block in blocks if ":predict" in block and "docker" not in block]
-    (folder / "film.png").write_bytes(FILMS[0])
+    (folder / "film.png").write_bytes(IMAGES[0])
     block = block.replace("http://127.0.0.1:8501/v1/models/densenet121", server.base)
     command = {"sh": ["bash", "-c"], "python": [sys.executable, "-c"]}[kind]
     return subprocess.run([*command, block], cwd=folder, capture_output=True, text=True, check=True).stdout
@@ -231,7 +231,7 @@ def test_the_documented_answer_has_the_outputs_of_the_model(expected):
 MALFORMED = {
     "nothing": (b"", "JSON Parse error"),
     "text": (b"film.png", "JSON Parse error"),
-    "bytes": (FILMS[0], "JSON Parse error"),
+    "bytes": (IMAGES[0], "JSON Parse error"),
     "cut": (json.dumps(ROWS).encode()[:-9], "JSON Parse error"),
     "deep lists": (b'{"instances": ' + 100_000 * b"[", "nested too deeply"),
     "deep objects": (b'{"a":' * 100_000, "nested too deeply"),
@@ -240,23 +240,26 @@ MALFORMED = {
     "both": (ROWS | {"inputs": ROWS["instances"]}, "not both"),
     "signature": (ROWS | {"signature_name": "classify"}, "not found in signature def"),
     "signature's type": (ROWS | {"signature_name": 7}, "must be a string"),
-    "rows are an object": ({"instances": b64(FILMS[0])}, "to be a list/array"),
+    "rows are an object": ({"instances": b64(IMAGES[0])}, "to be a list/array"),
     "no rows": ({"instances": []}, "No values"),
     "no column": ({"inputs": []}, "No values"),
-    "a scalar": ({"inputs": b64(FILMS[0])}, "first dimension is the batch"),
+    "a scalar": ({"inputs": b64(IMAGES[0])}, "first dimension is the batch"),
     "another input": ({"inputs": {"image": ROWS["instances"]}}, "Missing named input: image_bytes"),
-    "another key": ({"instances": [{"image": b64(FILMS[0])}]}, "must only have keys: image_bytes"),
-    "a mix": ({"instances": [b64(FILMS[0]), {"image_bytes": b64(FILMS[0])}]}, "mix"),
-    "nested films": ({"instances": [[b64(FILMS[0])]]}, "item 0"),
+    "another key": ({"instances": [{"image": b64(IMAGES[0])}]}, "must only have keys: image_bytes"),
+    "a mix": ({"instances": [b64(IMAGES[0]), {"image_bytes": b64(IMAGES[0])}]}, "mix"),
+    "nested images": ({"instances": [[b64(IMAGES[0])]]}, "item 0"),
     "null": ({"instances": [None]}, "item 0"),
-    "base64": ({"instances": [b64(FILMS[0]), {"b64": "!!!!"}]}, "item 1 (from 0): Unable to base64 decode"),
+    "base64": ({"instances": [b64(IMAGES[0]), {"b64": "!!!!"}]}, "item 1 (from 0): Unable to base64 decode"),
     "base64 of letters": ({"instances": [{"b64": "é"}]}, "Unable to base64 decode"),
     "one character": ({"instances": [{"b64": "A"}]}, "Unable to base64 decode"),
-    "text as film": ({"instances": [base64.b64encode(FILMS[0]).decode()]}, 'Send {"b64"'),
+    "text as image": ({"instances": [base64.b64encode(IMAGES[0]).decode()]}, 'Send {"b64"'),
     "half a character": (b'{"instances": ["\\ud800"]}', "neither PNG nor JPEG"),
-    "no film": ({"instances": [b64(FILMS[0]), b64(b"GIF89a" + bytes(90))]}, "item 1 (from 0): neither PNG nor JPEG"),
-    "empty film": ({"instances": [b64(b"")]}, "item 0 (from 0): empty file"),
-    "cut films": ({"instances": [b64(data) for data in (FILMS[0], FILMS[1][:-80], FILMS[2], FILMS[0][:-1])]}, "1, 3"),
+    "no image": ({"instances": [b64(IMAGES[0]), b64(b"GIF89a" + bytes(90))]}, "item 1 (from 0): neither PNG nor JPEG"),
+    "empty image": ({"instances": [b64(b"")]}, "item 0 (from 0): empty file"),
+    "cut images": (
+        {"instances": [b64(data) for data in (IMAGES[0], IMAGES[1][:-80], IMAGES[2], IMAGES[0][:-1])]},
+        "1, 3",
+    ),
     "bomb": ({"instances": [b64(make_png(20_000, 20_000, raw=b""))]}, "item 0 (from 0): declares"),
     "tiny": ({"instances": [b64(encode(1, 64)), b64(make_png(3, 300))]}, "item 1 (from 0): 3 x 300"),
     "not UTF-8": (b'{"instances": ["\xff"]}', "JSON Parse error"),
@@ -279,8 +282,8 @@ def test_what_is_malformed_is_refused_with_a_reason(server, name):
 
 
 def test_what_is_too_much_is_refused(server):
-    film = b64(FILMS[0])
-    assert_refused(server.ask({"instances": [film] * (MAX_FILMS + 1)}), 413, f"at most {MAX_FILMS}")
+    image = b64(IMAGES[0])
+    assert_refused(server.ask({"instances": [image] * (MAX_IMAGES + 1)}), 413, f"at most {MAX_IMAGES}")
     large = b64(make_png(5700, 5700, raw=b""))
     assert_refused(server.ask({"instances": [large] * 5}), 413, "pixels together")
 
@@ -309,7 +312,7 @@ def test_a_body_that_does_not_come_is_given_up(server):
 
 def test_bodies_are_taken_as_they_are(server):
     assert server.ask(b"\xef\xbb\xbf" + json.dumps(ROWS).encode()).status_code == 200
-    spaced = base64.encodebytes(FILMS[0]).decode().rstrip("=\n")
+    spaced = base64.encodebytes(IMAGES[0]).decode().rstrip("=\n")
     assert server.ask({"instances": [{"b64": spaced}]}).status_code == 200
     assert_refused(server.ask(ROWS, headers={"Content-Encoding": "gzip"}), 415, "Content-Encoding")
 
@@ -352,7 +355,7 @@ def test_what_is_no_http_is_refused(server):
 
 def test_random_requests_get_200_or_4xx(server):
     rng = random.Random(0)
-    leaves = [None, True, 0, -1.5, 1e39, float("nan"), "", "b64", "\ud800", b64(FILMS[0]), {"b64": 3}, {"b64": "AAAA"}]
+    leaves = [None, True, 0, -1.5, 1e39, float("nan"), "", "b64", "\ud800", b64(IMAGES[0]), {"b64": 3}, {"b64": "AAAA"}]
     keys = ["instances", "inputs", "signature_name", "image_bytes", "pixels", "b64", ""]
 
     def draw(depth):
@@ -383,7 +386,7 @@ def test_random_requests_get_200_or_4xx(server):
 
 def test_many_clients_at_a_time_are_answered_or_told_to_wait(server, expected):
     with ThreadPoolExecutor(32) as pool, httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
-        bodies = [json.dumps({"instances": [b64(FILMS[number % 3])] * 4}) for number in range(96)]
+        bodies = [json.dumps({"instances": [b64(IMAGES[number % 3])] * 4}) for number in range(96)]
         barrier = threading.Barrier(32)
 
         def ask(number):
@@ -417,8 +420,8 @@ def test_clients_that_hang_up_leave_nothing_behind(server):
 
 def test_memory_stays_flat_over_1000_requests(server):
     process = psutil.Process(server.process.pid)
-    bodies = [json.dumps({"instances": [b64(film)]}).encode() for film in FILMS]
-    bodies += [json.dumps({"instances": [b64(FILMS[0][:-9])]}).encode(), b"{"]
+    bodies = [json.dumps({"instances": [b64(image)]}).encode() for image in IMAGES]
+    bodies += [json.dumps({"instances": [b64(IMAGES[0][:-9])]}).encode(), b"{"]
 
     def ask_often(n):
         for number in range(n):
@@ -427,12 +430,12 @@ def test_memory_stays_flat_over_1000_requests(server):
         return process.memory_info().rss
 
     before = ask_often(200)
-    assert ask_often(1000) - before < 16 * 2**20  # a thousand of these films have 25 MB, their answers as much
+    assert ask_often(1000) - before < 16 * 2**20  # a thousand of these images have 25 MB, their answers as much
 
 
-def test_at_the_end_the_process_lives_and_has_written_nothing_of_films(server):
+def test_at_the_end_the_process_lives_and_has_written_nothing_of_images(server):
     assert server.process.poll() is None
-    # What TensorFlow writes while it starts differs from machine to machine, and comes before any film.
+    # What TensorFlow writes while it starts differs from machine to machine, and comes before any image.
     before, mark, after = server.log.read_text().partition("Serving on ")
     assert mark and "Traceback" not in before
     lines = after.splitlines()
@@ -454,24 +457,24 @@ def test_values_are_counted_before_the_json_is_parsed(values):
 class Stub:
     explain = predict_pixels = None
 
-    def predict(self, films):
-        return {"score": np.float32([[np.nan, np.inf, -np.inf, 0.1, 1]] * len(films))}
+    def predict(self, images):
+        return {"score": np.float32([[np.nan, np.inf, -np.inf, 0.1, 1]] * len(images))}
 
 
 def test_floats_that_are_no_numbers_are_written_as_tensorflow_serving_writes_them():
-    body = json.dumps({"instances": [b64(FILMS[0])]}).encode()
+    body = json.dumps({"instances": [b64(IMAGES[0])]}).encode()
     assert answer_predict(Stub(), body, Limits()) == b'{"predictions":[[NaN,Infinity,-Infinity,0.1,1.0]]}'
 
 
 def test_an_error_of_the_program_is_none_of_the_request():
     class Broken(Stub):
-        def predict(self, films):
+        def predict(self, images):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         answer_predict(Broken(), json.dumps(ROWS).encode(), Limits())
     with pytest.raises(RequestError, match="at most 2"):
-        answer_predict(Stub(), json.dumps(ROWS).encode(), Limits(max_films=2))
+        answer_predict(Stub(), json.dumps(ROWS).encode(), Limits(max_images=2))
 
 
 def test_an_error_of_the_program_is_logged_by_its_place_alone(tiny_export, tiny_model, caplog):
@@ -481,8 +484,8 @@ def test_an_error_of_the_program_is_logged_by_its_place_alone(tiny_export, tiny_
     class Broken(Stub):
         folder = tiny_model.folder
 
-        def predict(self, films):
-            raise RuntimeError(films)
+        def predict(self, images):
+            raise RuntimeError(images)
 
     answer = TestClient(make_app(Broken(), "tiny")).post("/v1/models/tiny:predict", json=ROWS)
     assert answer.status_code == 500 and answer.json() == {"error": "Internal error"}

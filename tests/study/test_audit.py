@@ -25,8 +25,8 @@ from helpers.study.tables import (
     band_table,
     count_together,
     finding_table,
-    findings_per_film,
-    part_table,
+    findings_per_image,
+    subset_table,
     view_table,
 )
 
@@ -47,13 +47,13 @@ def by(table, *columns):
 
 def test_parts_of_nih_are_two_populations(nih):
     official = nih.assign(subset=np.where(nih["subset"].eq("test"), "test", "train"))
-    table = by(part_table(official), "subset").round(3)
+    table = by(subset_table(official), "subset").round(3)
     assert table.loc["train", ["films", "patients"]].tolist() == [86_524, 28_008]
     assert table.loc["test", ["films", "patients"]].tolist() == [25_596, 2_797]
     assert table["no_finding"].tolist() == [0.584, 0.385] and table["ap"].tolist() == [0.350, 0.566]
-    assert table["films_per_patient"].round(1).tolist() == [3.1, 9.2]
+    assert table["images_per_patient"].round(1).tolist() == [3.1, 9.2]
     assert patient_overlap(nih)["patients"].tolist() == [0, 0, 0]
-    assert patient_overlap(nih)["films_of_b"].tolist() == [0, 0, 0]
+    assert patient_overlap(nih)["images_of_b"].tolist() == [0, 0, 0]
 
 
 def test_findings_of_nih(nih):
@@ -61,8 +61,8 @@ def test_findings_of_nih(nih):
     assert table.loc[("test", "Hernia"), ["films", "patients"]].tolist() == [86, 32]
     assert table["films"].groupby("pathology").sum().loc["Infiltration"] == 19_894
     assert table.loc[("test", "Effusion"), "prevalence"] == pytest.approx(4_658 / 25_596)
-    per_film = by(findings_per_film(nih), "findings").sum(axis=1)
-    assert per_film.loc[0] == 60_361 and per_film.loc[2:].sum() == 20_796 and per_film.sum() == 112_120
+    per_image = by(findings_per_image(nih), "findings").sum(axis=1)
+    assert per_image.loc[0] == 60_361 and per_image.loc[2:].sum() == 20_796 and per_image.sum() == 112_120
     together = count_together(nih)
     assert together.loc["Hernia", "Hernia"] == 227 and together.equals(together.T)
     assert together.loc["Edema", "Pneumonia"] == (nih["Edema"] & nih["Pneumonia"]).sum() == 340
@@ -71,8 +71,8 @@ def test_findings_of_nih(nih):
 def test_edema_of_nih_is_eleven_times_commoner_in_ap(nih):
     table = by(view_table(nih), "pathology")
     assert table.loc["Edema", "ratio"] == pytest.approx(11, abs=0.05)
-    assert table.loc["No Finding", ["films_pa", "films_ap"]].sum() == 60_361
-    assert table.loc["Edema", "films_ap"] == by(finding_table(nih), "pathology").loc["Edema"].eval("films * ap").sum()
+    assert table.loc["No Finding", ["images_pa", "images_ap"]].sum() == 60_361
+    assert table.loc["Edema", "images_ap"] == by(finding_table(nih), "pathology").loc["Edema"].eval("images * ap").sum()
 
 
 def test_follow_ups_and_ages_of_nih(nih):
@@ -93,7 +93,7 @@ def test_follow_ups_and_ages_of_nih(nih):
 def test_a_split_by_image_leaves_patients_in_train(nih):
     parts = np.where(np.random.default_rng(0).random(len(nih)) < 0.2, "val", "train")
     overlap = by(patient_overlap(nih.assign(subset=parts)), "a", "b").loc[("train", "val")]
-    assert overlap["films_of_b"] == pytest.approx(0.829, abs=0.006) and overlap["patients"] > 8_000
+    assert overlap["images_of_b"] == pytest.approx(0.829, abs=0.006) and overlap["patients"] > 8_000
 
 
 def test_oddities_of_nih(shared_data):
@@ -124,13 +124,13 @@ def test_oddities_are_counted_and_named(tmp_path):
         "named with another number": 1,
     }
     assert odd["missing"]["examples"] == [{"image": "00000002_000.png", "text": "414Y", "years": None}]
-    assert [film["text"] for film in odd["converted"]["examples"]] == ["011M", "002D"]
-    assert [film["image"] for film in odd["younger than before"]["examples"]] == [
+    assert [image["text"] for image in odd["converted"]["examples"]] == ["011M", "002D"]
+    assert [image["image"] for image in odd["younger than before"]["examples"]] == [
         "00000001_001.png",
         "00000003_001.png",
     ]
     assert odd["named after another patient"]["examples"][0]["patient_id"] == 5
-    assert {film["sex"] for film in odd["patients of two sexes"]["examples"]} == {"M", "F"}
+    assert {image["sex"] for image in odd["patients of two sexes"]["examples"]} == {"M", "F"}
 
 
 def test_ages_across_a_missing_one_are_compared():
@@ -148,7 +148,7 @@ def test_census_of_files():
     assert census["modes"][0] == {"mode": "L", "films": 6} and len(census["modes"]) == 3
     assert census["depths"] == [{"bits": 8, "films": 7}, {"bits": 16, "films": 1}]
     assert census["not_square"]["count"] == 1 and census["not_square"]["examples"][0]["image"] == "7.png"
-    assert [film["image"] for film in census["uncommon"]["examples"]] == ["6.png", "7.png"]
+    assert [image["image"] for image in census["uncommon"]["examples"]] == ["6.png", "7.png"]
     assert census["bytes"] == {"min": 100, "median": 103, "max": 107, "total": 828}
 
 
@@ -182,9 +182,9 @@ def damaged(phantom_dir, tmp_path_factory):
     path.write_text("\n".join(lines))
 
     metadata, paths = load_metadata(folder), list_images(folder)
-    films, matched = match_images(metadata, paths)
-    films["split"] = make_split(films, folder)
-    study = pack_study(films, paths, folder.parent / "packed", split_name="official", side=48, shard_films=32)
+    rows, matched = match_images(metadata, paths)
+    rows["split"] = make_split(rows, folder)
+    study = pack_study(rows, paths, folder.parent / "packed", split_name="official", side=48, shard_images=32)
     return audit_study(folder, metadata, matched, study, find_study_duplicates(study)), study, done
 
 
@@ -194,9 +194,9 @@ def test_every_damage_is_named(damaged):
     assert lines["rows without an image"]["detail"] == done["missing"]
     assert lines["images without a row"]["detail"] == done["extra"]
     assert done["cut"] in lines["images that cannot be read"]["detail"]
-    uncommon = lines["films of uncommon size or mode"]["detail"]
+    uncommon = lines["images of uncommon size or mode"]["detail"]
     assert all(done[name] in uncommon for name in ("rgba", "deep", "wide"))
-    assert done["wide"] in lines["films that are not square"]["detail"]
+    assert done["wide"] in lines["images that are not square"]["detail"]
     copies = [{*pair.values()} & {done["source"], done["same"], done["across"]} for pair in report["duplicate_pairs"]]
     assert {done["source"], done["same"]} in copies and {done["source"], done["across"]} in copies
     found = {name: line["found"] for name, line in lines.items() if line["status"] == "look"}
@@ -206,8 +206,8 @@ def test_every_damage_is_named(damaged):
         "images that cannot be read": 1,
         "exact copies across parts, pairs": found["exact copies across parts, pairs"],
         "exact copies within a part, pairs": found["exact copies within a part, pairs"],
-        "films that are not square": 1,
-        "films of uncommon size or mode": 3,
+        "images that are not square": 1,
+        "images of uncommon size or mode": 3,
     } | {name: n for name, n in found.items() if name.startswith("near copies")}
     assert sum(found[f"exact copies {where}, pairs"] for where in ("across parts", "within a part")) == 3
     assert {line["status"] for line in report["verdict"]} == {"ok", "look", "not compared"}
@@ -223,18 +223,18 @@ def test_copies_are_counted_by_kind_patient_part_and_findings(damaged):
     assert not count_duplicates(nothing, study.index)[["pairs", "films", "labels_differ"]].to_numpy().any()
 
 
-def test_report_is_plain_json_and_counts_the_packed_films(damaged):
+def test_report_is_plain_json_and_counts_the_packed_images(damaged):
     report, study, _ = damaged
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["found"] == len(study.index) + 1 and len(report["unreadable"]) == 1
     assert sum(part["films"] for part in report["parts"]) == len(study.index)
     assert report["kind"] == "synthetic" and all(row["difference"] is None for row in report["published"])
-    films = next(row for row in report["published"] if (row["count"], row["part"]) == ("films", "all"))
-    assert films["share"] == round(len(study.index) / 112_120, 6)
+    images = next(row for row in report["published"] if (row["count"], row["part"]) == ("films", "all"))
+    assert images["share"] == round(len(study.index) / 112_120, 6)
 
 
 def test_counts_other_than_nihs_and_patients_in_two_parts_are_wrong(nih, shared_data, damaged):
-    """A label is flipped and a patient's films are torn apart in a study that has all of NIH."""
+    """A label is flipped and a patient's images are torn apart in a study that has all of NIH."""
     folder = shared_data / "nih_metadata"
     metadata = load_metadata(folder)
     metadata.loc[metadata["Hernia"].eq(1).idxmax(), "Hernia"] = 0
@@ -258,5 +258,5 @@ def test_counts_other_than_nihs_and_patients_in_two_parts_are_wrong(nih, shared_
 def test_a_study_that_tells_neither_view_nor_age_is_audited(packed):
     rows = packed.index.assign(view="", sex="", age=np.nan)
     assert view_table(rows)[["pa", "ap", "ratio"]].isna().all(axis=None)
-    assert len(age_table(rows)) == 0 and part_table(rows)["median_age"].isna().all()
+    assert len(age_table(rows)) == 0 and subset_table(rows)["median_age"].isna().all()
     assert band_table(rows, rows["follow_up"])["ap"].eq(0).all()

@@ -1,4 +1,4 @@
-"""Tests of study.duplicates with planted copies, real films and brute force."""
+"""Tests of study.duplicates with planted copies, real radiographs and brute force."""
 
 import dataclasses
 import io
@@ -13,10 +13,10 @@ from helpers.study import duplicates
 from helpers.study.duplicates import (
     HASH_BITS,
     MAX_DISTANCE,
-    FilmHashes,
+    ImageHashes,
     find_duplicates,
     find_study_duplicates,
-    hash_films,
+    hash_images,
 )
 
 
@@ -27,27 +27,27 @@ def read(paths, side=None):
     )
 
 
-def save_as_jpeg(film, quality=50):
+def save_as_jpeg(image, quality=50):
     buffer = io.BytesIO()
-    Image.fromarray(film).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer))
 
 
-def brighten(film, by=20):
-    return np.clip(film.astype(int) + by, 0, 255).astype("uint8")
+def brighten(image, by=20):
+    return np.clip(image.astype(int) + by, 0, 255).astype("uint8")
 
 
-def bend(film, gamma):
-    return np.round(255 * (film / 255) ** gamma).astype("uint8")
+def bend(image, gamma):
+    return np.round(255 * (image / 255) ** gamma).astype("uint8")
 
 
-def resize(film, side):
-    return np.asarray(Image.fromarray(film).resize((side, side), Image.Resampling.BILINEAR))
+def resize(image, side):
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def blur_with_noise(film, seed=0):
-    noise = np.random.default_rng(seed).normal(0, 5, film.shape)
-    return np.clip(np.round(film + noise), 0, 255).astype("uint8")
+def blur_with_noise(image, seed=0):
+    noise = np.random.default_rng(seed).normal(0, 5, image.shape)
+    return np.clip(np.round(image + noise), 0, 255).astype("uint8")
 
 
 def distances(a, b):
@@ -57,15 +57,15 @@ def distances(a, b):
 
 
 @pytest.fixture(scope="module")
-def drawn(films_and_paths):
-    """Rows of a drawn study with their `subset`, and its films at 64 pixels."""
-    rows, paths = films_and_paths
+def drawn(rows_and_paths):
+    """Rows of a drawn study with their `subset`, and its images at 64 pixels."""
+    rows, paths = rows_and_paths
     return rows.assign(subset=rows["split"]), read([paths[name] for name in rows["image"]])
 
 
 def test_a_clean_study_has_no_duplicates(drawn):
-    rows, films = drawn
-    hashes = hash_films(films)
+    rows, images = drawn
+    hashes = hash_images(images)
     for across in ("subset", "patient_id"):
         found = find_duplicates(rows, hashes, across=across)
         assert len(found) == 0
@@ -74,7 +74,7 @@ def test_a_clean_study_has_no_duplicates(drawn):
 
 
 def test_planted_duplicates_are_found_by_name(drawn):
-    rows, films = drawn
+    rows, images = drawn
     originals = [int(np.flatnonzero(rows["subset"] == part)[k]) for part in ("train", "test") for k in (3, 7, 11)]
     changes = [
         lambda film: film,
@@ -84,7 +84,7 @@ def test_planted_duplicates_are_found_by_name(drawn):
         blur_with_noise,
         lambda film: film,
     ]
-    copies = [change(films[i]) for change, i in zip(changes, originals, strict=True)]
+    copies = [change(images[i]) for change, i in zip(changes, originals, strict=True)]
     kinds = ["exact", "near", "near", "near", "near", "exact"]
     # The last copy stays in its part, under another patient.
     parts = ["test", "test", "val", "val", "train", "test"]
@@ -92,7 +92,7 @@ def test_planted_duplicates_are_found_by_name(drawn):
         image=[f"copy_{i}.png" for i in range(6)], patient_id=range(90_001, 90_007), subset=parts
     )
     everything = pd.concat([rows, planted])  # With an index that repeats itself.
-    hashes = hash_films([films[:50], films[50:], *(copy[None] for copy in copies)])
+    hashes = hash_images([images[:50], images[50:], *(copy[None] for copy in copies)])
 
     found = find_duplicates(everything, hashes, across="patient_id").sort_values("image_b", ignore_index=True)
     assert found["image_a"].tolist() == rows["image"].iloc[originals].tolist()
@@ -111,27 +111,32 @@ def test_planted_duplicates_are_found_by_name(drawn):
 
 
 def test_hashes_are_what_they_are_said_to_be(drawn):
-    films = drawn[1][:40]
-    hashes = hash_films(films)
+    images = drawn[1][:40]
+    hashes = hash_images(images)
     assert (hashes.exact.shape, hashes.exact.dtype) == ((40, 16), np.uint8)
     assert (hashes.perceptual.shape, hashes.perceptual.dtype) == ((40, HASH_BITS // 8), np.uint8)
-    for same in (films[..., None], [films[:1], films[1:1], films[1:]], (film[None] for film in films), films[:, ::1]):
-        for ours, theirs in zip(hashes, hash_films(same), strict=True):
+    for same in (
+        images[..., None],
+        [images[:1], images[1:1], images[1:]],
+        (image[None] for image in images),
+        images[:, ::1],
+    ):
+        for ours, theirs in zip(hashes, hash_images(same), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    touched = films.copy()
+    touched = images.copy()
     touched[:, 5, 5] ^= 1
-    assert (hash_films(touched).exact != hashes.exact).any(axis=1).all()
-    assert np.diag(distances(hashes, hash_films(touched))).max() <= 3
+    assert (hash_images(touched).exact != hashes.exact).any(axis=1).all()
+    assert np.diag(distances(hashes, hash_images(touched))).max() <= 3
     # A linear change that clips nothing moves only bits that rounding decides.
-    dim = hash_films((films // 2 + 60).astype("uint8"))
+    dim = hash_images((images // 2 + 60).astype("uint8"))
     assert np.diag(distances(hashes, dim)).max() <= 6
-    flipped = hash_films(films[:, :, ::-1])
+    flipped = hash_images(images[:, :, ::-1])
     assert np.diag(distances(hashes, flipped)).min() > 3 * MAX_DISTANCE
 
 
-def test_blank_films_are_like_each_other_and_like_no_film(drawn):
+def test_blank_images_are_like_each_other_and_like_no_image(drawn):
     blank = np.stack([np.full((64, 64), level, "uint8") for level in (0, 0, 130, 255)])
-    hashes = hash_films(np.concatenate([blank, drawn[1][:20]]))
+    hashes = hash_images(np.concatenate([blank, drawn[1][:20]]))
     assert (hashes.perceptual[:4] == 0).all()
     rows = pd.DataFrame({"image": range(24), "patient_id": range(24), "subset": np.arange(24) % 2})
     found = find_duplicates(rows, hashes)
@@ -147,10 +152,10 @@ def test_search_equals_brute_force(max_distance, across):
     # A handful of originals, disturbed more and more, in parts of very different size.
     centers = rng.integers(0, 256, (6, 32), dtype="uint8")
     masks = np.packbits(rng.random((n, 256)) < rng.uniform(0, 0.15, (n, 1)) * (np.arange(n)[:, None] % 3 > 0), axis=1)
-    hashes = FilmHashes(rng.integers(0, 2, (n, 16), dtype="uint8") // 2, centers[rng.integers(0, 6, n)] ^ masks)
+    hashes = ImageHashes(rng.integers(0, 2, (n, 16), dtype="uint8") // 2, centers[rng.integers(0, 6, n)] ^ masks)
     rows = pd.DataFrame({"image": [f"{i:03d}" for i in range(n)], "patient_id": rng.integers(0, 30, n)})
     rows["subset"] = rng.choice(["train", "val", "test"], n, p=[0.8, 0.05, 0.15])
-    # A film and its negative differ in every bit.
+    # An image and its negative differ in every bit.
     hashes.perceptual[1] = ~hashes.perceptual[0]
     rows.loc[:1, "patient_id"], rows.loc[:1, "subset"] = [40, 41], ["train", "test"]
     found = find_duplicates(rows, hashes, max_distance, across)
@@ -170,7 +175,7 @@ def test_search_equals_brute_force(max_distance, across):
 def test_a_pair_is_found_wherever_its_bits_differ(max_distance):
     """One bit in each piece but one, of pieces of adjacent bits and of every so many bits."""
     rng = np.random.default_rng(max_distance)
-    film = rng.integers(0, 256, 32, dtype="uint8")
+    image = rng.integers(0, 256, 32, dtype="uint8")
     spread = np.linspace(0, HASH_BITS - 1, max_distance, dtype=int)
     for bits in (
         np.arange(max_distance),
@@ -178,20 +183,20 @@ def test_a_pair_is_found_wherever_its_bits_differ(max_distance):
         spread,
         rng.permutation(HASH_BITS)[:max_distance],
     ):
-        other = np.unpackbits(film)
+        other = np.unpackbits(image)
         other[bits] ^= 1
         far = other.copy()
         far[next(bit for bit in range(HASH_BITS) if bit not in bits)] ^= 1
-        hashes = FilmHashes(np.zeros((3, 16), "uint8"), np.stack([film, np.packbits(other), np.packbits(far)]))
+        hashes = ImageHashes(np.zeros((3, 16), "uint8"), np.stack([image, np.packbits(other), np.packbits(far)]))
         rows = pd.DataFrame({"image": list("abc"), "patient_id": [1, 2, 3], "subset": ["train", "test", "test"]})
         found = find_duplicates(rows, hashes, max_distance)
         assert found[["image_a", "image_b", "distance"]].to_numpy().tolist() == [["a", "b", max_distance]]
 
 
-def test_few_films_are_compared_in_a_large_study(monkeypatch):
+def test_few_images_are_compared_in_a_large_study(monkeypatch):
     n, compared = 4000, []
     rng = np.random.default_rng(0)
-    hashes = FilmHashes(np.zeros((n, 16), "uint8"), rng.integers(0, 256, (n, 32), dtype="uint8"))
+    hashes = ImageHashes(np.zeros((n, 16), "uint8"), rng.integers(0, 256, (n, 32), dtype="uint8"))
     hashes.perceptual[-40:] = hashes.perceptual[:40]
     rows = pd.DataFrame({"image": range(n), "patient_id": range(n), "subset": np.arange(n) < n // 2})
     count = np.bitwise_count
@@ -201,58 +206,58 @@ def test_few_films_are_compared_in_a_large_study(monkeypatch):
 
 
 def test_odd_input():
-    films = np.zeros((3, 64, 64), "uint8")
+    images = np.zeros((3, 64, 64), "uint8")
     rows = pd.DataFrame({"image": list("abc"), "patient_id": [1, 2, 3], "subset": "train"})
-    assert len(find_duplicates(rows, hash_films(films))) == 0
-    assert len(find_duplicates(rows, hash_films(films), across="patient_id")) == 3
-    for nothing in (films[:0], [], [films[:0]]):
-        assert len(find_duplicates(rows[:0], hash_films(nothing))) == 0
-    for wrong in (films.astype("float32"), films[:, :, :50], films[0], np.zeros((3, 64, 64, 3), "uint8")):
+    assert len(find_duplicates(rows, hash_images(images))) == 0
+    assert len(find_duplicates(rows, hash_images(images), across="patient_id")) == 3
+    for nothing in (images[:0], [], [images[:0]]):
+        assert len(find_duplicates(rows[:0], hash_images(nothing))) == 0
+    for wrong in (images.astype("float32"), images[:, :, :50], images[0], np.zeros((3, 64, 64, 3), "uint8")):
         with pytest.raises(ValueError, match="expected uint8"):
-            hash_films([wrong])
+            hash_images([wrong])
     with pytest.raises(ValueError, match="sides of 31 pixels"):
-        hash_films(films[:, :31, :31])
+        hash_images(images[:, :31, :31])
     with pytest.raises(ValueError, match=r"expected \(2, 16\)"):
-        find_duplicates(rows[:2], hash_films(films))
+        find_duplicates(rows[:2], hash_images(images))
     for max_distance in (-1, 256):
         with pytest.raises(ValueError, match=f"max_distance is {max_distance}"):
-            find_duplicates(rows, hash_films(films), max_distance)
+            find_duplicates(rows, hash_images(images), max_distance)
     many = pd.DataFrame({"image": range(2200), "patient_id": range(2200), "subset": np.arange(2200) % 2})
     with pytest.raises(ValueError, match="more than 1,000,000 pairs"):
-        find_duplicates(many, FilmHashes(np.zeros((2200, 16), "uint8"), np.zeros((2200, 32), "uint8")))
+        find_duplicates(many, ImageHashes(np.zeros((2200, 16), "uint8"), np.zeros((2200, 32), "uint8")))
 
 
-def test_real_films_and_their_copies(shared_data):
+def test_real_images_and_their_copies(shared_data):
     paths = sorted((shared_data / "nih_sample" / "images").glob("*.png"))
-    films = read(paths)
+    images = read(paths)
     rows = pd.DataFrame({"image": [path.name for path in paths]})
     rows["patient_id"] = rows["subset"] = rows["image"].str[:8].astype(int)
-    hashes = hash_films(films)
+    hashes = hash_images(images)
     assert len(find_duplicates(rows, hashes, 3 * MAX_DISTANCE)) == 0
-    assert len(np.unique(hashes.exact, axis=0)) == len(films)
-    jsrt = hash_films(read(sorted((shared_data / "jsrt" / "images").glob("*.png"))))
+    assert len(np.unique(hashes.exact, axis=0)) == len(images)
+    jsrt = hash_images(read(sorted((shared_data / "jsrt" / "images").glob("*.png"))))
     other = distances(jsrt, jsrt) + HASH_BITS * np.eye(len(jsrt.exact), dtype=int)
     assert min(other.min(), distances(jsrt, hashes).min()) > 3 * MAX_DISTANCE
 
-    some = films[::3]  # copies take long to make
+    some = images[::3]  # copies take long to make
 
     def share_found(change):
-        copies = hash_films(np.stack([change(film) for film in some]))
-        return np.mean(np.diag(distances(hash_films(some), copies)) <= MAX_DISTANCE)
+        copies = hash_images(np.stack([change(image) for image in some]))
+        return np.mean(np.diag(distances(hash_images(some), copies)) <= MAX_DISTANCE)
 
     for change in (
         save_as_jpeg,
         brighten,
         blur_with_noise,
-        lambda film: resize(film, 224),
-        lambda film: resize(film, 88),
+        lambda image: resize(image, 224),
+        lambda image: resize(image, 88),
     ):
         assert share_found(change) == 1
     for gamma in (0.8, 1.25):
-        assert share_found(lambda film, gamma=gamma: bend(film, gamma)) > 0.95
+        assert share_found(lambda image, gamma=gamma: bend(image, gamma)) > 0.95
 
     originals = sorted((shared_data / "nih_original" / "images_001" / "images").glob("*.png"))
-    large = hash_films(film[None] for film in read(originals))
+    large = hash_images(image[None] for image in read(originals))
     own = [rows["image"].tolist().index(path.name) for path in originals]
     between = distances(large, hashes)
     assert between[np.arange(len(own)), own].max() <= MAX_DISTANCE
@@ -261,14 +266,14 @@ def test_real_films_and_their_copies(shared_data):
 
 
 def test_copies_in_a_packed_study_are_looked_for_once(packed, tmp_path, monkeypatch):
-    """They are kept beside the films, and looked for anew where the films are others or the file is cut short."""
+    """They are kept beside the images, and looked for anew where the images are others or the file is cut short."""
     study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
-    films = np.concatenate(list(duplicates._read_films(study)))
-    expected = find_duplicates(study.index, hash_films(films), 40, across="image")
+    images = np.concatenate(list(duplicates._read_images(study)))
+    expected = find_duplicates(study.index, hash_images(images), 40, across="image")
     found = find_study_duplicates(study, 40)
     assert len(found) and found.equals(expected)
 
-    monkeypatch.setattr(duplicates, "_read_films", None)
+    monkeypatch.setattr(duplicates, "_read_images", None)
     assert find_study_duplicates(study, 40).equals(found)
     for other in (dataclasses.replace(study, index_sha256="another"), dataclasses.replace(study, shards={"train": []})):
         with pytest.raises(TypeError):

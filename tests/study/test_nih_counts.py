@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from helpers.study.labels import PATHOLOGIES, load_metadata, load_official_lists
-from helpers.study.nih_counts import PUBLISHED, compare_counts, tell_study
+from helpers.study.nih_counts import PUBLISHED, compare_counts, identify_study
 
 LABELS = "Data_Entry_2017_v2020.csv"
 
@@ -20,7 +20,7 @@ def nih(shared_data, tmp_path):
 def differences(folder):
     """Dict (count, part) -> difference, of those that are not 0."""
     metadata = load_metadata(folder)
-    assert tell_study(folder, metadata) == "nih"
+    assert identify_study(folder, metadata) == "nih"
     table = compare_counts(folder, metadata, metadata["image"]).set_index(["count", "part"])["difference"]
     return table[table.ne(0)].to_dict()
 
@@ -65,23 +65,23 @@ def test_a_flipped_label_is_named(nih):
 
 
 @pytest.mark.parametrize("n_films", [1, 5])
-def test_a_film_on_the_other_list_is_named(nih, n_films):
-    """The patient of one film changes sides with it; one of five films is on both lists then."""
+def test_a_image_on_the_other_list_is_named(nih, n_images):
+    """The patient of one image changes sides with it; one of five images is on both lists then."""
     test = (nih / "test_list.txt").read_text().split()
-    films = pd.Series(test).groupby([name[:8] for name in test])
-    moved = films.get_group(films.size().eq(n_films).idxmax()).iloc[0]
+    images = pd.Series(test).groupby([name[:8] for name in test])
+    moved = images.get_group(images.size().eq(n_images).idxmax()).iloc[0]
     (nih / "test_list.txt").write_text("\n".join(name for name in test if name != moved))
     rewrite(nih / "train_val_list.txt", lambda text: f"{text}\n{moved}")
     found = differences(nih)
     assert found["films", "test"] == -1 and found["films", "train_val"] == found["patients", "train_val"] == 1
-    assert found.get(("patients in both lists", "all"), 0) == (n_films > 1)
-    assert ("patients", "test") in found if n_films == 1 else ("patients", "test") not in found
+    assert found.get(("patients in both lists", "all"), 0) == (n_images > 1)
+    assert ("patients", "test") in found if n_images == 1 else ("patients", "test") not in found
 
 
 def test_lost_boxes_are_named(nih):
     lines = (nih / "BBox_List_2017.csv").read_text().splitlines(keepends=True)
     (nih / "BBox_List_2017.csv").write_text("".join(lines[:-1]))
-    lost = ("boxes", "films with boxes", f"boxes of {lines[-1].split(',')[1]}")
+    lost = ("boxes", "images with boxes", f"boxes of {lines[-1].split(',')[1]}")
     assert differences(nih) == {(name, part): -1 for name in lost for part in ("all", "test")}
 
 
@@ -98,12 +98,12 @@ def test_a_part_is_compared_by_its_share(shared_data):
 
 def test_kinds_of_studies(shared_data, phantom_dir, tmp_path):
     metadata = load_metadata(shared_data / "nih_metadata")
-    assert tell_study(tmp_path, metadata) == "nih"
-    assert tell_study(tmp_path, metadata[metadata["patient_id"] < 2000]) == "part of nih"
-    assert tell_study(tmp_path, metadata.assign(patient_id=metadata["patient_id"] + 1)) == "other"
-    assert tell_study(tmp_path, metadata.assign(image="train_" + metadata["image"])) == "other"
-    assert tell_study(tmp_path, pd.concat([metadata] * 2)) == "other"
-    assert tell_study(str(phantom_dir), load_metadata(phantom_dir)) == "synthetic"
+    assert identify_study(tmp_path, metadata) == "nih"
+    assert identify_study(tmp_path, metadata[metadata["patient_id"] < 2000]) == "part of nih"
+    assert identify_study(tmp_path, metadata.assign(patient_id=metadata["patient_id"] + 1)) == "other"
+    assert identify_study(tmp_path, metadata.assign(image="train_" + metadata["image"])) == "other"
+    assert identify_study(tmp_path, pd.concat([metadata] * 2)) == "other"
+    assert identify_study(str(phantom_dir), load_metadata(phantom_dir)) == "synthetic"
 
 
 def test_a_study_without_lists_is_counted_as_a_whole(phantom_dir, tmp_path):

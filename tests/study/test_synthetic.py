@@ -27,15 +27,15 @@ def read_rows(path):
         return list(csv.reader(table))
 
 
-def shrink(film, size=64):
-    """Returns a film reduced to what a small model sees, as float."""
-    return np.asarray(Image.fromarray(film).resize((size, size), Image.Resampling.BOX), float)
+def shrink(image, size=64):
+    """Returns an image reduced to what a small model sees, as float."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX), float)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     study_dir = tmp_path_factory.mktemp("phantom") / "study"
-    phantom.write_phantom_study(study_dir, **SMALL)
+    phantom.write_synthetic_study(study_dir, **SMALL)
     return study_dir
 
 
@@ -69,39 +69,41 @@ def test_lists_are_disjoint_by_patient_and_complete(study):
 
 
 def test_same_seed_same_bytes_whatever_the_number_of_workers(study, tmp_path):
-    phantom.write_phantom_study(tmp_path / "two", **SMALL | {"n_workers": 2})
+    phantom.write_synthetic_study(tmp_path / "two", **SMALL | {"n_workers": 2})
     assert digest(tmp_path / "two") == digest(study)
-    phantom.write_phantom_study(tmp_path / "other", **SMALL | {"seed": 4})
+    phantom.write_synthetic_study(tmp_path / "other", **SMALL | {"seed": 4})
     ours, others = digest(study), digest(tmp_path / "other")
     assert not {ours[name] for name in ours if name.endswith("png")} & set(others.values())
 
 
 def test_plan_holds_every_finding_in_both_lists():
     for n_images, seed in ((300, 0), (300, 7), (1000, 1)):
-        films = phantom.plan_phantom_study(n_images, seed)
-        assert len(films) == n_images == len({film["image"] for film in films})
+        images = phantom.plan_synthetic_study(n_images, seed)
+        assert len(images) == n_images == len({image["image"] for image in images})
         for name in PATHOLOGIES:
-            ill = [film for film in films if name in film["findings"]]
+            ill = [image for image in images if name in image["findings"]]
             for split in ("train_val", "test"):
-                assert len({film["patient"] for film in ill if film["split"] == split}) >= 3, (name, split, seed)
-        assert 0.3 < np.mean([not film["findings"] for film in films]) < 0.45
+                assert len({image["patient"] for image in ill if image["split"] == split}) >= 3, (name, split, seed)
+        assert 0.3 < np.mean([not image["findings"] for image in images]) < 0.45
 
 
 def test_plan_resembles_the_study_that_it_stands_for():
-    films = phantom.plan_phantom_study(4000, 0)
-    has = {name: np.array([name in film["findings"] for film in films]) for name in PATHOLOGIES}
-    bedside = np.array([film["view"] == "AP" for film in films])
+    images = phantom.plan_synthetic_study(4000, 0)
+    has = {name: np.array([name in image["findings"] for image in images]) for name in PATHOLOGIES}
+    bedside = np.array([image["view"] == "AP" for image in images])
     for name in PATHOLOGIES:
         assert has[name].mean() == pytest.approx(phantom.PREVALENCE[name], abs=0.01)
     assert bedside[has["Edema"]].mean() > bedside.mean() + 0.3
     for first, second in (("Effusion", "Atelectasis"), ("Cardiomegaly", "Edema"), ("Consolidation", "Pneumonia")):
         assert has[second][has[first]].mean() > 1.3 * has[second].mean()
-    visits = {split: [f["patient"] for f in films if f["split"] == split] for split in ("train_val", "test")}
+    visits = {split: [f["patient"] for f in images if f["split"] == split] for split in ("train_val", "test")}
     per_patient = {split: len(ids) / len(set(ids)) for split, ids in visits.items()}
     assert per_patient["test"] > 1.5 * per_patient["train_val"]
-    for film, later in pairwise(films):
-        if film["patient"] == later["patient"]:
-            assert later["visit"] == film["visit"] + 1 and later["age"] >= film["age"] and later["sex"] == film["sex"]
+    for image, later in pairwise(images):
+        if image["patient"] == later["patient"]:
+            assert (
+                later["visit"] == image["visit"] + 1 and later["age"] >= image["age"] and later["sex"] == image["sex"]
+            )
 
 
 def test_boxes_are_in_the_frame_and_for_every_boxed_positive_of_the_test_list(study):
@@ -122,8 +124,8 @@ def test_boxes_are_in_the_frame_and_for_every_boxed_positive_of_the_test_list(st
 @pytest.mark.parametrize("name", PATHOLOGIES)
 def test_every_finding_shows_at_64_pixels(name):
     for seed, view in ((0, "PA"), (1, "AP"), (2, "PA")):
-        normal, _ = phantom.draw_film(seed, view=view)
-        ill, boxes = phantom.draw_film(seed, (name,), view=view)
+        normal, _ = phantom.draw_image(seed, view=view)
+        ill, boxes = phantom.draw_image(seed, (name,), view=view)
         change = np.abs(shrink(ill) - shrink(normal))
         # Grain of 3-4 gray levels at 256 pixels averages to below 1 in these blocks of 4 by 4.
         assert (change > 8).sum() >= 8
@@ -133,8 +135,8 @@ def test_every_finding_shows_at_64_pixels(name):
 @pytest.mark.parametrize("name", PATHOLOGIES[:8])
 def test_the_change_lies_in_the_boxes(name):
     for seed in range(3):
-        normal, _ = phantom.draw_film(seed, size=128)
-        ill, boxes = phantom.draw_film(seed, (name,), size=128)
+        normal, _ = phantom.draw_image(seed, size=128)
+        ill, boxes = phantom.draw_image(seed, (name,), size=128)
         inside = np.zeros((128, 128), bool)
         for x, y, width, height in boxes[name]:
             inside[int(y) : int(y + height), int(x) : int(x + width)] = True
@@ -143,8 +145,8 @@ def test_the_change_lies_in_the_boxes(name):
 
 
 def test_findings_leave_anatomy_pose_and_noise_alone():
-    normal, _ = phantom.draw_film(5, size=128)
-    ill, boxes = phantom.draw_film(5, ("Nodule",), size=128)
+    normal, _ = phantom.draw_image(5, size=128)
+    ill, boxes = phantom.draw_image(5, ("Nodule",), size=128)
     untouched = np.ones((128, 128), bool)
     for x, y, width, height in boxes["Nodule"]:
         untouched[int(y) - 4 : int(y + height) + 4, int(x) - 4 : int(x + width) + 4] = False
@@ -152,23 +154,23 @@ def test_findings_leave_anatomy_pose_and_noise_alone():
 
 
 def test_order_of_findings_does_not_matter():
-    first, _ = phantom.draw_film((1, 2), ("Mass", "Edema"), size=64)
-    second, _ = phantom.draw_film((1, 2), ("Edema", "Mass"), size=64)
+    first, _ = phantom.draw_image((1, 2), ("Mass", "Edema"), size=64)
+    second, _ = phantom.draw_image((1, 2), ("Edema", "Mass"), size=64)
     np.testing.assert_array_equal(first, second)
 
 
 def test_follow_ups_keep_the_anatomy():
-    films = np.array(
-        [[shrink(phantom.draw_film(seed, size=128, visit=v)[0], 32).ravel() for v in (0, 1)] for seed in range(12)]
+    images = np.array(
+        [[shrink(phantom.draw_image(seed, size=128, visit=v)[0], 32).ravel() for v in (0, 1)] for seed in range(12)]
     )
-    likeness = np.corrcoef(films[:, 0], films[:, 1])[:12, 12:]
+    likeness = np.corrcoef(images[:, 0], images[:, 1])[:12, 12:]
     same, others = np.diag(likeness), likeness[~np.eye(12, dtype=bool)]
     assert same.mean() > others.mean() + others.std() / 2
-    assert not np.array_equal(films[0, 0], films[0, 1])
+    assert not np.array_equal(images[0, 0], images[0, 1])
 
 
 def test_label_noise_changes_the_csv_and_not_the_pixels(study, tmp_path):
-    phantom.write_phantom_study(tmp_path / "noisy", **SMALL | {"label_noise": 0.3})
+    phantom.write_synthetic_study(tmp_path / "noisy", **SMALL | {"label_noise": 0.3})
     clean, noisy = digest(study), digest(tmp_path / "noisy")
     assert {k: v for k, v in clean.items() if k.endswith("png")} == {
         k: v for k, v in noisy.items() if k.endswith("png")
@@ -183,11 +185,11 @@ def test_label_noise_changes_the_csv_and_not_the_pixels(study, tmp_path):
 
 def test_a_complete_study_is_left_alone_and_other_settings_are_refused(study):
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*")}
-    assert phantom.write_phantom_study(study, **SMALL)["written"] is False
+    assert phantom.write_synthetic_study(study, **SMALL)["written"] is False
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*")} == before
     with pytest.raises(ValueError, match="delete that folder"):
-        phantom.write_phantom_study(study, **SMALL | {"seed": 9})
-    assert json.loads((study / "phantom.json").read_text())["settings"]["version"] == phantom.PHANTOM_VERSION
+        phantom.write_synthetic_study(study, **SMALL | {"seed": 9})
+    assert json.loads((study / "phantom.json").read_text())["settings"]["version"] == phantom.SYNTHETIC_VERSION
 
 
 def test_an_interrupted_study_is_completed(study, tmp_path):
@@ -198,12 +200,12 @@ def test_an_interrupted_study_is_completed(study, tmp_path):
         yield from list(jobs)[:5]
         raise Interrupted
 
-    # Begun with more films, so that some of what is left behind does not belong to the study asked for next.
+    # Begun with more images, so that some of what is left behind does not belong to the study asked for next.
     with pytest.raises(Interrupted):
-        phantom.write_phantom_study(tmp_path / "cut", **SMALL | {"n_images": 90}, progress=give_up)
+        phantom.write_synthetic_study(tmp_path / "cut", **SMALL | {"n_images": 90}, progress=give_up)
     assert not (tmp_path / "cut" / "phantom.json").exists()
     assert list((tmp_path / "cut" / "images").iterdir())
-    phantom.write_phantom_study(tmp_path / "cut", **SMALL)
+    phantom.write_synthetic_study(tmp_path / "cut", **SMALL)
     assert digest(tmp_path / "cut") == digest(study)
 
 
@@ -214,7 +216,7 @@ def test_a_folder_of_other_files_is_refused(name, tmp_path):
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
     with pytest.raises(FileExistsError, match=name):
-        phantom.write_phantom_study(tmp_path, **SMALL)
+        phantom.write_synthetic_study(tmp_path, **SMALL)
     assert path.read_text() == "mine"
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
 
@@ -228,16 +230,16 @@ def test_progress_sees_every_patient(tmp_path):
             seen.append(job)
             yield job
 
-    summary = phantom.write_phantom_study(tmp_path / "study", n_images=9, size=32, progress=watch)
+    summary = phantom.write_synthetic_study(tmp_path / "study", n_images=9, size=32, progress=watch)
     assert len(seen) == summary["n_patients"] and summary["n_images"] == 9
 
 
 @pytest.mark.parametrize(
     "wrong", [{"findings": ("Infiltrate",)}, {"view": "LL"}, {"sex": "f"}, {"size": 16}], ids=lambda w: next(iter(w))
 )
-def test_draw_film_refuses_what_it_cannot_draw(wrong):
+def test_draw_image_refuses_what_it_cannot_draw(wrong):
     with pytest.raises(ValueError, match="cannot draw"):
-        phantom.draw_film(0, **wrong)
+        phantom.draw_image(0, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -245,5 +247,5 @@ def test_draw_film_refuses_what_it_cannot_draw(wrong):
 )
 def test_write_refuses_settings_out_of_range(wrong, tmp_path):
     with pytest.raises(ValueError, match="need n_images"):
-        phantom.write_phantom_study(tmp_path / "study", **SMALL | wrong)
+        phantom.write_synthetic_study(tmp_path / "study", **SMALL | wrong)
     assert not (tmp_path / "study").exists()

@@ -18,7 +18,7 @@ SHORT = (
     *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
     "BLOCKS=[1,1,1,1]",  # one chain in test_chains.py has the whole DenseNet-121
     "FORMATS=saved_model",  # `drawn_run` writes them all
-    *("FEATURE_SIDE=32", "NODULE_FILMS=60", "FOLDS=2", "HEAD_EPOCHS=2", "MAPS=3", "NOISY_COPIES=2"),
+    *("FEATURE_SIDE=32", "NODULE_IMAGES=60", "FOLDS=2", "HEAD_EPOCHS=2", "MAPS=3", "NOISY_COPIES=2"),
     "TOLERANCE=1e-4",  # after one step the statistics of batch norm do not fit yet, and rounding grows in every layer
 )
 DENSENET = ("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict")
@@ -44,12 +44,12 @@ def run_chain(study, run_dir, packed_dir, *settings, only=DENSENET):
 def check_nodules(folder):
     """Holds a study of nodules against its own predictions; returns its record."""
     study = json.loads((folder / "study.json").read_text())
-    films = pd.read_csv(folder / "predictions.csv")
-    assert len(films) == study["counts"]["films"] and films["label"].sum() == study["counts"]["Nodule"]
-    probs = films.filter(regex=r"^prob_\d+$")
+    images = pd.read_csv(folder / "predictions.csv")
+    assert len(images) == study["counts"]["films"] and images["label"].sum() == study["counts"]["Nodule"]
+    probs = images.filter(regex=r"^prob_\d+$")
     figures = {row["figure"]: row for row in study["scores"]}
-    accuracy = np.mean([accuracy_score(films["label"], probs[name] >= 0.5) for name in probs])
-    auc = np.mean([roc_auc_score(films["label"], probs[name]) for name in probs])
+    accuracy = np.mean([accuracy_score(images["label"], probs[name] >= 0.5) for name in probs])
+    auc = np.mean([roc_auc_score(images["label"], probs[name]) for name in probs])
     for name, value in (("accuracy", accuracy), ("auc", auc)):
         assert figures[name]["value"] == pytest.approx(value, abs=1e-6)
         assert figures[name]["low"] <= value <= figures[name]["high"]

@@ -13,8 +13,8 @@ from helpers.fetch.sources import RemoteFile, RemoteStudy
 LISTS = {"train_val_list.txt": b"00000001_000.png\n00000001_001.png\n", "test_list.txt": b"00000002_000.png\n"}
 
 
-def make_film(seed, side=40):
-    """Returns a film of noise as the bytes of a PNG, which no archive can make smaller."""
+def make_image(seed, side=40):
+    """Returns an image of noise as the bytes of a PNG, which no archive can make smaller."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()
@@ -40,17 +40,17 @@ def make_zip(files):
     return buffer.getvalue()
 
 
-def serve_study(server, *, n_archives=3, films=5, side=40):
-    """Puts a study into a `FaultyServer`; returns the `RemoteStudy` and the films of all archives by name."""
+def serve_study(server, *, n_archives=3, images=5, side=40):
+    """Puts a study into a `FaultyServer`; returns the `RemoteStudy` and the images of all archives by name."""
     metadata, archives, everything = [], [], {}
     for name, data in LISTS.items():
         server.files[f"/{name}"] = data
         metadata.append(RemoteFile(name, f"{server.url}/{name}", sha256=hashlib.sha256(data).hexdigest()))
     for number in range(1, n_archives + 1):
-        held = {f"{number:08d}_{k:03d}.png": make_film(100 * number + k, side) for k in range(films)}
+        held = {f"{number:08d}_{k:03d}.png": make_image(100 * number + k, side) for k in range(images)}
         data, name = make_tar(held), f"images_{number:03d}.tar.gz"
         server.files[f"/{name}"] = data
         md5 = hashlib.md5(data).hexdigest()
-        archives.append(RemoteFile(name, f"{server.url}/{name}", len(data), len(data), md5=md5, films=films))
+        archives.append(RemoteFile(name, f"{server.url}/{name}", len(data), len(data), md5=md5, images=images))
         everything |= held
     return RemoteStudy(tuple(metadata), tuple(archives), "https://example.org/study"), everything

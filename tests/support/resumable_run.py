@@ -28,7 +28,7 @@ OPTIONS = {
     "size": 40,  # pixels
     "nan_step": -1,  # the step of the run whose loss is not finite
     "devices": 0,  # 1: on all devices that JAX has, and with Keras's variables on several hosts
-    "hosts": 0,  # deal the films as for so many hosts, in one process
+    "hosts": 0,  # deal the images as for so many hosts, in one process
 }
 
 
@@ -62,7 +62,7 @@ def run(packed, run_dir, options):
     from helpers.packing import load_packed_study
     from helpers.pipeline import count_steps, list_batch, make_eval_dataset, make_train_dataset
     from helpers.runtime import connect_devices
-    from helpers.training import StateStore, TrainingState, ValidationAUC, fit_from_state
+    from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable
 
     study = load_packed_study(packed)
     hosts = {}
@@ -71,15 +71,15 @@ def run(packed, run_dir, options):
     model = build_model(options["seed"])
     validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
     callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=options["patience"])]
-    state = TrainingState(
-        StateStore(Path(run_dir) / "state", options["local"] or None, writes=not devices or devices.is_chief),
+    state = TrainingCheckpoint(
+        CheckpointStore(Path(run_dir) / "state", options["local"] or None, writes=not devices or devices.is_chief),
         {"SEED": 0, "IMAGE_SIZE": options["size"], "split_sha256": study.split_sha256},
         Path(run_dir) / "history.csv",
         every=options["every"] or None,
         max_share=options["share"],
         stop_at=time.time() + options["seconds"] if options["seconds"] else None,
         devices=devices or None,
-        name_films=lambda epoch, step: list_batch(study, 8, seed=0, epoch=epoch, step=step, **hosts),
+        name_images=lambda epoch, step: list_batch(study, 8, seed=0, epoch=epoch, step=step, **hosts),
     )
 
     def make_train(first_epoch, first_step, epochs):
@@ -92,7 +92,7 @@ def run(packed, run_dir, options):
 
     steps = count_steps(study, 8, hosts.get("n_hosts", 1))
     print("ready", flush=True)
-    said = fit_from_state(
+    said = fit_resumable(
         model, state, make_train, stage=options["stage"], epochs=options["epochs"], steps_per_epoch=steps,
         callbacks=callbacks, verbose=0,
     )  # fmt: skip

@@ -24,7 +24,7 @@ def draw_weights(model, seed=0):
         else:
             drawn.append(rng.uniform(-0.1, 0.1, shape))
     head = next(n for n, variable in enumerate(model.variables) if variable.path.startswith("logits"))
-    drawn[head] -= drawn[head].mean(axis=0)  # or all films would lie far on one side of every finding
+    drawn[head] -= drawn[head].mean(axis=0)  # or all images would lie far on one side of every finding
     for variable, values in zip(model.variables, drawn, strict=True):
         variable.assign(values.astype("float32"))
 

@@ -3,14 +3,14 @@
 import numpy as np
 import tensorflow as tf
 
-from helpers.packing import decode_films, fit_films
+from helpers.packing import decode_images, fit_images
 from helpers.study import PATHOLOGIES
 
-SIDE, CELLS = 64, 4  # the gate takes no smaller films
+SIDE, CELLS = 64, 4  # the gate takes no smaller images
 
 
 def write_tiny_model(folder):
-    """Writes the SavedModel; what it says of a film depends on the film, and every finding has a map of its own."""
+    """Writes the SavedModel; what it says of an image depends on the image, and every finding has a map of its own."""
     facts = {
         "class_names": list(PATHOLOGIES),
         "thresholds": np.linspace(0.2, 0.6, 14),
@@ -37,13 +37,13 @@ def write_tiny_model(folder):
     files = tf.TensorSpec([None], tf.string, name="image_bytes")
     pixels = tf.TensorSpec([None, None, None, 1], tf.float32, name="pixels")
 
-    def look(films):
-        cells = tf.nn.avg_pool2d(films / 255, SIDE // CELLS, SIDE // CELLS, "VALID")
+    def look(images):
+        cells = tf.nn.avg_pool2d(images / 255, SIDE // CELLS, SIDE // CELLS, "VALID")
         maps = (cells - tf.reduce_mean(cells, (1, 2), keepdims=True)) * module.kernel
         return maps, tf.reduce_mean(maps, (1, 2)) * 8 - 1
 
-    def judge(films):
-        probs = tf.sigmoid(look(films)[1])
+    def judge(images):
+        probs = tf.sigmoid(look(images)[1])
         top5 = tf.math.top_k(probs, 5)
         return {
             "probabilities": probs,
@@ -56,17 +56,17 @@ def write_tiny_model(folder):
 
     @tf.function(input_signature=[files])
     def classify(image_bytes):
-        return judge(tf.cast(decode_films(image_bytes, SIDE), tf.float32))
+        return judge(tf.cast(decode_images(image_bytes, SIDE), tf.float32))
 
     @tf.function(input_signature=[files])
     def explain(image_bytes):
-        films = decode_films(image_bytes, SIDE)
-        maps, _ = look(tf.cast(films, tf.float32))
-        return {"maps": maps, "heatmaps": maps, "films": films}
+        images = decode_images(image_bytes, SIDE)
+        maps, _ = look(tf.cast(images, tf.float32))
+        return {"maps": maps, "heatmaps": maps, "films": images}
 
     @tf.function(input_signature=[pixels])
     def classify_pixels(pixels):
-        return judge(fit_films(pixels, SIDE))
+        return judge(fit_images(pixels, SIDE))
 
     @tf.function(input_signature=[])
     def metadata():

@@ -24,19 +24,19 @@ def build_small():
 
 
 @pytest.fixture
-def films():
+def images():
     return np.random.default_rng(1).normal(size=(3, 8, 8, 1)).astype("float32")
 
 
-def differentiate(model, films):
+def differentiate(model, images):
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model(films, training=True) ** 3)
+        loss = tf.reduce_sum(model(images, training=True) ** 3)
     return [loss, *tape.gradient(loss, model.trainable_variables)]
 
 
-def train_once(model, films):
+def train_once(model, images):
     """Returns loss and gradients of a step, and the weights with the statistics after it."""
-    return differentiate(model, films) + model.get_weights()
+    return differentiate(model, images) + model.get_weights()
 
 
 def assert_close(found, expected, rtol=1e-4):
@@ -44,26 +44,26 @@ def assert_close(found, expected, rtol=1e-4):
         assert np.allclose(one, other, rtol, atol=rtol * np.abs(other).max() + 1e-5)
 
 
-def list_kinds(model, films):
-    step = tf.function(lambda films: differentiate(model, films)).get_concrete_function(films)
+def list_kinds(model, images):
+    step = tf.function(lambda images: differentiate(model, images)).get_concrete_function(images)
     return {operation.type for operation in step.graph.get_operations()}
 
 
-def test_loss_gradients_and_statistics_are_those_of_keras(films):
+def test_loss_gradients_and_statistics_are_those_of_keras(images):
     model = build_small()
     fused = fuse_batch_norm(model)
     before = model.get_weights()
-    assert_close(train_once(fused, films), train_once(model, films))
+    assert_close(train_once(fused, images), train_once(model, images))
     assert not np.allclose(fused.get_weights()[4], before[4])  # the statistics moved
 
 
-def test_one_fused_operation_takes_the_place_of_many(films):
-    kinds, of_keras = list_kinds(fuse_batch_norm(build_small()), films), list_kinds(build_small(), films)
+def test_one_fused_operation_takes_the_place_of_many(images):
+    kinds, of_keras = list_kinds(fuse_batch_norm(build_small()), images), list_kinds(build_small(), images)
     assert {"FusedBatchNormV3", "FusedBatchNormGradV3"} <= kinds and "SquaredDifference" not in kinds
     assert "SquaredDifference" in of_keras and "FusedBatchNormV3" not in of_keras
 
 
-def test_in_mixed_precision_too(films):
+def test_in_mixed_precision_too(images):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = build_small()
@@ -72,15 +72,15 @@ def test_in_mixed_precision_too(films):
         keras.config.set_dtype_policy("float32")
     maps = np.zeros((2, 4, 4, 3), "float32")
     assert fused.get_layer("second")(maps, training=True).dtype == tf.bfloat16
-    assert_close(train_once(fused, films), train_once(model, films), rtol=0.03)
+    assert_close(train_once(fused, images), train_once(model, images), rtol=0.03)
 
 
-def test_frozen_layers_keep_their_statistics(films):
+def test_frozen_layers_keep_their_statistics(images):
     model = build_small()
     fused = fuse_batch_norm(model)
     for some in (model, fused):
         some.get_layer("second").trainable = False
-    assert_close(train_once(fused, films), train_once(model, films))
+    assert_close(train_once(fused, images), train_once(model, images))
     statistics = fused.get_layer("second").moving_mean
     assert np.array_equal(statistics, model.get_layer("second").moving_mean)
 
@@ -91,12 +91,12 @@ def test_the_network_keeps_names_weights_order_and_inference(tmp_path):
     assert sum(type(layer) is BatchNormalization for layer in fused.layers) == 15
     assert [layer.name for layer in fused.layers] == [layer.name for layer in model.layers]
     assert [v.path for v in fused.variables] == [v.path for v in model.variables]  # states of runs go by the order
-    film = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 1)).astype("float32")
-    assert np.array_equal(fused(film), model(film))
+    image = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 1)).astype("float32")
+    assert np.array_equal(fused(image), model(image))
     fused.set_weights([weight + 0.01 for weight in fused.get_weights()])
     keras.Model(fused.inputs, fused.outputs).save_weights(tmp_path / "model.weights.h5")  # as notebook 2 does
     model.load_weights(tmp_path / "model.weights.h5")
-    assert np.array_equal(fused(film), model(film))
+    assert np.array_equal(fused(image), model(image))
 
 
 @pytest.mark.parametrize(

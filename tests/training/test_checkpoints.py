@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from helpers.training import StateStore
+from helpers.training import CheckpointStore
 from helpers.training.checkpoints import NEWEST, PREVIOUS
 
 ARRAYS = {"a": np.arange(1000, dtype="float32"), "b": np.array([3], "uint32")}
@@ -20,7 +20,7 @@ def write(store, serial):
 
 @pytest.fixture
 def store(tmp_path):
-    store = StateStore(tmp_path / "state")
+    store = CheckpointStore(tmp_path / "state")
     yield store
     store.close()
 
@@ -89,11 +89,11 @@ def test_a_full_disk_is_named_with_path_and_bytes_and_costs_no_state(store):
 
 
 def test_copies_take_over_where_the_machine_is_new(tmp_path):
-    first = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    first = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     write(first, 1)
     write(first, 2)
     first.close()
-    second = StateStore(tmp_path / "drive", local=tmp_path / "another disk")
+    second = CheckpointStore(tmp_path / "drive", local=tmp_path / "another disk")
     assert second.read()[1]["serial"] == 2
     write(second, 3)
     assert second.folders[0].parent == tmp_path / "another disk" and len(second.folders) == 2
@@ -103,7 +103,7 @@ def test_copies_take_over_where_the_machine_is_new(tmp_path):
 
 def test_a_dropped_mount_costs_a_warning_and_no_state(tmp_path):
     drive = tmp_path / "drive"
-    store = StateStore(drive, local=tmp_path / "disk")
+    store = CheckpointStore(drive, local=tmp_path / "disk")
     write(store, 1)
     drive.rename(tmp_path / "gone")
     drive.write_bytes(b"")  # what was a folder can no longer be entered
@@ -114,7 +114,7 @@ def test_a_dropped_mount_costs_a_warning_and_no_state(tmp_path):
     assert store.read()[1]["serial"] == 2  # the local one is newer than the copy
     write(store, 3)
     store.close()
-    again = StateStore(drive)
+    again = CheckpointStore(drive)
     assert again.read()[1]["serial"] == 3
     again.close()
 
@@ -122,8 +122,8 @@ def test_a_dropped_mount_costs_a_warning_and_no_state(tmp_path):
 OPEN = """
 import sys
 sys.path.insert(0, "notebooks")
-from helpers.training import StateStore
-StateStore(sys.argv[1])
+from helpers.training import CheckpointStore
+CheckpointStore(sys.argv[1])
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -140,11 +140,11 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path, request):
     first = open_elsewhere(tmp_path / "run" / "state", root)
     assert first.stdout.readline() == "open\n"
     with pytest.raises(RuntimeError, match=rf"Another process \(process {first.pid} on .*\) trains in {tmp_path}/run"):
-        StateStore(tmp_path / "run" / "state")
+        CheckpointStore(tmp_path / "run" / "state")
     first.kill()  # the lock goes with the process
     first.wait()
-    store = StateStore(tmp_path / "run" / "state")
-    assert StateStore(tmp_path / "run" / "state").read() == (None, None)  # a cell that is run again
+    store = CheckpointStore(tmp_path / "run" / "state")
+    assert CheckpointStore(tmp_path / "run" / "state").read() == (None, None)  # a cell that is run again
     second = open_elsewhere(tmp_path / "run" / "state", root)
     assert second.wait(60) == 1 and f"process {os.getpid()} on" in second.stderr.read()
     store.close()
@@ -155,7 +155,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path, request):
 def test_a_second_writer_is_noticed_where_locks_are_unknown(store, tmp_path):
     """As on a Drive that two machines have mounted: what was written last is not what this process wrote."""
     write(store, 1)
-    elsewhere = StateStore(tmp_path / "elsewhere")
+    elsewhere = CheckpointStore(tmp_path / "elsewhere")
     write(elsewhere, 9)
     elsewhere.close()
     (store.folders[0] / NEWEST).write_bytes((tmp_path / "elsewhere" / NEWEST).read_bytes())
@@ -166,7 +166,7 @@ def test_a_second_writer_is_noticed_where_locks_are_unknown(store, tmp_path):
 
 def test_an_empty_mount_is_not_taken_for_a_new_run(tmp_path):
     """The folder that stays is empty, as where a Drive is not mounted: the local state neither wins nor is lost."""
-    store = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    store = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     write(store, 8)
     (tmp_path / "drive" / NEWEST).unlink()
     with pytest.raises(ValueError, match=r"drive holds no state, but .*disk.* holds one of the same run"):
@@ -179,21 +179,21 @@ def test_an_empty_mount_is_not_taken_for_a_new_run(tmp_path):
 
 def test_a_local_state_of_an_earlier_run_does_not_replace_a_newer_run(tmp_path):
     """The second run was begun without the local folder, in which the first one's later state still lies."""
-    first = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    first = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     first.write(ARRAYS, {"serial": 9, "run": "first"})
     first.close()
-    second = StateStore(tmp_path / "drive")
+    second = CheckpointStore(tmp_path / "drive")
     second.clear()
     second.write(ARRAYS, {"serial": 1, "run": "second"})
     second.close()
-    both = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    both = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     assert both.read()[1] == {"serial": 1, "run": "second"}
     both.close()
 
 
 def test_the_newest_good_state_counts_wherever_it_is(tmp_path):
     """The Drive dropped out early, and the local newest is damaged: the local one before is newer than the Drive's."""
-    store = StateStore(tmp_path / "drive", local=tmp_path / "disk")
+    store = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     write(store, 1)
     old = (tmp_path / "drive" / NEWEST).read_bytes()
     write(store, 2)
@@ -218,7 +218,7 @@ def test_a_damaged_state_never_takes_the_place_of_the_one_before(store):
 
 
 def test_one_local_folder_serves_several_runs(tmp_path):
-    first, second = (StateStore(tmp_path / name, local=tmp_path / "disk") for name in ("a", "b"))
+    first, second = (CheckpointStore(tmp_path / name, local=tmp_path / "disk") for name in ("a", "b"))
     write(first, 7)
     assert second.read() == (None, None)
     first.close()
@@ -227,6 +227,6 @@ def test_one_local_folder_serves_several_runs(tmp_path):
 
 def test_a_host_that_does_not_write_reads_what_the_other_wrote(store):
     write(store, 1)
-    reader = StateStore(store.folders[0], writes=False)
+    reader = CheckpointStore(store.folders[0], writes=False)
     write(reader, 2)
     assert reader.read()[1]["serial"] == 1

@@ -40,7 +40,7 @@ def build_small():
 
 
 @pytest.fixture(scope="module")
-def films():
+def images():
     return np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 1)).astype("float32")
 
 
@@ -415,15 +415,15 @@ def test_every_allowed_operation_is_one_of_tensorflow():
     assert [name for name in sorted(_ALLOWED) if not hasattr(tf.raw_ops, name)] == []
 
 
-def test_good_files_are_loaded_and_compute_the_same(model, good, films):
-    expected = model(films).numpy()
+def test_good_files_are_loaded_and_compute_the_same(model, good, images):
+    expected = model(images).numpy()
     loaded = load_model(good / "good.keras")
-    assert np.array_equal(loaded(films), expected) and not loaded.compiled
-    assert np.allclose(load_model(str(good / "saved_model")).serve(films), expected, atol=1e-5)
+    assert np.array_equal(loaded(images), expected) and not loaded.compiled
+    assert np.allclose(load_model(str(good / "saved_model")).serve(images), expected, atol=1e-5)
     other = build_small()
     other.set_weights([0 * weight for weight in other.get_weights()])
     load_weights(other, good / "good.weights.h5")
-    assert np.array_equal(other(films), expected)
+    assert np.array_equal(other(images), expected)
     for name in ("good.keras", "good.weights.h5", "saved_model"):
         assert check_model_file(good / name) == good / name
 
@@ -434,17 +434,17 @@ def test_densenet121_as_a_whole_is_accepted(tmp_path):
     assert check_model_file(tmp_path / "model.keras")
 
 
-def test_an_exported_graph_that_decodes_films_and_uses_tf_data_is_accepted(tmp_path):
-    from helpers.packing import decode_film
+def test_an_exported_graph_that_decodes_images_and_uses_tf_data_is_accepted(tmp_path):
+    from helpers.packing import decode_image
 
     def call(x):
-        data = tf.data.Dataset.from_tensors(x).map(lambda one: decode_film(one, 16)).ignore_errors().batch(1)
+        data = tf.data.Dataset.from_tensors(x).map(lambda one: decode_image(one, 16)).ignore_errors().batch(1)
         return data.reduce(tf.zeros([], tf.int64), lambda total, batch: total + tf.size(batch, tf.int64))
 
-    film = tf.io.encode_png(np.full((20, 20, 1), 7, np.uint8))
+    image = tf.io.encode_png(np.full((20, 20, 1), 7, np.uint8))
     loaded = load_model(write_graph(tmp_path / "graph", tf.function(call, input_signature=[TEXT])))
-    assert loaded.call(film) == 256
-    assert loaded.call("no film") == 0
+    assert loaded.call(image) == 256
+    assert loaded.call("no image") == 0
 
 
 def test_weights_of_another_model_and_damaged_parts_are_model_file_errors(good):

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from helpers.packing import load_packed_study
 from helpers.pipeline import make_eval_dataset, make_train_dataset
-from helpers.training import StateStore, TrainingState, ValidationAUC, averaged_weights, fit_from_state
+from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, averaged_weights, fit_resumable
 
 STEPS = 7  # of an epoch of the run in resumable_run.py on the packed study of conftest.py
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_asked_to_stop_writes_its_state_first(packed, tmp_path, nu
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode in (code, -number) and f"asked to stop ({number.name}) at epoch" in errors
-    store = StateStore(tmp_path / "state")
+    store = CheckpointStore(tmp_path / "state")
     _, meta = store.read()
     store.close()
     assert meta["epoch"] >= before and f"epoch {meta['epoch'] + 1}, step {meta['step']};" in errors
@@ -160,8 +160,8 @@ def test_a_run_that_stopped_early_stays_stopped(packed, tmp_path):
 def test_the_next_stage_takes_the_weights_but_not_the_optimizer(packed, tmp_path):
     train(packed, tmp_path, epochs=2)
     model = resumable_run.build_model(seed=50)
-    store = StateStore(tmp_path / "state")
-    state = TrainingState(store, {}, tmp_path / "history.csv")
+    store = CheckpointStore(tmp_path / "state")
+    state = TrainingCheckpoint(store, {}, tmp_path / "history.csv")
     assert state.restore(model, "another stage") == (2, 0)
     arrays, _ = store.read()
     store.close()
@@ -182,9 +182,9 @@ def test_a_stage_that_another_has_followed_is_done_even_if_it_was_stopped_early(
 def test_a_cell_that_was_interrupted_can_be_run_again(packed, tmp_path):
     """In one kernel, with the same state and callbacks."""
     study = load_packed_study(packed.folder)
-    model, store = resumable_run.build_model(0), StateStore(tmp_path / "state")
+    model, store = resumable_run.build_model(0), CheckpointStore(tmp_path / "state")
     validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
-    state = TrainingState(store, {}, tmp_path / "history.csv")
+    state = TrainingCheckpoint(store, {}, tmp_path / "history.csv")
 
     class Interrupt(keras.callbacks.Callback):
         done = False
@@ -199,8 +199,8 @@ def test_a_cell_that_was_interrupted_can_be_run_again(packed, tmp_path):
 
     callbacks, stages = [validation, Interrupt()], {"stage": "all", "epochs": 2, "steps_per_epoch": STEPS}
     with pytest.raises(KeyboardInterrupt, match="epoch 1, step 3"):
-        fit_from_state(model, state, make_train, callbacks=callbacks, verbose=0, **stages)
-    said = fit_from_state(model, state, make_train, callbacks=callbacks, verbose=0, **stages)
+        fit_resumable(model, state, make_train, callbacks=callbacks, verbose=0, **stages)
+    said = fit_resumable(model, state, make_train, callbacks=callbacks, verbose=0, **stages)
     store.close()
     assert said == "Trained from epoch 1, step 4 to the end of epoch 2." and len(state.history) == 2
 
@@ -259,9 +259,9 @@ def test_another_model_is_refused(packed, tmp_path):
     train(packed, tmp_path, epochs=1)
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(14)])
     other.compile("adam", "mse")
-    store = StateStore(tmp_path / "state")
+    store = CheckpointStore(tmp_path / "state")
     with pytest.raises(ValueError, match="of another model"):
-        TrainingState(store, {}, tmp_path / "history.csv").restore(other, "all")
+        TrainingCheckpoint(store, {}, tmp_path / "history.csv").restore(other, "all")
     store.close()
 
 
@@ -275,14 +275,14 @@ def test_a_run_whose_state_is_gone_does_not_silently_begin_anew(packed, tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*invalid value.*")
 @pytest.mark.parametrize("step", [3, STEPS - 1])
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_films(packed, tmp_path, step):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(packed, tmp_path, step):
     bad = STEPS + step  # of the second epoch
-    message = rf"became nan in epoch 2, step {step + 1}\. The 8 films.*LEARNING_RATE"
+    message = rf"became nan in epoch 2, step {step + 1}\. The 8 images.*LEARNING_RATE"
     with pytest.raises(FloatingPointError, match=message):
         train(packed, tmp_path, epochs=3, every=1, nan_step=bad)
     listed = (tmp_path / "bad_batch.txt").read_text().split()
     assert len(listed) == 8 and set(listed) <= set(packed.rows("train")["image"])
-    store = StateStore(tmp_path / "state")
+    store = CheckpointStore(tmp_path / "state")
     arrays, meta = store.read()
     store.close()
     assert all(np.isfinite(array).all() for array in arrays.values())
@@ -295,7 +295,7 @@ def test_a_full_disk_stops_the_run_and_costs_no_state(packed, tmp_path, whole):
     (tmp_path / "state" / "state.bin.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"state.bin cannot be written \(No space left on device\): it takes"):
         train(packed, tmp_path, epochs=4)
-    StateStore(tmp_path / "state").close()
+    CheckpointStore(tmp_path / "state").close()
     assert outcome(packed, tmp_path, epochs=4) == whole
 
 
@@ -357,8 +357,8 @@ def test_a_scheduled_rate_and_plateaus_go_on_too(packed, tmp_path):
                 model.set_weights([np.zeros_like(array) for array in model.get_weights()])
             validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
             plateau = keras.callbacks.ReduceLROnPlateau("val_auc", mode="max", factor=0.5, patience=1)
-            store = StateStore(folder / "state")
-            state = TrainingState(store, {}, folder / "history.csv")
+            store = CheckpointStore(folder / "state")
+            state = TrainingCheckpoint(store, {}, folder / "history.csv")
 
             def make_train(epoch, step, epochs):
                 x = np.random.default_rng(5).normal(size=(16, 48, 48, 1)).astype("float32")
@@ -367,7 +367,7 @@ def test_a_scheduled_rate_and_plateaus_go_on_too(packed, tmp_path):
                 return data.skip(step).take((epochs - epoch) * 2 - step)
 
             callbacks = [validation, plateau]
-            fit_from_state(model, state, make_train, stage="all", epochs=end, steps_per_epoch=2, callbacks=callbacks,
+            fit_resumable(model, state, make_train, stage="all", epochs=end, steps_per_epoch=2, callbacks=callbacks,
                            verbose=0)  # fmt: skip
             store.close()
         return resumable_run.describe_outcome(state, validation)

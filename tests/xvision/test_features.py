@@ -11,24 +11,24 @@ import keras
 import numpy as np
 import pytest
 
-from helpers.packing import FilmError
+from helpers.packing import ImageError
 from helpers.runtime.settings import ROOT
-from helpers.study import plan_nodule_study, write_phantom_study
+from helpers.study import plan_nodule_study, write_synthetic_study
 from helpers.training import ModelFileError
 from helpers.xvision import (
     build_backbone,
-    load_feature_bank,
+    load_feature_cache,
     load_folder_cohort,
     load_trained_backbone,
-    read_cohort_films,
-    write_feature_bank,
+    read_cohort_images,
+    write_feature_cache,
 )
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "nodules"
-    write_phantom_study(folder, n_images=20, size=48, plan=plan_nodule_study, n_workers=1)
+    write_synthetic_study(folder, n_images=20, size=48, plan=plan_nodule_study, n_workers=1)
     return load_folder_cohort(folder)
 
 
@@ -40,7 +40,7 @@ def backbone():
 
 @pytest.fixture
 def bank_dir(cohort, backbone, tmp_path):
-    write_feature_bank(cohort, backbone, tmp_path)
+    write_feature_cache(cohort, backbone, tmp_path)
     return next(tmp_path.iterdir())
 
 
@@ -48,11 +48,11 @@ def bank_dir(cohort, backbone, tmp_path):
 def test_preprocessing_is_that_of_the_network(name):
     """One network of each mode: caffe, torch, tf, and one that has it inside."""
     backbone = build_backbone(name, side=32, layer=None)
-    film = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 1)).astype("float32")
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 1)).astype("float32")
     module = sys.modules[getattr(keras.applications, name).__module__]
-    expected = module.preprocess_input(np.repeat(film, 3, axis=-1)[..., ::1].copy())
+    expected = module.preprocess_input(np.repeat(image, 3, axis=-1)[..., ::1].copy())
     found = keras.Model(backbone.model.inputs, backbone.model.get_layer("preprocessing").output)
-    found = keras.ops.convert_to_numpy(found(film))
+    found = keras.ops.convert_to_numpy(found(image))
     assert np.allclose(np.sort(found, axis=-1), np.sort(expected, axis=-1), atol=1e-4)
     if name == "VGG16":
         assert np.allclose(found, expected, atol=1e-4)
@@ -64,28 +64,28 @@ def test_default_layer_of_vgg16_is_its_last_pooling():
 
 
 def test_codes_are_those_of_plain_prediction(cohort, backbone, tmp_path):
-    films = read_cohort_films(cohort, 32, np.arange(len(cohort)))
-    expected = backbone.model.predict(films, batch_size=20, verbose=0)
-    exact = write_feature_bank(cohort, backbone, tmp_path, dtype="float32", batch_size=8)
+    images = read_cohort_images(cohort, 32, np.arange(len(cohort)))
+    expected = backbone.model.predict(images, batch_size=20, verbose=0)
+    exact = write_feature_cache(cohort, backbone, tmp_path, dtype="float32", batch_size=8)
     assert exact.codes.dtype == np.float32 and np.allclose(exact.codes, expected, rtol=1e-4, atol=1e-5)
-    half = write_feature_bank(cohort, backbone, tmp_path, dtype="float16", batch_size=8)
+    half = write_feature_cache(cohort, backbone, tmp_path, dtype="float16", batch_size=8)
     assert half.codes.dtype == np.float16 and np.allclose(half.codes, expected, rtol=2e-3, atol=1e-3)
 
 
 def test_finished_bank_is_read_and_not_computed(cohort, backbone, bank_dir):
     before = (bank_dir / "codes.npy").stat().st_mtime_ns
-    again = write_feature_bank(cohort, backbone, bank_dir.parent)
+    again = write_feature_cache(cohort, backbone, bank_dir.parent)
     assert isinstance(again.codes, np.memmap) and (bank_dir / "codes.npy").stat().st_mtime_ns == before
     assert sorted(path.name for path in bank_dir.iterdir()) == ["bank.json", "codes.npy"]
 
 
-def test_other_films_weights_sides_and_types_have_banks_of_their_own(cohort, backbone, bank_dir, tmp_path):
+def test_other_images_weights_sides_and_types_have_banks_of_their_own(cohort, backbone, bank_dir, tmp_path):
     folder = bank_dir.parent
-    write_feature_bank(cohort, backbone, folder, dtype="float32")
+    write_feature_cache(cohort, backbone, folder, dtype="float32")
     keras.utils.set_random_seed(1)
-    write_feature_bank(cohort, build_backbone("VGG16", side=32, layer="block2_pool"), folder)
-    write_phantom_study(tmp_path / "other", n_images=20, size=48, seed=1, plan=plan_nodule_study, n_workers=1)
-    write_feature_bank(load_folder_cohort(tmp_path / "other"), backbone, folder)
+    write_feature_cache(cohort, build_backbone("VGG16", side=32, layer="block2_pool"), folder)
+    write_synthetic_study(tmp_path / "other", n_images=20, size=48, seed=1, plan=plan_nodule_study, n_workers=1)
+    write_feature_cache(load_folder_cohort(tmp_path / "other"), backbone, folder)
     assert len([path for path in folder.iterdir() if (path / "bank.json").exists()]) == 4
 
 
@@ -93,7 +93,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "notebooks")
 import keras
-from helpers.xvision import build_backbone, features, load_folder_cohort, write_feature_bank
+from helpers.xvision import build_backbone, features, load_folder_cohort, write_feature_cache
 
 class Bar:
     done = 0
@@ -105,12 +105,12 @@ class Bar:
 features._SAVE_SECONDS = 0
 keras.utils.set_random_seed(0)
 backbone = build_backbone("VGG16", side=32, layer="block2_pool")
-write_feature_bank(load_folder_cohort(sys.argv[1]), backbone, sys.argv[2], batch_size=4, progress=lambda **_: Bar())
+write_feature_cache(load_folder_cohort(sys.argv[1]), backbone, sys.argv[2], batch_size=4, progress=lambda **_: Bar())
 """
 
 
 class Bar:
-    """Counts the films that are computed, and may interrupt."""
+    """Counts the images that are computed, and may interrupt."""
 
     def __init__(self, stop_at=1000):
         self.stop_at = stop_at
@@ -135,18 +135,18 @@ def test_interrupted_and_killed_extraction_goes_on_where_it_was(cohort, backbone
     assert not (folder / "bank.json").exists() and not (folder / "codes.npy").exists()
     first, second = Bar(stop_at=16), Bar()
     with pytest.raises(KeyboardInterrupt):
-        write_feature_bank(cohort, backbone, tmp_path / "banks", batch_size=4, progress=first)
+        write_feature_cache(cohort, backbone, tmp_path / "banks", batch_size=4, progress=first)
     assert (first.began, first.done) == (8, 16)
-    bank = write_feature_bank(cohort, backbone, tmp_path / "banks", batch_size=4, progress=second)
+    bank = write_feature_cache(cohort, backbone, tmp_path / "banks", batch_size=4, progress=second)
     assert (second.began, second.done) == (16, 20) and not (folder / "progress.json").exists()
     assert np.allclose(bank.codes, np.load(bank_dir / "codes.npy"), rtol=2e-3, atol=1e-4)
 
 
-def test_extraction_interrupted_after_the_last_film_is_finished_without_computing(cohort, backbone, tmp_path):
+def test_extraction_interrupted_after_the_last_image_is_finished_without_computing(cohort, backbone, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        write_feature_bank(cohort, backbone, tmp_path, batch_size=4, progress=Bar(stop_at=20))
+        write_feature_cache(cohort, backbone, tmp_path, batch_size=4, progress=Bar(stop_at=20))
     bar = Bar()
-    assert len(write_feature_bank(cohort, backbone, tmp_path, batch_size=4, progress=bar).codes) == 20
+    assert len(write_feature_cache(cohort, backbone, tmp_path, batch_size=4, progress=bar).codes) == 20
     assert bar.began == bar.done == 20
 
 
@@ -154,21 +154,21 @@ def test_only_one_process_writes_a_bank(cohort, backbone, tmp_path):
     class Second(Bar):
         def update(self, n):
             with pytest.raises(RuntimeError, match=r"Another process computes the features in .* Let it end"):
-                write_feature_bank(cohort, backbone, tmp_path)
+                write_feature_cache(cohort, backbone, tmp_path)
             super().update(n)
 
     bar = Second()
-    bank = write_feature_bank(cohort, backbone, tmp_path, batch_size=10, progress=bar)
+    bank = write_feature_cache(cohort, backbone, tmp_path, batch_size=10, progress=bar)
     assert bar.done == 20 and np.isfinite(bank.codes).all()
     assert sorted(path.name for path in bank.folder.iterdir()) == ["bank.json", "codes.npy"]
 
 
 def test_bank_is_not_begun_in_a_bucket_or_on_a_full_disk(cohort, backbone, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="lies in a bucket, and features are mapped from a disk"):
-        write_feature_bank(cohort, backbone, "gs://bucket/features")
+        write_feature_cache(cohort, backbone, "gs://bucket/features")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(OSError, match="327,680 bytes are needed and 10 are free"):
-        write_feature_bank(cohort, backbone, tmp_path)
+        write_feature_cache(cohort, backbone, tmp_path)
     assert not list(tmp_path.rglob("*.npy"))
 
 
@@ -176,44 +176,44 @@ def test_bank_is_not_begun_in_a_bucket_or_on_a_full_disk(cohort, backbone, tmp_p
 def test_damaged_record_of_a_bank_is_refused(bank_dir, text):
     (bank_dir / "bank.json").write_text(text)
     with pytest.raises(ValueError, match=r"bank\.json is damaged .* Delete .* to have them computed anew"):
-        load_feature_bank(bank_dir)
+        load_feature_cache(bank_dir)
 
 
 def test_bank_cut_short_or_altered_is_refused(bank_dir):
     codes = (bank_dir / "codes.npy").read_bytes()
     (bank_dir / "codes.npy").write_bytes(codes[:-100])
     with pytest.raises(ValueError, match=r"codes\.npy is cut short or damaged .* Delete .* to have them computed anew"):
-        load_feature_bank(bank_dir)
+        load_feature_cache(bank_dir)
     (bank_dir / "codes.npy").write_bytes(codes[:-1] + bytes([codes[-1] ^ 1]))
     with pytest.raises(ValueError, match="was altered"):
-        load_feature_bank(bank_dir)
-    assert load_feature_bank(bank_dir, verify=False).codes.shape[0] == 20
+        load_feature_cache(bank_dir)
+    assert load_feature_cache(bank_dir, verify=False).codes.shape[0] == 20
     (bank_dir / "codes.npy").unlink()
     with pytest.raises(FileNotFoundError, match="no finished feature bank"):
-        load_feature_bank(bank_dir)
+        load_feature_cache(bank_dir)
 
 
 def test_bank_of_another_network_is_refused(bank_dir):
     facts = json.loads((bank_dir / "bank.json").read_text())
     with pytest.raises(ValueError, match="backbone is VGG16, not DenseNet121; layer is block2_pool, not relu"):
-        load_feature_bank(bank_dir, facts | {"backbone": "DenseNet121", "layer": "relu"})
+        load_feature_cache(bank_dir, facts | {"backbone": "DenseNet121", "layer": "relu"})
     np.save(bank_dir / "codes.npy", np.zeros((20, 2), "float16"))
     with pytest.raises(ValueError, match=r"holds float16 \[20, 2\], bank\.json says"):
-        load_feature_bank(bank_dir, facts)
+        load_feature_cache(bank_dir, facts)
 
 
-def test_film_that_cannot_be_decoded_is_named(backbone, tmp_path):
-    write_phantom_study(tmp_path / "study", n_images=20, size=48, plan=plan_nodule_study, n_workers=1)
+def test_image_that_cannot_be_decoded_is_named(backbone, tmp_path):
+    write_synthetic_study(tmp_path / "study", n_images=20, size=48, plan=plan_nodule_study, n_workers=1)
     bad = sorted((tmp_path / "study" / "images").iterdir())[5]
     bad.write_bytes(bad.read_bytes()[:-600])
-    with pytest.raises(FilmError, match=rf"{bad.name} cannot be decoded"):
-        write_feature_bank(load_folder_cohort(tmp_path / "study"), backbone, tmp_path / "banks")
+    with pytest.raises(ImageError, match=rf"{bad.name} cannot be decoded"):
+        write_feature_cache(load_folder_cohort(tmp_path / "study"), backbone, tmp_path / "banks")
 
 
 def test_codes_too_large_for_float16_are_refused(cohort, backbone, tmp_path):
     large = keras.Model(backbone.model.inputs, keras.layers.Rescaling(1e6)(backbone.model.outputs[0]))
     with pytest.raises(ValueError, match="do not fit into float16; use float32"):
-        write_feature_bank(cohort, type(backbone)(large, backbone.facts), tmp_path)
+        write_feature_cache(cohort, type(backbone)(large, backbone.facts), tmp_path)
 
 
 def test_unknown_networks_layers_and_weights_are_refused(tmp_path):
@@ -241,11 +241,11 @@ def test_network_of_notebook_2_gives_its_last_map(tmp_path):
     write_seeded_run(tmp_path)
     backbone = load_trained_backbone(tmp_path)
     assert backbone.facts["side"] == 64 and backbone.facts["weights"] == "trained on seeded"
-    films = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1)).astype("float32")
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1)).astype("float32")
     model = load_densenet121(tmp_path)
     kernel, bias = model.get_layer("logits").get_weights()
-    logits = backbone.model.predict(films, verbose=0).mean(axis=(1, 2)) @ kernel + bias
-    assert np.allclose(logits, model.predict(films, verbose=0), atol=1e-4)
+    logits = backbone.model.predict(images, verbose=0).mean(axis=(1, 2)) @ kernel + bias
+    assert np.allclose(logits, model.predict(images, verbose=0), atol=1e-4)
 
 
 def test_missing_run_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from helpers.xvision import (
     LogisticHead,
     build_head,
     join_head,
-    pool_codes,
+    pool_features,
     predict_head,
 )
 
@@ -87,14 +87,14 @@ def test_batch_moments_are_those_of_both_classes_whatever_the_order(data, traine
     assert roc_auc(labels[by_class], trained[0].predict(codes, by_class, batch_moments=True))[0] > 0.9
 
 
-def test_a_remainder_of_one_film_is_never_a_batch(data):
+def test_a_remainder_of_one_image_is_never_a_batch(data):
     codes, labels, (train, val, _) = data
     trainer = HeadTrainer(codes.shape[1:], units=(8,), epochs=2)
     history = trainer.train(codes, labels, train[:41], val)
     assert np.isfinite(history["loss"]).all()
 
 
-def test_fewer_films_than_a_batch_still_train(data):
+def test_fewer_images_than_a_batch_still_train(data):
     codes, labels, (train, val, _) = data
     history = HeadTrainer(codes.shape[1:], units=(8,), epochs=2).train(codes, labels, train[:7], val)
     assert np.isfinite(history["loss"]).all()
@@ -116,16 +116,16 @@ def test_logistic_regression_is_that_of_the_codes_themselves(data):
     assert roc_auc(labels[test], expected)[0] > 0.9
 
 
-def test_pooled_codes_are_means_over_the_film(data):
+def test_pooled_codes_are_means_over_the_image(data):
     codes, _, _ = data
-    assert np.allclose(pool_codes(codes), codes.astype("float32").mean(axis=(1, 2)), atol=1e-6)
+    assert np.allclose(pool_features(codes), codes.astype("float32").mean(axis=(1, 2)), atol=1e-6)
 
 
-def test_joined_model_answers_from_films_as_the_head_from_codes(data):
+def test_joined_model_answers_from_images_as_the_head_from_codes(data):
     images = keras.Input((16, 16, 1))
     network = keras.Model(images, keras.layers.Conv2D(4, 8, strides=8)(images))
     head = build_head((2, 2, 4), units=(8,))
-    films = np.random.default_rng(0).uniform(0, 255, (5, 16, 16, 1)).astype("float32")
-    logits = np.asarray(join_head(Backbone(network, {}), head)(films))[:, 0]
-    expected = predict_head(head, np.asarray(network(films)))
+    rows = np.random.default_rng(0).uniform(0, 255, (5, 16, 16, 1)).astype("float32")
+    logits = np.asarray(join_head(Backbone(network, {}), head)(rows))[:, 0]
+    expected = predict_head(head, np.asarray(network(rows)))
     assert np.allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-5)

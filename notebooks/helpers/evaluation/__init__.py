@@ -27,7 +27,7 @@ from .calibration import (
     top_k_recall,
 )
 from .floors import METADATA_COLUMNS, measure_leakage, predict_without_pixels
-from .heatmaps import build_activation_model, explain_films, grad_cam, make_shifts, resize_maps
+from .heatmaps import build_activation_model, explain_images, grad_cam, make_shifts, resize_maps
 from .leaderboard import add_to_leaderboard, gather_scores
 from .localization import boxed_findings, center_prior, check_boxes, localization_table, location_prior, score_maps
 from .predictions import CONTRACT, LABELS, PROBS, JoinReport, join_predictions, load_predictions, read_predictions

@@ -255,7 +255,7 @@ def shuffled_auc(y_true, y_score, groups, n_shuffles=200, seed=0):
 
 
 def percentile_interval(samples, level=0.95):
-    """Computes the central percentile interval along the first axis, passing over NaN.
+    """Computes the central percentile interval along the first axis, skipping NaN.
 
     Args:
         samples: (n_resamples, ...) resampled figures.

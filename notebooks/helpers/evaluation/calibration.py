@@ -61,7 +61,7 @@ def choose_thresholds(y_true, y_score, method="youden", sensitivity=None):
 
     "youden" takes the score at which sensitivity + specificity - 1 is largest (Youden, 1950), "f1" that at which
     2 tp / (2 tp + fp + fn) is, "sensitivity" the highest that reaches the wished sensitivity. Of several equally good
-    scores the highest is taken, which calls the fewest films. A score equal to the threshold is positive, as in
+    scores the highest is taken, which calls the fewest images. A score equal to the threshold is positive, as in
     `confusion_at`.
 
     Args:
@@ -182,7 +182,7 @@ def apply_platt(logits, slope, intercept):
 def reliability_curve(y_true, probs, n_bins=10):
     """Compares the probabilities of one class with the frequencies of its label, bin by bin.
 
-    Bins hold equal numbers of films, not equal ranges of probability: findings are rare, and ranges would leave most
+    Bins hold equal numbers of images, not equal ranges of probability: findings are rare, and ranges would leave most
     bins empty. Equal probabilities share a bin, so with many ties there are fewer bins and they differ in size.
 
     Args:
@@ -191,8 +191,8 @@ def reliability_curve(y_true, probs, n_bins=10):
         n_bins: number of bins wished.
 
     Returns:
-        DataFrame with a row a bin, by rising probability: `mean_prob`, `frequency` (share of positives), `n` (films),
-        `low` and `high`, the 95 % interval of the frequency (Wilson, JASA 1927), which takes films as independent.
+        DataFrame with a row a bin, by rising probability: `mean_prob`, `frequency` (share of positives), `n` (images),
+        `low` and `high`, the 95 % interval of the frequency (Wilson, JASA 1927), which takes images as independent.
 
     Raises:
         ValueError: if labels or probabilities are malformed or hold several classes, or n_bins is below 1.
@@ -210,12 +210,12 @@ def reliability_curve(y_true, probs, n_bins=10):
 
 
 def calibration_error(y_true, probs, n_bins=10):
-    """Computes the expected calibration error: the mean distance of probability and frequency over bins of films.
+    """Computes the expected calibration error: the mean distance of probability and frequency over bins of images.
 
-    Bins are those of `reliability_curve` and weigh as many films as they hold (Naeini, Cooper and Hauskrecht, AAAI
+    Bins are those of `reliability_curve` and weigh as many images as they hold (Naeini, Cooper and Hauskrecht, AAAI
     2015). In a finite sample the error is biased upward: a frequency misses even a perfect probability by chance, and
-    the distance counts as an error in either direction. Fewer films or more bins mean more of it, so only errors of
-    equally many films and bins compare.
+    the distance counts as an error in either direction. Fewer images or more bins mean more of it, so only errors of
+    equally many images and bins compare.
 
     Args:
         y_true: (n, classes) labels.
@@ -223,7 +223,7 @@ def calibration_error(y_true, probs, n_bins=10):
         n_bins: number of bins wished.
 
     Returns:
-        (classes,) float64 in [0, 1]; NaN without films.
+        (classes,) float64 in [0, 1]; NaN without images.
 
     Raises:
         ValueError: if labels or probabilities are malformed or n_bins is below 1.
@@ -248,7 +248,7 @@ def bootstrap_calibration_error(y_true, probs, groups, n_resamples=1000, seed=0,
         n_bins: number of bins wished.
 
     Returns:
-        (n_resamples, classes) float64 in [0, 1]; NaN without films.
+        (n_resamples, classes) float64 in [0, 1]; NaN without images.
 
     Raises:
         ValueError: if labels, probabilities or groups are malformed or n_bins is below 1.
@@ -256,11 +256,11 @@ def bootstrap_calibration_error(y_true, probs, groups, n_resamples=1000, seed=0,
     y, probs = _check_probs(y_true, probs)
     patient_of_row, n_patients = number_patients(groups, len(y))
     excess = _bin_sums(y - probs, _bins(probs, n_bins), patient_of_row, n_patients, n_bins)
-    films = np.bincount(patient_of_row, minlength=n_patients)
+    images = np.bincount(patient_of_row, minlength=n_patients)
     result = np.full((n_resamples, y.shape[1]), np.nan)
     for resamples, times in draw_patients(n_patients, n_resamples, seed):
         distances = np.abs(excess @ times).reshape(y.shape[1], n_bins, -1)
-        result[resamples] = ratio(distances.sum(axis=1), films @ times).T
+        result[resamples] = ratio(distances.sum(axis=1), images @ times).T
     return result
 
 

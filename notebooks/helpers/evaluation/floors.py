@@ -1,6 +1,6 @@
-"""The floors that a classifier of films must beat: what metadata give away, and what recognizing a patient gives away.
+"""The floors that a classifier of images must beat: what metadata give away, and what recognizing a patient gives away.
 
-A model may read the view or the age off a film and know from these how likely a finding is; and split by image, it may
+A model may read the view or the age off an image and know from these how likely a finding is; and split by image, it may
 recognize a patient instead of a disease. Both are measured here on the same labels, without a network and in seconds.
 scikit-learn is imported on use, since nothing else in the helpers needs it.
 """
@@ -15,11 +15,11 @@ from .auc import roc_auc
 METADATA_COLUMNS = ("age", "sex", "view", "follow_up")
 
 _MAX_SIDE = 64  # pixels; the covariance of larger thumbnails would be a matrix of gigabytes
-_N_COMPONENTS = 100  # of 20 to 200, these told the patients of drawn films apart best
+_N_COMPONENTS = 100  # of 20 to 200, these told the patients of synthetic images apart best
 
 
 def predict_without_pixels(train, rows, columns=METADATA_COLUMNS):
-    """Predicts the findings from metadata alone; the AUC of these scores is the floor for any model of the films.
+    """Predicts the findings from metadata alone; the AUC of these scores is the floor for any model of the images.
 
     Fits a random forest to the 14 labels at once; `columns=("view",)` asks what the projection alone tells. Age may be
     NaN. Learned from ChestX-ray14's official training and validation patients, the mean AUC on its test list is 0.575
@@ -54,34 +54,34 @@ def predict_without_pixels(train, rows, columns=METADATA_COLUMNS):
 
 
 def measure_leakage(thumbnails, rows, seeds=range(5), n_neighbors=5):
-    """Measures how much a split by image flatters a model that can only recognize films it has seen.
+    """Measures how much a split by image flatters a model that can only recognize images it has seen.
 
-    The model names the findings of the nearest training films. Their distance is taken between whitened principal
+    The model names the findings of the nearest training images. Their distance is taken between whitened principal
     components of the standardized thumbnails, where what all chests share counts no more than what is a patient's own.
-    Each seed splits the same films twice, by "random_patients" and by "leaky_images" (see `make_split`), into a fifth
-    to test on and the rest to look up. On 600 drawn films (seed 2) the mean AUC is 0.60 by patient and 0.70 by image.
+    Each seed splits the same images twice, by "random_patients" and by "leaky_images" (see `make_split`), into a fifth
+    to test on and the rest to look up. On 600 synthetic images (seed 2) the mean AUC is 0.60 by patient and 0.70 by image.
 
     Args:
         thumbnails: uint8 array (n, side, side), sides of 16 pixels recognize best; up to 64 are accepted.
-        rows: DataFrame of the n films, as `load_metadata` gives them: `image`, `patient_id` and the 14 labels.
+        rows: DataFrame of the n images, as `load_metadata` gives them: `image`, `patient_id` and the 14 labels.
         seeds: seeds of the splits, one row of the result each.
-        n_neighbors: films to look up.
+        n_neighbors: images to look up.
 
     Returns:
         DataFrame, one row a seed: `seed`; `auc_by_patient` and `auc_by_image`, mean test AUC over the pathologies that
         are defined in both; `flattery`, the second less the first; `known_by_patient` and `known_by_image`, the share
-        of test films whose patient has others among the training films, the first being 0; `recognized_by_image`, the
-        share of those known whose nearest training film is one of the same patient.
+        of test images whose patient has others among the training images, the first being 0; `recognized_by_image`, the
+        share of those known whose nearest training image is one of the same patient.
 
     Raises:
-        ValueError: if shapes do not fit, or there are too few films or patients to split.
+        ValueError: if shapes do not fit, or there are too few images or patients to split.
     """
     thumbnails = np.asarray(thumbnails)
-    n_films, side = len(thumbnails), max(thumbnails.shape[1:], default=0)
-    if thumbnails.shape != (n_films, side, side) or n_films != len(rows) or not 0 < side <= _MAX_SIDE:
+    n_images, side = len(thumbnails), max(thumbnails.shape[1:], default=0)
+    if thumbnails.shape != (n_images, side, side) or n_images != len(rows) or not 0 < side <= _MAX_SIDE:
         expected = f"({len(rows)}, side, side) with sides up to {_MAX_SIDE} pixels"
         raise ValueError(f"thumbnails have shape {thumbnails.shape}; expected {expected}")
-    x = thumbnails.reshape(n_films, -1).astype("float32")
+    x = thumbnails.reshape(n_images, -1).astype("float32")
     x -= x.mean(axis=1, keepdims=True)
     x /= np.maximum(x.std(axis=1, keepdims=True), 1e-6)
     labels, patients = rows[list(PATHOLOGIES)].to_numpy("float64"), rows["patient_id"].to_numpy()
@@ -111,15 +111,15 @@ def _encode(frame, train, columns):
 
 
 def _recognize(x, labels, patients, in_test, n_neighbors):
-    """Returns the 14 AUCs of looking up the nearest films, and the shares of test films known and recognized."""
+    """Returns the 14 AUCs of looking up the nearest images, and the shares of test images known and recognized."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
     n_train = int((~in_test).sum())
-    # As many components as films would make all of them equally far from each other.
+    # As many components as images would make all of them equally far from each other.
     n_components = min(_N_COMPONENTS, max(1, n_train // 2), x.shape[1])
     whiten = PCA(n_components, whiten=True, svd_solver="covariance_eigh")
-    with np.errstate(invalid="ignore"):  # films without any variance have no shares of it, which nobody reads
+    with np.errstate(invalid="ignore"):  # images without any variance have no shares of it, which nobody reads
         whiten.fit(x[~in_test])
     memory = NearestNeighbors(n_neighbors=min(n_neighbors, n_train), algorithm="brute").fit(
         whiten.transform(x[~in_test])

@@ -2,7 +2,7 @@
 
 A network that ends in global average pooling and one dense layer needs no gradient to be explained: the dense layer
 applied to every cell of the last map, before averaging, gives a map whose mean is the logit (Zhou et al., CVPR 2016;
-here the bias is part of every cell). A cell is the logit that a film of nothing but such cells would have: positive
+here the bias is part of every cell). A cell is the logit that an image of nothing but such cells would have: positive
 ones speak for the finding, negative ones against it.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.ndimage import map_coordinates
 
-from ..pipeline import shift_films
+from ..pipeline import shift_images
 from .gradients import compile_gradient
 
 
@@ -69,7 +69,7 @@ def grad_cam(model, images, layer, classes):
     return keras.ops.convert_to_numpy(keras.ops.stack(maps, axis=-1)).astype("float32")
 
 
-@functools.lru_cache(maxsize=1)  # films come in many batches, and compiling takes longer than one
+@functools.lru_cache(maxsize=1)  # images come in many batches, and compiling takes longer than one
 def _split_at(model, layer):
     """Returns the model up to a layer, and the compiled gradient of what follows by that layer's map."""
     features = model.get_layer(layer).output
@@ -77,15 +77,15 @@ def _split_at(model, layer):
 
 
 def resize_maps(maps, side, shift=(0, 0)):
-    """Interpolates maps to the pixels of their film, each cell's value standing at the cell's center.
+    """Interpolates maps to the pixels of their image, each cell's value standing at the cell's center.
 
-    DenseNet divides a film by powers of two and drops what is left over at the right and at the bottom, so a cell is
+    DenseNet divides an image by powers of two and drops what is left over at the right and at the bottom, so a cell is
     the power of two nearest to side / h, and beyond the outermost centers the map goes on unchanged.
 
     Args:
         maps: float array (n, h, w).
-        side: int, pixels of the square film.
-        shift: pixels down and to the right by which the film was moved before; the maps are moved back.
+        side: int, pixels of the square image.
+        shift: pixels down and to the right by which the image was moved before; the maps are moved back.
 
     Returns:
         float32 array (n, side, side).
@@ -102,49 +102,49 @@ def resize_maps(maps, side, shift=(0, 0)):
     return resized
 
 
-def explain_films(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):
-    """Computes heatmaps at the film's resolution: where a film differs from others in the evidence for a class.
+def explain_images(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):
+    """Computes heatmaps at the image's resolution: where an image differs from others in the evidence for a class.
 
-    Two things blur a map that are no evidence. What stands at the same place on every film, such as the trace that
-    padding leaves along the edges, cancels when the mean map of reference films is subtracted. And a map of a few
-    cells says little about the places between their centers; shifting the film by less than a cell samples them, and
+    Two things blur a map that are no evidence. What stands at the same place on every image, such as the trace that
+    padding leaves along the edges, cancels when the mean map of reference images is subtracted. And a map of a few
+    cells says little about the places between their centers; shifting the image by less than a cell samples them, and
     the maps of such views are moved back and averaged.
 
     Args:
         compute_maps: function from a float32 array (batch_size, side, side, 1), 0 to 255, to maps (batch_size, h, w,
             classes), such as those of `build_activation_model` and of `grad_cam`.
-        images: float32 array (films, side, side, 1), 0 to 255.
-        pairs: (n, 2) integers: for each heatmap the number of its film and the index of its class.
-        reference: float32 array (m, side, side, 1) of films whose mean map is subtracted, or None for nothing.
+        images: float32 array (images, side, side, 1), 0 to 255.
+        pairs: (n, 2) integers: for each heatmap the number of its image and the index of its class.
+        reference: float32 array (m, side, side, 1) of images whose mean map is subtracted, or None for nothing.
         shifts: tuples of pixels down and to the right.
-        batch_size: films at once; the last batch is filled up, so that there is one shape to compile.
+        batch_size: images at once; the last batch is filled up, so that there is one shape to compile.
 
     Returns:
-        float32 array (n, side, side). Of exact maps, its cells average to the logit less the reference films' mean
+        float32 array (n, side, side). Of exact maps, its cells average to the logit less the reference images' mean
         logit; negative cells speak against the class.
     """
-    films, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
+    rows, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
     side = images.shape[1]
 
     def compute_all(images, shift):
         maps = []
         for start in range(0, len(images), batch_size):
             numbers = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-            views = shift_films(tf.convert_to_tensor(images[numbers]), shift)
+            views = shift_images(tf.convert_to_tensor(images[numbers]), shift)
             maps.append(np.asarray(compute_maps(views.numpy()))[: len(images) - start])
         return np.concatenate(maps)
 
-    heatmaps = np.zeros((len(films), side, side), dtype="float32")
-    for shift in shifts if len(films) else ():
+    heatmaps = np.zeros((len(rows), side, side), dtype="float32")
+    for shift in shifts if len(rows) else ():
         maps = compute_all(images, shift)
         if reference is not None and len(reference):
             maps = maps - compute_all(reference, shift).mean(axis=0)
-        heatmaps += resize_maps(maps[films, :, :, classes], side, shift) / len(shifts)
+        heatmaps += resize_maps(maps[rows, :, :, classes], side, shift) / len(shifts)
     return heatmaps
 
 
 def make_shifts(n_views, step):
-    """Lists the shifts of a square grid of views around the film as it is.
+    """Lists the shifts of a square grid of views around the image as it is.
 
     Args:
         n_views: 1, 9, 25, ...: the square of an odd number.

@@ -1,6 +1,6 @@
-"""Scores heatmaps against the radiologists' boxes, beside controls that saw no film. NumPy, SciPy and pandas only.
+"""Scores heatmaps against the radiologists' boxes, beside controls that saw no image. NumPy, SciPy and pandas only.
 
-A heatmap is an (h, w) array of finite numbers, larger for more suspicious, whose cells cover the square film evenly.
+A heatmap is an (h, w) array of finite numbers, larger for more suspicious, whose cells cover the square image evenly.
 Boxes refer to a frame of 1024x1024 whatever the size of the image on disk. A finding is a pair of image and pathology
 with at least one box. Predicted boxes, IoU and IoBB follow Wang et al. (CVPR 2017) as far as that describes them. It
 leaves open how intensities are scaled to [0, 255]: here from each map's minimum to its maximum. Its average numbers of
@@ -66,18 +66,18 @@ def check_boxes(boxes, images):
         )
 
 
-def boxed_findings(boxes, films):
+def boxed_findings(boxes, images):
     """Lists the findings that have boxes: those for which `score_maps` needs a heatmap.
 
     Args:
         boxes: frame of `load_boxes`.
-        films: frame with `image` and `patient_id`; boxes of other films, such as those not downloaded, are left out.
+        images: frame with `image` and `patient_id`; boxes of other images, such as those not downloaded, are left out.
 
     Returns:
         DataFrame, one row a finding in the order of `boxes`: `image`, `patient_id`, `pathology`.
     """
     pairs = boxes[["image", "pathology"]].drop_duplicates()
-    return pairs.merge(films[["image", "patient_id"]], on="image")[["image", "patient_id", "pathology"]]
+    return pairs.merge(images[["image", "patient_id"]], on="image")[["image", "patient_id", "pathology"]]
 
 
 def score_maps(maps, findings, boxes):
@@ -95,7 +95,7 @@ def score_maps(maps, findings, boxes):
     Returns:
         DataFrame, one row a finding: `image`, `patient_id`, `pathology`, and as float64
 
-        - `n_boxes`; `area`, the share of the film that they cover; `n_predicted`, the number of predicted boxes;
+        - `n_boxes`; `area`, the share of the image that they cover; `n_predicted`, the number of predicted boxes;
         - `pointing`: 1 where the map's maximum lies in a box, else 0 (the pointing game, Zhang et al., ECCV 2016,
           without its margin of 15 pixels); of tied maxima, the share that does; for a constant map, `area`;
         - `reachable`: 1 where the center of some cell lies in a box, else 0. Interpolated maps have their maximum at
@@ -132,11 +132,11 @@ def score_maps(maps, findings, boxes):
 
 
 def center_prior(shape, sigma=0.2):
-    """Makes the control that points to the film's center, a Gaussian that is the same for all films.
+    """Makes the control that points to the image's center, a Gaussian that is the same for all images.
 
     Args:
         shape: (h, w) of the map.
-        sigma: standard deviation as a share of the film's side. Of 0.1 to 0.4, 0.2 finds the most of NIH's boxes at an
+        sigma: standard deviation as a share of the image's side. Of 0.1 to 0.4, 0.2 finds the most of NIH's boxes at an
             IoU above 0.1: a control should be a strong one.
 
     Returns:
@@ -148,7 +148,7 @@ def center_prior(shape, sigma=0.2):
 
 
 def location_prior(findings, boxes, shape=(64, 64)):
-    """Makes the control that knows where a pathology's boxes lie on other patients' films, and nothing of this film.
+    """Makes the control that knows where a pathology's boxes lie on other patients' images, and nothing of this image.
 
     Args:
         findings: frame of `boxed_findings`, n rows.
@@ -230,7 +230,7 @@ def _with_mean(values):
 
 
 def _corners(boxes):
-    """Returns (n, 4) left, top, right and bottom as shares of the film's side."""
+    """Returns (n, 4) left, top, right and bottom as shares of the image's side."""
     low = boxes[["x", "y"]].to_numpy("float64")
     return np.clip(np.hstack([low, low + boxes[["width", "height"]].to_numpy("float64")]) / BOX_FRAME, 0, 1)
 

@@ -67,7 +67,7 @@ def load_predictions(path, metadata, lists):
     """Loads the predictions of any model and joins labels, patients and views from the study's metadata.
 
     The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
-    by it, with or without `prob_`; other columns are passed over. Where it has a column `split`, such as that of our
+    by it, with or without `prob_`; other columns are skipped. Where it has a column `split`, such as that of our
     own predictions.csv, its parts are kept apart, and of several one must be called "test"; thresholds and calibration
     may be chosen on "val". Parts are named after what their images are: `official-test`, `official-train_val`, or
     `mixed` with images of both lists; two parts that would get one name keep their own in addition, such as

@@ -1,6 +1,6 @@
 """Shows where a classifier looks, pixel by pixel: gradients, gradients of noisy copies, and patches painted over.
 
-None of the three needs a certain architecture. Each takes a functional keras.Model from float32 films (n, side, side,
+None of the three needs a certain architecture. Each takes a functional keras.Model from float32 images (n, side, side,
 1), 0 to 255, to logits (n, columns), with whatever preprocessing inside, and gives one float32 map (n, side, side) for
 one column. `localization.score_maps` scores them against boxes, after `smooth_maps`.
 """
@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from .gradients import compile_gradient
 
 
-def gradient_map(model, films, *, column=0, batch_size=8):
+def gradient_map(model, images, *, column=0, batch_size=8):
     """Computes how strongly a logit reacts to each pixel: the gradient's size (Simonyan et al., ICLR workshop 2014).
 
     The sign is dropped: an edge of a finding has both. The map says where a small change would matter most, which is
@@ -23,29 +23,29 @@ def gradient_map(model, films, *, column=0, batch_size=8):
 
     Args:
         model: a functional keras.Model, see above, in inference mode throughout.
-        films: (n, side, side, 1) array of finite numbers, 0 to 255.
+        images: (n, side, side, 1) array of finite numbers, 0 to 255.
         column: which logit.
-        batch_size: films at once; the last batch is filled up, so that there is one shape to compile. Memory grows with
-            it and not with the number of films.
+        batch_size: images at once; the last batch is filled up, so that there is one shape to compile. Memory grows with
+            it and not with the number of images.
 
     Returns:
         float32 array (n, side, side), logits a gray level, 0 or more.
 
     Raises:
-        ValueError: the model has other inputs or outputs, or the films another shape or other values.
+        ValueError: the model has other inputs or outputs, or the images another shape or other values.
     """
-    films = _check(model, films, column)
+    images = _check(model, images, column)
     gradient = _compiled_gradient(model)
-    maps = np.empty(films.shape[:3], dtype="float32")
-    numbers = range(len(films))
-    for which, batch in _fill_batches(((number, films[number]) for number in numbers), films.shape[1:], batch_size):
+    maps = np.empty(images.shape[:3], dtype="float32")
+    numbers = range(len(images))
+    for which, batch in _fill_batches(((number, images[number]) for number in numbers), images.shape[1:], batch_size):
         values = keras.ops.convert_to_numpy(gradient(batch, column))[: len(which), ..., 0]
         maps[which] = np.abs(values)
     return maps
 
 
-def smooth_grad(model, films, *, n_samples=32, noise=0.1, seed=0, column=0, batch_size=8):
-    """Averages the gradient over noisy copies of each film (SmoothGrad, Smilkov et al., 2017).
+def smooth_grad(model, images, *, n_samples=32, noise=0.1, seed=0, column=0, batch_size=8):
+    """Averages the gradient over noisy copies of each image (SmoothGrad, Smilkov et al., 2017).
 
     The average is the root of the mean square. Squares rank pixels as SmoothGrad-Squared does, which Hooker et al.
     (NeurIPS 2019) found to name the pixels that a network needs, where the mean of signed gradients did no better than
@@ -54,12 +54,12 @@ def smooth_grad(model, films, *, n_samples=32, noise=0.1, seed=0, column=0, batc
 
     Args:
         model: a functional keras.Model, see above, in inference mode throughout.
-        films: (n, side, side, 1) array of finite numbers, 0 to 255.
-        n_samples: int, noisy copies of each film.
-        noise: standard deviation of the Gaussian noise, as a share of each film's range of gray levels; Smilkov et al.
+        images: (n, side, side, 1) array of finite numbers, 0 to 255.
+        n_samples: int, noisy copies of each image.
+        noise: standard deviation of the Gaussian noise, as a share of each image's range of gray levels; Smilkov et al.
             found 0.1 to 0.2 best. Nothing is clipped, or dark and white areas would get less of it.
-        seed: of the noise, int, 0 or more. It is drawn from the seed and the film's pixels, so that a film's map does
-            not depend on the films beside it.
+        seed: of the noise, int, 0 or more. It is drawn from the seed and the image's pixels, so that an image's map does
+            not depend on the images beside it.
         column: which logit.
         batch_size: copies at once, as in `gradient_map`.
 
@@ -73,50 +73,50 @@ def smooth_grad(model, films, *, n_samples=32, noise=0.1, seed=0, column=0, batc
         raise ValueError(
             f"n_samples is {n_samples} and noise {noise}; expected 1 or more copies, and a share from 0 up"
         )
-    films = _check(model, films, column)
+    images = _check(model, images, column)
     gradient = _compiled_gradient(model)
 
     def make_copies():
-        for number, film in enumerate(films):
-            rng = np.random.default_rng([seed, zlib.crc32(film.tobytes())])
+        for number, image in enumerate(images):
+            rng = np.random.default_rng([seed, zlib.crc32(image.tobytes())])
             for _ in range(n_samples):
-                yield number, film + noise * np.ptp(film) * rng.standard_normal(film.shape, dtype="float32")
+                yield number, image + noise * np.ptp(image) * rng.standard_normal(image.shape, dtype="float32")
 
-    squares = np.zeros(films.shape[:3], dtype="float64")
-    for which, batch in _fill_batches(make_copies(), films.shape[1:], batch_size):
+    squares = np.zeros(images.shape[:3], dtype="float64")
+    for which, batch in _fill_batches(make_copies(), images.shape[1:], batch_size):
         values = keras.ops.convert_to_numpy(gradient(batch, column))[: len(which), ..., 0]
         np.add.at(squares, which, np.square(values, dtype="float64"))
     return np.sqrt(squares / n_samples).astype("float32")
 
 
-def occlusion_map(model, films, patch, stride, *, column=0, batch_size=32):
+def occlusion_map(model, images, patch, stride, *, column=0, batch_size=32):
     """Computes by how much a logit falls when what is around a pixel is painted over (Zeiler and Fergus, ECCV 2014).
 
     A patch is filled from its surroundings: each of its pixels with the Gaussian average, of standard deviation patch /
-    2, of the film outside the patch. The film's mean gray would do harm: in a dark lung a gray square looks like the
+    2, of the image outside the patch. The image's mean gray would do harm: in a dark lung a gray square looks like the
     very nodule that is sought. A finding larger than the patch stays partly in sight, so let the patch be larger.
 
     Args:
         model: a functional keras.Model, see above, in inference mode throughout.
-        films: (n, side, side, 1) array of finite numbers, 0 to 255.
-        patch: int, pixels a side of the square patch, below the film's side.
-        stride: int, pixels from patch to patch, at most `patch`; the last one is moved to the film's edge, so that all
-            pixels are covered. The number of predictions is about (side / stride) ** 2 for each film.
+        images: (n, side, side, 1) array of finite numbers, 0 to 255.
+        patch: int, pixels a side of the square patch, below the image's side.
+        stride: int, pixels from patch to patch, at most `patch`; the last one is moved to the image's edge, so that all
+            pixels are covered. The number of predictions is about (side / stride) ** 2 for each image.
         column: which logit.
-        batch_size: painted films at once, as in `gradient_map`.
+        batch_size: painted images at once, as in `gradient_map`.
 
     Returns:
         float32 array (n, side, side): mean drop of the logit over the patches that cover a pixel; positive where the
-        film speaks for the class, negative where it speaks against it.
+        image speaks for the class, negative where it speaks against it.
 
     Raises:
-        ValueError: as `gradient_map`, or the patch does not fit into the film, or strides leave gaps.
+        ValueError: as `gradient_map`, or the patch does not fit into the image, or strides leave gaps.
     """
-    films = _check(model, films, column)
-    side = films.shape[1]
+    images = _check(model, images, column)
+    side = images.shape[1]
     if not 1 <= patch < side:
         raise ValueError(
-            f"patch is {patch} pixels, the films {side} a side; choose a patch of 1 to {side - 1}, which leaves "
+            f"patch is {patch} pixels, the images {side} a side; choose a patch of 1 to {side - 1}, which leaves "
             "surroundings to fill it from"
         )
     if not 1 <= stride <= patch:
@@ -125,16 +125,16 @@ def occlusion_map(model, films, patch, stride, *, column=0, batch_size=32):
     squares = [(slice(top, top + patch), slice(left, left + patch)) for top in starts for left in starts]
 
     def make_painted():
-        for number, film in enumerate(films):
-            yield (number, None), film
-            for square, content in zip(squares, _fill_patches(film[..., 0], squares, patch), strict=True):
-                painted = film.copy()
+        for number, image in enumerate(images):
+            yield (number, None), image
+            for square, content in zip(squares, _fill_patches(image[..., 0], squares, patch), strict=True):
+                painted = image.copy()
                 painted[square] = content[..., None]
                 yield (number, square), painted
 
-    drops = np.zeros(films.shape[:3], dtype="float64")
-    whole = np.empty(len(films))
-    for which, batch in _fill_batches(make_painted(), films.shape[1:], batch_size):
+    drops = np.zeros(images.shape[:3], dtype="float64")
+    whole = np.empty(len(images))
+    for which, batch in _fill_batches(make_painted(), images.shape[1:], batch_size):
         logits = np.asarray(model.predict_on_batch(batch), dtype="float64")[:, column]
         for (number, square), logit in zip(which, logits[: len(which)], strict=True):
             if square is None:
@@ -165,24 +165,24 @@ def smooth_maps(maps, sigma):
     if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
         raise ValueError(f"maps have shape {maps.shape}; expected (n, side, side)")
     if not 0 <= sigma <= 1:
-        raise ValueError(f"sigma is {sigma}; expected a share of the film's side, such as 0.02")
+        raise ValueError(f"sigma is {sigma}; expected a share of the image's side, such as 0.02")
     width = sigma * maps.shape[1]
     return gaussian_filter(maps, (0, width, width))
 
 
-# The gradients of one model after the other are asked for, by two methods and for several lots of films.
+# The gradients of one model after the other are asked for, by two methods and for several lots of images.
 _compiled_gradient = functools.lru_cache(maxsize=1)(compile_gradient)
 
 
-def _check(model, films, column):
-    """Returns the films as float32, or raises ValueError for what model or films are not."""
+def _check(model, images, column):
+    """Returns the images as float32, or raises ValueError for what model or images are not."""
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
     shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
     name = getattr(model, "name", type(model).__name__)
     if len(inputs) != 1 or len(outputs) != 1 or [len(shape) for shape in shapes] != [4, 2] or shapes[0][3] != 1:
         raise ValueError(
             f"{name} leads from {shapes[: len(inputs)]} to {shapes[len(inputs) :]}; expected a functional model from "
-            "gray films (None, side, side, 1) to logits (None, columns): put preprocessing and head into it"
+            "gray images (None, side, side, 1) to logits (None, columns): put preprocessing and head into it"
         )
     head = model
     while hasattr(head, "layers"):  # a head may be a model of its own
@@ -192,32 +192,36 @@ def _check(model, films, column):
         raise ValueError(f"{name} ends in {activation}, which flattens where it is sure; give the model of the logits")
     if not 0 <= column < shapes[1][1]:
         raise ValueError(f"column is {column}; {name} has {shapes[1][1]}, numbered from 0")
-    films = np.asarray(films, dtype="float32")
-    if films.ndim != 4 or films.shape[1] != films.shape[2] or films.shape[3] != 1:
-        raise ValueError(f"films have shape {films.shape}; expected (n, side, side, 1)")
+    images = np.asarray(images, dtype="float32")
+    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 1:
+        raise ValueError(f"images have shape {images.shape}; expected (n, side, side, 1)")
     sides = shapes[0][1:3]
-    if any(side not in (None, films.shape[1]) for side in sides):
-        raise ValueError(f"films are {films.shape[1]} pixels a side, {name} takes {sides}; resize them with fit_films")
-    bad = ~((films >= 0) & (films <= 255))  # NaN compares false
+    if any(side not in (None, images.shape[1]) for side in sides):
+        raise ValueError(
+            f"images are {images.shape[1]} pixels a side, {name} takes {sides}; resize them with fit_images"
+        )
+    bad = ~((images >= 0) & (images <= 255))  # NaN compares false
     if bad.any():
         number = np.argwhere(bad)[0][0]
-        value = films[number][bad[number]][0]
-        raise ValueError(f"film {number} holds {value:g}; expected gray levels of 0 to 255, neither scaled nor missing")
-    return films
+        value = images[number][bad[number]][0]
+        raise ValueError(
+            f"image {number} holds {value:g}; expected gray levels of 0 to 255, neither scaled nor missing"
+        )
+    return images
 
 
 def _fill_batches(items, shape, batch_size):
-    """Gathers (key, film) pairs to batches of one shape.
+    """Gathers (key, image) pairs to batches of one shape.
 
     Yields:
         Tuple of the list of keys and the float32 array (batch_size, *shape), whose rows beyond the keys are to be
-        passed over.
+        skipped.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     keys, batch = [], np.zeros((batch_size, *shape), dtype="float32")
-    for key, film in items:
-        batch[len(keys)] = film
+    for key, image in items:
+        batch[len(keys)] = image
         keys.append(key)
         if len(keys) == batch_size:
             yield keys, batch.copy()  # a backend may still read what it was given
@@ -226,13 +230,13 @@ def _fill_batches(items, shape, batch_size):
         yield keys, batch
 
 
-def _fill_patches(film, squares, patch):
+def _fill_patches(image, squares, patch):
     """Yields each square's content as its surroundings suggest it: a Gaussian average of what lies outside."""
-    at = np.arange(len(film))
+    at = np.arange(len(image))
     weights = np.exp(-2.0 * ((at[:, None] - at) / patch) ** 2)  # standard deviation patch / 2
-    film = film.astype("float64")
+    image = image.astype("float64")
     inside = weights[:patch, :patch]
     n_inside = np.outer(inside.sum(axis=0), inside.sum(axis=0))
-    blurred, n_all = weights @ film @ weights, np.outer(weights.sum(axis=0), weights.sum(axis=0))
+    blurred, n_all = weights @ image @ weights, np.outer(weights.sum(axis=0), weights.sum(axis=0))
     for square in squares:
-        yield (blurred[square] - inside @ film[square] @ inside) / (n_all[square] - n_inside)
+        yield (blurred[square] - inside @ image[square] @ inside) / (n_all[square] - n_inside)

@@ -6,7 +6,7 @@ from ..runtime.files import read_csv
 from ..runtime.settings import read_json
 
 NOT_MEASURED = "not measured"
-_ATTRIBUTES = {"sex": "by sex", "age": "by age", "view": "by view", "images": "by films a patient"}
+_ATTRIBUTES = {"sex": "by sex", "age": "by age", "view": "by view", "images": "by images a patient"}
 
 
 def format_interval(row, name="auc"):
@@ -23,7 +23,7 @@ def escape_cell(value):
 
 
 def write_metrics(run_dir, run, aucs):
-    """Writes what was measured for each finding on the test films; `aucs` is of `measured_aucs`."""
+    """Writes what was measured for each finding on the test images; `aucs` is of `measured_aucs`."""
     has_thresholds = (run_dir / "thresholds.json").exists()
     points = read_json(run_dir / "thresholds.json")["pathologies"] if has_thresholds else {}
     error = _optional_csv(run_dir / "figures" / "03_calibration.csv")
@@ -35,21 +35,21 @@ def write_metrics(run_dir, run, aucs):
         cells = [_decimals(value) for value in (*rates, error.get(name))]
         count = "" if name == "mean" else f"{row['n_pos']:,}"
         rows.append([plain_name(name), count, format_interval(row), _decimals(row["ap"]), *cells])
-    columns = ["finding", "films with it", "AUC", "average precision", "threshold", "sensitivity", "specificity"]
+    columns = ["finding", "images with it", "AUC", "average precision", "threshold", "sensitivity", "specificity"]
     text = write_table(pd.DataFrame(rows, columns=[*columns, "calibration error"]))
-    missing = [] if has_thresholds else [f"Thresholds: {NOT_MEASURED}, for lack of validation films or of notebook 3."]
+    missing = [] if has_thresholds else [f"Thresholds: {NOT_MEASURED}, for lack of validation images or of notebook 3."]
     missing += [] if len(error) else [f"Calibration error: {NOT_MEASURED}."]
     return "\n\n".join([text, *missing])
 
 
 def write_floors(run_dir):
-    """Writes what is reached without looking at a film."""
+    """Writes what is reached without looking at an image."""
     table = _optional_csv(run_dir / "figures" / "03_aucs.csv")
     means = {name: table[name].mean() for name in ("view only", "metadata only") if name in table}
     if not means:
-        return f"What can be reached without looking at a film: {NOT_MEASURED}."
+        return f"What can be reached without looking at an image: {NOT_MEASURED}."
     said = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-    return f"Without a look at any film, the mean AUC is: {said} (metadata: age, sex, view, follow-up number)."
+    return f"Without a look at any image, the mean AUC is: {said} (metadata: age, sex, view, follow-up number)."
 
 
 def write_radiologists(run_dir):
@@ -68,13 +68,13 @@ def write_subgroups(run_dir):
         return f"By view, sex and age: {NOT_MEASURED}."
     table = table.assign(cell=[f"{format_interval(r)}{' *' * bool(r['small'])}" for _, r in table.iterrows()])
     texts = [
-        "AUC with interval; a star marks a cell of too few patients with the finding, or films without, to lean on."
+        "AUC with interval; a star marks a cell of too few patients with the finding, or images without, to lean on."
     ]
     for attribute, rows in table.groupby("attribute", sort=False):
         groups, findings = rows["group"].unique(), rows["pathology"].unique()
         cells = rows.pivot(index="pathology", columns="group", values="cell").loc[findings, groups]  # noqa: PD010
-        films = rows.assign(films=rows["n_pos"] + rows["n_neg"]).groupby("group")["films"].first()
-        cells.columns = [f"{group}, {films[group]:,} films" for group in groups]
+        images = rows.assign(images=rows["n_pos"] + rows["n_neg"]).groupby("group")["films"].first()
+        cells.columns = [f"{group}, {images[group]:,} images" for group in groups]
         cells.index = pd.Index([plain_name(name) for name in findings], name=_ATTRIBUTES.get(attribute, attribute))
         texts.append(write_table(cells.reset_index()))
     return "\n\n".join([*texts, _gaps(run_dir)])
@@ -98,10 +98,14 @@ def write_localization(run_dir):
     """Writes how often heatmaps point into the boxes."""
     table = _optional_csv(run_dir / "localization.csv")
     if not len(table):
-        return f"Heatmaps against boxes: {NOT_MEASURED}, for lack of boxes on films that were not trained on."
+        return f"Heatmaps against boxes: {NOT_MEASURED}, for lack of boxes on images that were not trained on."
     columns = {"finding": table["pathology"].map(plain_name), "films": table["n_images"]}
     columns["hottest place in the box"] = [format_interval(row, "pointing") for _, row in table.iterrows()]
-    for name, control in {"random weights": "random", "film's center": "center", "boxes of others": "location"}.items():
+    for name, control in {
+        "random weights": "random",
+        "image's center": "center",
+        "boxes of others": "location",
+    }.items():
         if f"pointing_{control}" in table:
             columns[name] = table[f"pointing_{control}"].map(_decimals)
     said = "How often a class activation map is hottest inside the box, beside controls that learned nothing"

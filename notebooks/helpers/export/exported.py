@@ -41,7 +41,7 @@ class ExportedModel:
         self.facts = {name: value.tolist() for name, value in self._ask("metadata").items()}
 
     def predict(self, files):
-        """Asks for encoded films.
+        """Asks for encoded images.
 
         Args:
             files: list of bytes, PNG or JPEG.
@@ -51,20 +51,20 @@ class ExportedModel:
 
         Raises:
             TypeError: it is something else than a list of bytes.
-            ValueError: some are no films; with their numbers, from 0. Or there are none at all.
+            ValueError: some are no images; with their numbers, from 0. Or there are none at all.
         """
         return self._ask("serving_default", image_bytes=_encoded(files))
 
     def explain(self, files):
-        """Returns a dict with `maps`, `heatmaps` and `films` for encoded films, see `export.export_model`.
+        """Returns a dict with `maps`, `heatmaps` and `films` for encoded images, see `export.export_model`.
 
         Raises:
-            ValueError: some are no films; with their numbers, from 0.
+            ValueError: some are no images; with their numbers, from 0.
         """
         return self._ask("explain", image_bytes=_encoded(files))
 
     def predict_pixels(self, pixels):
-        """Asks for decoded films: float32 (n, height, width, 1), 0 to 255, of one size. Returns as `predict`.
+        """Asks for decoded images: float32 (n, height, width, 1), 0 to 255, of one size. Returns as `predict`.
 
         Raises:
             ValueError: there are other values than 0 to 255.
@@ -84,9 +84,9 @@ class ExportedModel:
 
 def _encoded(files):
     if isinstance(files, bytes) or not all(isinstance(data, bytes) for data in files):
-        raise TypeError("expected a list of bytes, one for each film, such as [Path('film.png').read_bytes()]")
-    if len(files) == 0:  # oneDNN, which TensorFlow takes on some processors, gives no films a wrong shape
-        raise ValueError("expected at least one film")
+        raise TypeError("expected a list of bytes, one for each image, such as [Path('film.png').read_bytes()]")
+    if len(files) == 0:  # oneDNN, which TensorFlow takes on some processors, gives no images a wrong shape
+        raise ValueError("expected at least one image")
     return tf.constant(files, tf.string)
 
 
@@ -94,7 +94,7 @@ class OpenExport(NamedTuple):
     """An exported model of any format, ready to be asked.
 
     `ask_pixels` takes pixels, float32 (n, height, width, 1) in [0, 255], and gives a dict with `probabilities` and
-    `raw_probabilities` (n, 14) float32 and `above_threshold` (n, 14) bool. `ask_file` takes the bytes of one film and
+    `raw_probabilities` (n, 14) float32 and `above_threshold` (n, 14) bool. `ask_file` takes the bytes of one image and
     gives the same for it. `facts` is what `export.describe_export` gathered.
     """
 
@@ -162,21 +162,21 @@ def _open_litert(file, n_threads):
     return lambda pixels: runner(pixels=np.asarray(pixels, "float32")), facts
 
 
-def compare_export(path, batches, expected, film, *, n_threads=None, repeats=30):
+def compare_export(path, batches, expected, image, *, n_threads=None, repeats=30):
     """Measures how an exported model differs from Keras, and how large and how fast it is on this machine.
 
     Args:
         path: path of the exported model, see `open_export`.
-        batches: iterable of float32 arrays (n, side, side, 1) in [0, 255], the films as packed.
-        expected: float array (films, 14), Keras's calibrated probabilities of the same films.
-        film: bytes of one PNG or JPEG, of 1024 pixels for the usual latency.
+        batches: iterable of float32 arrays (n, side, side, 1) in [0, 255], the images as packed.
+        expected: float array (images, 14), Keras's calibrated probabilities of the same images.
+        image: bytes of one PNG or JPEG, of 1024 pixels for the usual latency.
         n_threads: see `open_export`.
-        repeats: how often the one film is asked for.
+        repeats: how often the one image is asked for.
 
     Returns:
-        A dict: `films`; `max_difference` of the probabilities and `same_top5`, the share of films with the same five
+        A dict: `films`; `max_difference` of the probabilities and `same_top5`, the share of images with the same five
         findings in the same order; `largest_swap`, how far apart a finding and the one whose place among the five it
-        takes are in `expected`, at most; `bytes`; `load_seconds`; `p50_ms` and `p95_ms` from the bytes of one film to
+        takes are in `expected`, at most; `bytes`; `load_seconds`; `p50_ms` and `p95_ms` from the bytes of one image to
         its answer, decoding included; `films_per_second` in batches of 32 squares.
     """
     began = time.perf_counter()
@@ -189,7 +189,7 @@ def compare_export(path, batches, expected, film, *, n_threads=None, repeats=30)
     seconds = []
     for _ in range(repeats + 1):  # the first one warms up
         began = time.perf_counter()
-        model.ask_file(film)
+        model.ask_file(image)
         seconds.append(time.perf_counter() - began)
     many = np.resize(np.concatenate(batches), (32, *batches[0].shape[1:]))
     model.ask_pixels(many)

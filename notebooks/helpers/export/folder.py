@@ -1,4 +1,4 @@
-"""Predicts a folder of films, PNG, JPEG and DICOM mixed, into one CSV that is written as it goes."""
+"""Predicts a folder of images, PNG, JPEG and DICOM mixed, into one CSV that is written as it goes."""
 
 import contextlib
 import io
@@ -13,34 +13,34 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from ..packing.decoding import decode_film
-from ..packing.dicom import load_film
-from ..packing.image_files import FilmError
+from ..packing.decoding import decode_image
+from ..packing.dicom import load_image
+from ..packing.image_files import ImageError
 from ..runtime.files import read_text, write_text
 from ..runtime.settings import read_json, write_json
 from ..training.model_files import hash_model
-from .input_gate import check_films, measure_color
+from .input_gate import check_images, measure_color
 
-FILMS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-PICTURES = (".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # listed as unreadable, not passed over
+IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+PICTURES = (".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # listed as unreadable, not skipped
 
 
-def list_films(images):
-    """Lists the files of a folder, and of the folders in it, that may be films.
+def list_image_files(images):
+    """Lists the files of a folder, and of the folders in it, that may be images.
 
-    These are the endings of films and of other pictures, and names without an ending or with a number for one, as
+    These are the endings of images and of other pictures, and names without an ending or with a number for one, as
     archives export DICOM. Hidden files and folders are left out, links to folders are not followed. A folder that
-    cannot be opened, or that is named like a film, is listed too, lest it be missed in silence.
+    cannot be opened, or that is named like an image, is listed too, lest it be missed in silence.
 
     Args:
-        images: path of a folder on a local disk, or of one film.
+        images: path of a folder on a local disk, or of one image.
 
     Returns:
         List of (name, path), sorted. The name is the path below the folder, with slashes; one with a backslash or
         with what cannot be printed (an end of line, bytes that are no text) is escaped as in Python's strings.
 
     Raises:
-        FileNotFoundError: there is no such folder, or nothing in it that may be a film.
+        FileNotFoundError: there is no such folder, or nothing in it that may be an image.
     """
     images = Path(images)
     if images.is_file():
@@ -48,18 +48,18 @@ def list_films(images):
     closed, found = [], []
     for folder, folders, names in os.walk(images, onerror=closed.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".") and _may_be_film(name)]
-        found += [Path(folder, name) for name in folders if name.lower().endswith(FILMS)]
+        found += [Path(folder, name) for name in names if not name.startswith(".") and _may_be_image(name)]
+        found += [Path(folder, name) for name in folders if name.lower().endswith(IMAGES)]
     found = {*found, *(Path(error.filename) for error in closed)}
     if not images.exists() or not found:
-        fault = "holds no film" if images.exists() else "is missing"
+        fault = "holds no image" if images.exists() else "is missing"
         raise FileNotFoundError(f"{images} {fault}. Give a folder with .png, .jpg, .jpeg or .dcm files, or one file.")
     return sorted((_escape(path.relative_to(images).as_posix()), path) for path in found)
 
 
-def _may_be_film(name):
+def _may_be_image(name):
     ending = os.path.splitext(name)[1].lower()
-    return ending in ("", *FILMS, *PICTURES) or ending[1:].isdigit()  # a DICOM is often named by its UID
+    return ending in ("", *IMAGES, *PICTURES) or ending[1:].isdigit()  # a DICOM is often named by its UID
 
 
 def _escape(name):
@@ -68,20 +68,20 @@ def _escape(name):
 
 
 def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progress=None):
-    """Predicts all films of a folder, beginning where an earlier call was interrupted.
+    """Predicts all images of a folder, beginning where an earlier call was interrupted.
 
-    Films are read and decoded by threads, two batches ahead of the model. After each batch its rows are in the CSV.
-    A film whose file has another size or time than when it was predicted is predicted anew; rows of files that are
+    Images are read and decoded by threads, two batches ahead of the model. After each batch its rows are in the CSV.
+    An image whose file has another size or time than when it was predicted is predicted anew; rows of files that are
     gone stay. Two calls at once must not write the same CSV.
 
     Args:
         model: an `ExportedModel`.
-        images: path of a folder on a local disk, or of one film.
-        out: path of the CSV to write, on a local disk: a row a film with `file` (see `list_films`), `bytes`,
+        images: path of a folder on a local disk, or of one image.
+        out: path of the CSV to write, on a local disk: a row an image with `file` (see `list_image_files`), `bytes`,
             `modified` (UTC), `findings` (those above their thresholds), `warnings`, then `prob_<Pathology>`
             (calibrated) and `threshold_<Pathology>`. Beside it go `<out>_model.json`, what the model and the folder
-            are, and `<out>_unreadable.csv`, the files that are no films, with reasons.
-        batch_size: films a step.
+            are, and `<out>_unreadable.csv`, the files that are no images, with reasons.
+        batch_size: images a step.
         n_workers: int, threads that read; None for one a core. More help where the disk is slow to answer.
         progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with
             `update(n)` and `close()`.
@@ -91,12 +91,12 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
         and `warned`, DataFrames with `file` and `reason`, of this call.
 
     Raises:
-        FileNotFoundError: see `list_films`.
-        ValueError: `out` holds predictions of another model or folder, or is no such CSV; or the films of the model
+        FileNotFoundError: see `list_image_files`.
+        ValueError: `out` holds predictions of another model or folder, or is no such CSV; or the images of the model
             are too small for the gate.
         OSError: `out` cannot be written.
     """
-    films, out = list_films(images), Path(out)
+    films, out = list_image_files(images), Path(out)
     table = _open_table(model, images, out)
     status = {name: _measure(path) for name, path in films}
     found = zip(table["file"], zip(table["bytes"], table["modified"], strict=True), strict=True)
@@ -114,8 +114,8 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
         pool = ThreadPoolExecutor(n_workers or os.cpu_count())
         stack.callback(pool.shutdown, cancel_futures=True)  # who interrupts does not wait for what was to be read
         for batch in _read_ahead(pool, todo, batch_size, model.facts["side"]):
-            unreadable += [(name, film.reason) for name, film in batch if film.reason]
-            readable = [(name, film) for name, film in batch if not film.reason]
+            unreadable += [(name, image.reason) for name, image in batch if image.reason]
+            readable = [(name, image) for name, image in batch if not image.reason]
             if readable:
                 rows = _predict(model, readable, status)
                 rows.to_csv(file, index=False, header=False, lineterminator="\n")
@@ -152,7 +152,7 @@ def _measure(path):
 def _open_table(model, images, out):
     """Returns what an earlier call left in `out`, as text, without a line that was cut short.
 
-    The model must be the same, and so must the folder: two may have films of one name and size.
+    The model must be the same, and so must the folder: two may have images of one name and size.
     """
     names = model.facts["class_names"]
     columns = ["file", "bytes", "modified", "findings", "warnings"]
@@ -184,39 +184,39 @@ def _read_ahead(pool, todo, batch_size, side):
         yield [(name, future.result()) for name, future in ahead.popleft()]
 
 
-_decode = tf.function(decode_film)  # traced once a side; threads do not wait for each other in a graph
+_decode = tf.function(decode_image)  # traced once a side; threads do not wait for each other in a graph
 
 
 def _read(path, side):
     """Returns a namespace with `film` (uint8), `notes` and `color`, or with the `reason` why it is none."""
     try:
         _check_plain(path)
-        data, notes = load_film(path)
-        film = _decode(tf.constant(data), side).numpy()
-        return SimpleNamespace(film=film, notes=notes, color=measure_color(data), reason="")
+        data, notes = load_image(path)
+        image = _decode(tf.constant(data), side).numpy()
+        return SimpleNamespace(image=image, notes=notes, color=measure_color(data), reason="")
     except tf.errors.InvalidArgumentError:  # the header is fine, what follows is not
         return SimpleNamespace(reason="damaged or cut short: its pixels cannot be decoded")
-    except (FilmError, OSError) as error:
-        return SimpleNamespace(reason=str(error) if isinstance(error, FilmError) else error.strerror or str(error))
+    except (ImageError, OSError) as error:
+        return SimpleNamespace(reason=str(error) if isinstance(error, ImageError) else error.strerror or str(error))
     except Exception as error:  # one strange file must not keep the rest from ever being done
         return SimpleNamespace(reason=f"cannot be read ({type(error).__name__})")  # its message might name a patient
 
 
 def _check_plain(path):
-    """Raises FilmError or OSError for what is no plain file: reading a pipe would never end."""
+    """Raises ImageError or OSError for what is no plain file: reading a pipe would never end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         os.scandir(path).close()
-        raise FilmError("a folder; what is in it was looked at as well")
+        raise ImageError("a folder; what is in it was looked at as well")
     if not stat.S_ISREG(mode):
-        raise FilmError("no plain file, but a pipe or a device")
+        raise ImageError("no plain file, but a pipe or a device")
 
 
 def _predict(model, batch, status):
-    names, films = zip(*batch, strict=True)
-    squares = np.stack([film.film for film in films])
+    names, images = zip(*batch, strict=True)
+    squares = np.stack([image.image for image in images])
     answer = model.predict_pixels(squares)
-    gate = check_films(squares, [film.color for film in films])
+    gate = check_images(squares, [image.color for image in images])
     classes = np.array(model.facts["class_names"])
     rows = {
         "file": names,
@@ -224,8 +224,8 @@ def _predict(model, batch, status):
         "modified": [status[name][1] for name in names],
         "findings": [" ".join(classes[above]) for above in answer["above_threshold"]],
         "warnings": [
-            "; ".join([*film.notes, *(warning.reason for warning in found)])
-            for film, found in zip(films, gate, strict=True)
+            "; ".join([*image.notes, *(warning.reason for warning in found)])
+            for image, found in zip(images, gate, strict=True)
         ],
     }
     rows |= {f"prob_{name}": answer["probabilities"][:, k].round(6) for k, name in enumerate(classes)}

@@ -3,7 +3,7 @@
 TensorFlow writes them, whatever Keras trained on, so this runs in a process of its own, on that backend and in float32:
 `KERAS_BACKEND=tensorflow python -m helpers.export RUN_DIR saved_model onnx litert`.
 
-Every file takes films as they come and gives what its user asks for: calibrated probabilities, raw ones, and whether a
+Every file takes images as they come and gives what its user asks for: calibrated probabilities, raw ones, and whether a
 finding is above its threshold. `describe_export` has what else must be known, and each file carries it.
 """
 
@@ -30,10 +30,10 @@ FORMATS = {
 }
 _USE = "For research and teaching only, not for clinical use. Code under the Apache License 2.0. "
 _NOTICE = _USE + (
-    "Weights trained on NIH ChestX-ray14 or on films in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
+    "Weights trained on NIH ChestX-ray14 or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
     "NIH Clinical Center as the data provider."
 )
-_SYNTHETIC_NOTICE = _USE + "Trained on synthetic, drawn films: says nothing about real radiographs."
+_SYNTHETIC_NOTICE = _USE + "Trained on synthetic, synthetic images: says nothing about real radiographs."
 
 
 def describe_export(run_dir):
@@ -45,7 +45,7 @@ def describe_export(run_dir):
     Returns:
         A dict of plain values. By finding, in one order: `class_names`; `thresholds`, for calibrated probabilities, and
         `raw_thresholds`, for raw ones; `calibration_slope` and `calibration_intercept` (Platt's, of the logit);
-        `prevalence` among the training films. Then `side` of the square film in pixels; `split` and `split_sha256`;
+        `prevalence` among the training images. Then `side` of the square image in pixels; `split` and `split_sha256`;
         `study`, `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
 
     Raises:
@@ -89,23 +89,23 @@ def _check_weights(path, content, run, notebook):
 def export_model(run_dir, formats=tuple(FORMATS)):
     """Exports the model of a run in a fresh Python process on the TensorFlow backend, in float32.
 
-    SavedModel signatures, all with a batch of any size from one film on:
+    SavedModel signatures, all with a batch of any size from one image on:
 
     - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
       million pixels. Gives `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided
       on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the
-      probability over the finding's share of the training films.
+      probability over the finding's share of the training images.
     - `explain`: the same input. Gives `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
-      the same less what every film shows (`reference_maps.json` of notebook 4); `films`, the uint8 squares
+      the same less what every image shows (`reference_maps.json` of notebook 4); `films`, the uint8 squares
       (n, side, side, 1) that they lie on.
-    - `pixels`: `pixels` (n, height, width, 1) float32, 0 to 255, gray films of one size; other values are an error.
+    - `pixels`: `pixels` (n, height, width, 1) float32, 0 to 255, gray images of one size; other values are an error.
       Gives what `serving_default` gives.
     - `metadata`: no input. Gives `describe_export` as constants.
 
     ONNX and LiteRT take `pixels` and give `probabilities`, `raw_probabilities` and `above_threshold`; they carry
     `describe_export` as `model.json`, among the metadata of ONNX and in a zip archive at the end of a LiteRT file.
 
-    A synthetic film and the SavedModel's answer go to `exports/golden.png` and `exports/golden.json`, to check any
+    A synthetic image and the SavedModel's answer go to `exports/golden.png` and `exports/golden.json`, to check any
     installation against.
 
     Args:
@@ -155,7 +155,7 @@ def _build_signatures(run_dir, facts):
     import tensorflow as tf
 
     from ..evaluation.heatmaps import build_activation_model
-    from ..packing.decoding import decode_films, fit_films, refuse_pixels
+    from ..packing.decoding import decode_images, fit_images, refuse_pixels
     from ..training.model import load_densenet121
 
     side = facts["side"]
@@ -170,8 +170,8 @@ def _build_signatures(run_dir, facts):
         _check_weights(run_dir / "reference_maps.json", stored, read_json(run_dir / "run.json"), "04_explain")
         reference = np.asarray(stored["maps"], "float32")
 
-    def judge(films):
-        _, logits = network(films, training=False)
+    def judge(images):
+        _, logits = network(images, training=False)
         raw = tf.sigmoid(logits)
         probs = tf.sigmoid(slope * logits + intercept)
         return {"probabilities": probs, "raw_probabilities": raw, "above_threshold": raw >= thresholds}
@@ -188,22 +188,22 @@ def _build_signatures(run_dir, facts):
 
     @tf.function(input_signature=[files])
     def classify(image_bytes):
-        return rank(judge(tf.cast(decode_films(image_bytes, side), tf.float32)))
+        return rank(judge(tf.cast(decode_images(image_bytes, side), tf.float32)))
 
     @tf.function(input_signature=[files])
     def explain(image_bytes):
-        films = decode_films(image_bytes, side)
-        maps, _ = network(tf.cast(films, tf.float32), training=False)
-        return {"maps": maps, "heatmaps": maps - reference, "films": films}
+        images = decode_images(image_bytes, side)
+        maps, _ = network(tf.cast(images, tf.float32), training=False)
+        return {"maps": maps, "heatmaps": maps - reference, "films": images}
 
     @tf.function(input_signature=[pixels])
     def judge_pixels(pixels):
-        return judge(fit_films(pixels, side))
+        return judge(fit_images(pixels, side))
 
     @tf.function(input_signature=[pixels])
     def classify_pixels(pixels):
         with tf.control_dependencies([refuse_pixels(pixels)]):
-            return rank(judge(fit_films(tf.identity(pixels), side)))
+            return rank(judge(fit_images(tf.identity(pixels), side)))
 
     @tf.function(input_signature=[])
     def metadata():
@@ -232,15 +232,15 @@ def _write_saved_model(weights, signatures, folder):
 
 
 def _write_golden(classify, weights_sha256, folder):
-    """Draws a film whose sides differ, which takes all of the reading path, and notes what the model says of it."""
+    """Draws an image whose sides differ, which takes all of the reading path, and notes what the model says of it."""
     import tensorflow as tf
     from PIL import Image
 
-    from ..study.synthetic import draw_film
+    from ..study.synthetic import draw_image
 
-    film, _ = draw_film(7, ["Cardiomegaly", "Effusion"], size=512)
+    image, _ = draw_image(7, ["Cardiomegaly", "Effusion"], size=512)
     with local_draft(folder / "golden.png") as draft:
-        Image.fromarray(film[:, 32:-32]).save(draft)
+        Image.fromarray(image[:, 32:-32]).save(draft)
     data = (folder / "golden.png").read_bytes()
     answer = {name: value.numpy() for name, value in classify(tf.constant([data])).items()}
     answer["top5_label"] = answer["top5_label"].astype(str)

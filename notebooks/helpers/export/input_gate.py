@@ -1,8 +1,8 @@
-"""Warns before predicting: color, screenshots, empty files, inverted or turned films, laterals, what is no chest.
+"""Warns before predicting: color, screenshots, empty files, inverted or turned images, laterals, what is no chest.
 
-A model of chest films gives probabilities for anything. The gate measures a few plain statistics and asks a linear
-model, learned from drawn pictures only, which of ten kinds of picture a film resembles most. It warns with a reason and
-never withholds a film. What it was measured on, and what it cannot see, stands in docs/input_gate.md.
+A model of chest radiographs gives probabilities for anything. The gate measures a few plain statistics and asks a linear
+model, learned from drawn pictures only, which of ten kinds of picture an image resembles most. It warns with a reason and
+never withholds an image. What it was measured on, and what it cannot see, stands in docs/input_gate.md.
 """
 
 import io
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..packing.image_files import FilmError, inspect_film
+from ..packing.image_files import ImageError, inspect_image
 
 # Kinds of picture that the model tells apart: chests turned counterclockwise, the same inverted, and two more.
 KINDS = (
@@ -24,21 +24,21 @@ KINDS = (
 )
 CODES = ("color", "empty", "screenshot", "inverted", "rotated", "lateral", "not_chest")
 
-# Limits lie between the values of real films and those of what should be warned of; docs/input_gate.md has both. That
+# Limits lie between the values of real radiographs and those of what should be warned of; docs/input_gate.md has both. That
 # of the evidence is the only one chosen by counting: on half of the real patients, see benchmarks/input_gate.py.
 MAX_COLOR = 3.0  # gray levels; JPEG of gray stored as RGB stays below 1
-MIN_CONTRAST = 40.0  # gray levels; 551 real films have 130 or more
-MAX_FLAT = 0.25  # share of the picture; real films have 0.12 at most, drawn ones 0.20
+MIN_CONTRAST = 40.0  # gray levels; 551 real radiographs have 130 or more
+MAX_FLAT = 0.25  # share of the picture; real radiographs have 0.12 at most, drawn ones 0.20
 MAX_EVIDENCE = 1.0  # difference of log-odds
 
 _MIDDLE, _SMALL = 64, 32  # pixels a side: borders are found on the first, the model sees the second
 _BLACK, _WHITE = 12, 243  # gray levels: rows and columns at the edge that lie beyond are border
 _MIN_BOX = _MIDDLE // 4  # a picture narrower than this is left in its border
-_BATCH = 128  # films at once: 34 MB at 512 pixels
+_BATCH = 128  # images at once: 34 MB at 512 pixels
 
 
-class FilmWarning(NamedTuple):
-    """Why a film may not be what the model was trained on.
+class ImageWarning(NamedTuple):
+    """Why an image may not be what the model was trained on.
 
     Attributes:
         code: one of `CODES`.
@@ -49,24 +49,24 @@ class FilmWarning(NamedTuple):
     reason: str
 
 
-def check_film(film, color=None):
-    """Checks one film; see `check_films`.
+def check_image(image, color=None):
+    """Checks one image; see `check_images`.
 
     Args:
-        film: uint8 array (side, side) or (side, side, 1).
+        image: uint8 array (side, side) or (side, side, 1).
         color: float, what `measure_color` gives for the file, or None if it was not measured.
 
     Returns:
-        List of `FilmWarning`; empty for an ordinary frontal film.
+        List of `ImageWarning`; empty for an ordinary frontal image.
 
     Raises:
-        ValueError: if the film has another type or shape, or a side below 32 pixels.
+        ValueError: if the image has another type or shape, or a side below 32 pixels.
     """
-    return check_films(np.asarray(film)[None], None if color is None else [color])[0]
+    return check_images(np.asarray(image)[None], None if color is None else [color])[0]
 
 
-def check_films(films, colors=None):
-    """Looks for what the model was not made for, in thousands of films a second.
+def check_images(rows, colors=None):
+    """Looks for what the model was not made for, in thousands of images a second.
 
     - color: the mean color of the file, if measured.
     - empty: 98 % of the picture lie within few gray levels. Nothing else is then looked for.
@@ -74,30 +74,30 @@ def check_films(films, colors=None):
     - inverted, rotated, lateral, not_chest: the linear model gives another kind more evidence than the upright chest.
 
     Args:
-        films: uint8 array (n, side, side) or (n, side, side, 1), as `decode_film` gives them, with sides from 32
+        images: uint8 array (n, side, side) or (n, side, side, 1), as `decode_image` gives them, with sides from 32
             pixels; those below 64, on which the rates were not measured, are enlarged. Black or white borders are cut
             off before anything is measured.
         colors: n floats of `measure_color`, NaN where it was not measured, or None.
 
     Returns:
-        List of n lists of `FilmWarning`; an empty list means that there was nothing to warn of.
+        List of n lists of `ImageWarning`; an empty list means that there was nothing to warn of.
 
     Raises:
-        ValueError: if films have another type or shape, a side below 32 pixels, or another number than colors.
+        ValueError: if images have another type or shape, a side below 32 pixels, or another number than colors.
     """
-    films = np.asarray(films)
-    colors = np.full(len(films), np.nan) if colors is None else np.asarray(colors, "float64")
-    if colors.shape != films.shape[:1]:
-        raise ValueError(f"colors have shape {colors.shape}; expected one for each of the {len(films)} films")
-    _check(films)
-    if films.shape[1] < _MIDDLE:
-        images = (Image.fromarray(film.squeeze()) for film in films)
-        films = np.array([np.asarray(image.resize((_MIDDLE, _MIDDLE), Image.Resampling.BILINEAR)) for image in images])
-        films = films.reshape(-1, _MIDDLE, _MIDDLE)
+    rows = np.asarray(rows)
+    colors = np.full(len(rows), np.nan) if colors is None else np.asarray(colors, "float64")
+    if colors.shape != rows.shape[:1]:
+        raise ValueError(f"colors have shape {colors.shape}; expected one for each of the {len(rows)} images")
+    _check(rows)
+    if rows.shape[1] < _MIDDLE:
+        images = (Image.fromarray(film.squeeze()) for film in rows)
+        rows = np.array([np.asarray(image.resize((_MIDDLE, _MIDDLE), Image.Resampling.BILINEAR)) for image in images])
+        rows = rows.reshape(-1, _MIDDLE, _MIDDLE)
     weights = _load_model()
     warnings = []
-    for start in range(0, len(films), _BATCH):
-        small, flat = _shrink(films[start : start + _BATCH])
+    for start in range(0, len(rows), _BATCH):
+        small, flat = _shrink(rows[start : start + _BATCH])
         contrast = _measure_contrast(small)
         evidence = _find_features(small) @ weights[:, :-1].T + weights[:, -1]
         measured = zip(colors[start:], contrast, flat, evidence, strict=False)
@@ -118,9 +118,9 @@ def measure_color(data):
         float, 0 to 255.
 
     Raises:
-        FilmError: the file cannot be read.
+        ImageError: the file cannot be read.
     """
-    header = inspect_film(data)
+    header = inspect_image(data)
     if header["mode"] not in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
         return 0.0
     try:
@@ -129,35 +129,35 @@ def measure_color(data):
             pixels = image.convert("RGB")
             pixels.thumbnail((64, 64), Image.Resampling.BOX)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
-        raise FilmError(f"cannot be decoded: {error}") from None
+        raise ImageError(f"cannot be decoded: {error}") from None
     return float(np.ptp(np.asarray(pixels), axis=-1).mean())
 
 
-def film_features(films):
-    """Returns what the linear model sees of films: gray levels, and the edges across and down.
+def image_features(images):
+    """Returns what the linear model sees of images: gray levels, and the edges across and down.
 
-    The film without its borders is brought to 32 x 32 pixels, squeezed if it must be, and to zero mean and unit
+    The image without its borders is brought to 32 x 32 pixels, squeezed if it must be, and to zero mean and unit
     deviation; 16 x 16 of its means and 2 x 8 x 8 means of the root of the differences between neighbors are the
     features. Neither brightness nor contrast changes them, but for clipping.
 
     Args:
-        films: uint8 array as for `check_films`.
+        images: uint8 array as for `check_images`.
 
     Returns:
         float32 (n, 384).
     """
-    films = np.asarray(films)
-    _check(films)
-    batches = [_find_features(_shrink(films[i : i + _BATCH])[0]) for i in range(0, len(films), _BATCH)]
+    images = np.asarray(images)
+    _check(images)
+    batches = [_find_features(_shrink(images[i : i + _BATCH])[0]) for i in range(0, len(images), _BATCH)]
     return np.concatenate([np.empty((0, 384), "float32"), *batches])
 
 
-def _check(films):
-    side = films.shape[1] if films.ndim > 1 else 0
-    if films.dtype != np.uint8 or films.shape not in [(len(films), side, side), (len(films), side, side, 1)]:
-        raise ValueError(f"films are {films.dtype} of shape {films.shape}; expected uint8 (n, side, side)")
+def _check(images):
+    side = images.shape[1] if images.ndim > 1 else 0
+    if images.dtype != np.uint8 or images.shape not in [(len(images), side, side), (len(images), side, side, 1)]:
+        raise ValueError(f"images are {images.dtype} of shape {images.shape}; expected uint8 (n, side, side)")
     if side < _SMALL:
-        raise ValueError(f"films have sides of {side} pixels; expected {_SMALL} or more")
+        raise ValueError(f"images have sides of {side} pixels; expected {_SMALL} or more")
 
 
 @lru_cache(maxsize=4096)
@@ -170,15 +170,15 @@ def _average(n, n_out, start, stop):
     return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
 
 
-def _shrink(films):
-    """Returns films without borders, float32 (n, 32, 32), 0 to 255, and the share of each that is flat, float (n,)."""
-    n, side = films.shape[:2]
-    films = films.reshape(n, side, side)
+def _shrink(images):
+    """Returns images without borders, float32 (n, 32, 32), 0 to 255, and the share of each that is flat, float (n,)."""
+    n, side = images.shape[:2]
+    images = images.reshape(n, side, side)
     step = side // _MIDDLE
     if side == _MIDDLE * step and step < 257:  # sums of whole numbers are faster, and fit into 16 bits
-        rows = films.reshape(n, _MIDDLE, step, side).sum(axis=2, dtype="uint16").astype("float32") / step
+        rows = images.reshape(n, _MIDDLE, step, side).sum(axis=2, dtype="uint16").astype("float32") / step
     else:
-        rows = _average(side, _MIDDLE, 0, side) @ films.astype("float32")
+        rows = _average(side, _MIDDLE, 0, side) @ images.astype("float32")
     middle = rows @ _average(side, _MIDDLE, 0, side).T
     down, across = (_find_box(middle, axis) for axis in (2, 1))
     cut_down = np.stack([_average(_MIDDLE, _SMALL, *ends) for ends in down.tolist()])
@@ -204,7 +204,7 @@ def _find_box(middle, axis):
 
 
 def _measure_contrast(small):
-    """Returns float (n,): gray levels between the 1st and the 99th percentile of small films."""
+    """Returns float (n,): gray levels between the 1st and the 99th percentile of small images."""
     ranks = _SMALL**2 // 100, _SMALL**2 - 1 - _SMALL**2 // 100
     ordered = np.partition(small.reshape(len(small), -1), ranks, axis=1)
     return ordered[:, ranks[1]] - ordered[:, ranks[0]]
@@ -213,7 +213,7 @@ def _measure_contrast(small):
 def _find_features(small):
     n = len(small)
     small = small - small.mean(axis=(1, 2), keepdims=True)
-    small /= np.maximum(small.std(axis=(1, 2), keepdims=True), 2)  # a blank film stays blank
+    small /= np.maximum(small.std(axis=(1, 2), keepdims=True), 2)  # a blank image stays blank
     edges = [np.zeros_like(small), np.zeros_like(small)]
     edges[0][:, :, :-1], edges[1][:, :-1] = np.abs(np.diff(small, axis=2)), np.abs(np.diff(small, axis=1))
     edges = [3 * np.sqrt(edge + 0.01) for edge in edges]  # 3, to weigh about as much as the gray levels
@@ -232,36 +232,36 @@ def _load_model():
 def _judge(color, contrast, flat, evidence):
     found = []
     if color > MAX_COLOR:
-        found.append(FilmWarning("color", _REASONS["color"].format(color, MAX_COLOR)))
+        found.append(ImageWarning("color", _REASONS["color"].format(color, MAX_COLOR)))
     if contrast < MIN_CONTRAST:
-        return [*found, FilmWarning("empty", _REASONS["empty"].format(contrast, MIN_CONTRAST))]
+        return [*found, ImageWarning("empty", _REASONS["empty"].format(contrast, MIN_CONTRAST))]
     if flat > MAX_FLAT:
-        found.append(FilmWarning("screenshot", _REASONS["screenshot"].format(100 * flat, 100 * MAX_FLAT)))
+        found.append(ImageWarning("screenshot", _REASONS["screenshot"].format(100 * flat, 100 * MAX_FLAT)))
     kind, excess = int(evidence.argmax()), float(evidence.max() - evidence[0])
     if excess <= MAX_EVIDENCE:
         return found
     numbers = f"(evidence {excess:.1f} above that for an upright chest, limit {MAX_EVIDENCE:.1f})"
     if 4 <= kind < 8:
-        found.append(FilmWarning("inverted", _REASONS["inverted"].format(numbers)))
+        found.append(ImageWarning("inverted", _REASONS["inverted"].format(numbers)))
     if kind < 8 and kind % 4:
         turns = "90° counterclockwise", "by 180°", "90° clockwise"
         reason = _REASONS["rotated"].format(turns[kind % 4 - 1], numbers, turns[3 - kind % 4])
-        found.append(FilmWarning("rotated", reason))
+        found.append(ImageWarning("rotated", reason))
     if kind >= 8:
-        found.append(FilmWarning(KINDS[kind], _REASONS[KINDS[kind]].format(numbers)))
+        found.append(ImageWarning(KINDS[kind], _REASONS[KINDS[kind]].format(numbers)))
     return found
 
 
 _REASONS = {
     "color": "The file is in color: R, G and B differ by {:.1f} gray levels on average (limit {:.1f}). Radiographs are "
-    "gray; use the exported film, not a photograph or a colored picture of it.",
-    "empty": "The film is almost empty: 98 % of it lie within {:.0f} gray levels (at least {:.0f} expected). Check the "
+    "gray; use the exported image, not a photograph or a colored picture of it.",
+    "empty": "The image is almost empty: 98 % of it lie within {:.0f} gray levels (at least {:.0f} expected). Check the "
     "exposure, and that 16-bit pixels were scaled to the full range.",
     "screenshot": "{:.0f} % of the picture is flat gray without noise (limit {:.0f} %), as in screenshots, text and "
-    "drawings. Use the exported film itself.",
-    "inverted": "The film looks inverted, bone dark and air bright {}. If it is a chest at all, invert its gray "
-    "levels; in DICOM such films are marked MONOCHROME1.",
-    "rotated": "The film looks turned {} {}. If it is a chest at all, turn it back {}.",
-    "lateral": "The film looks like a lateral view {}. The model was trained on frontal films only.",
-    "not_chest": "The picture looks like no frontal chest film {}. Look at it before you believe any score.",
+    "drawings. Use the exported image itself.",
+    "inverted": "The image looks inverted, bone dark and air bright {}. If it is a chest at all, invert its gray "
+    "levels; in DICOM such images are marked MONOCHROME1.",
+    "rotated": "The image looks turned {} {}. If it is a chest at all, turn it back {}.",
+    "lateral": "The image looks like a lateral view {}. The model was trained on frontal images only.",
+    "not_chest": "The picture looks like no frontal chest radiograph {}. Look at it before you believe any score.",
 }

@@ -28,7 +28,7 @@ from .card_tables import (
 )
 
 TEMPLATE = ROOT / "notebooks" / "helpers" / "model_card_template.md"
-FIGURES = {  # charts only: none of them shows a film
+FIGURES = {  # charts only: none of them shows an image
     "figures/03_aucs.png": "AUC with interval for each finding, beside what needs no pixels",
     "figures/03_reliability.png": "Reliability, as given and after Platt scaling",
     "figures/03_subgroups_auc.png": "AUC in subgroups",
@@ -94,10 +94,10 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
         "banner": _BANNER if run["synthetic"] else "",
         "study_caveats": _write_caveats(run),
         "factors": _NO_FACTORS if _is_chestmnist(run) else _FACTORS,
-        "resampling": "films, since the study does not tell its patients: those of one patient are alike, so they are "
+        "resampling": "images, since the study does not tell its patients: those of one patient are alike, so they are "
         "too narrow"
         if _is_chestmnist(run)
-        else "patients, since films of one patient are alike",
+        else "patients, since images of one patient are alike",
         "unit": name_unit(run["split"]["name"]),
         "title": title_of(run),
         "n_classes": len(run["classes"]),
@@ -107,7 +107,7 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
         "recipe": write_pairs({name: run["settings"][name] for name in RECIPE if name in run["settings"]}),
         "exports": _exports(run_dir),
         **_data_fields(run),
-        "mean_auc": f"Mean AUC {format_interval(aucs.loc['mean'])} on the test films.",
+        "mean_auc": f"Mean AUC {format_interval(aucs.loc['mean'])} on the test images.",
         "metrics": write_metrics(run_dir, run, aucs),
         "floors": write_floors(run_dir),
         "radiologists": write_radiologists(run_dir),
@@ -130,7 +130,7 @@ def measured_aucs(folder):
 def title_of(run):
     """Returns the card's title for the content of a `run.json`."""
     what = f"{_name_network(run)} for {len(run['classes'])} findings on chest radiographs"
-    return f"{what}, trained on synthetic films" if run["synthetic"] else what
+    return f"{what}, trained on synthetic images" if run["synthetic"] else what
 
 
 def _name_network(run):
@@ -144,25 +144,25 @@ def find_address():
 
 
 _BANNER = (
-    "> **Synthetic run.** This model was trained and measured on drawn films and has never seen a radiograph. Its "
+    "> **Synthetic run.** This model was trained and measured on synthetic images and has never seen a radiograph. Its "
     "numbers\n> show that the code works and say nothing about people.\n\n"
 )
-_SYNTHETIC_CAVEAT = "- **A synthetic run says nothing about people.** The films were drawn by a program.\n"
+_SYNTHETIC_CAVEAT = "- **A synthetic run says nothing about people.** The images were drawn by a program.\n"
 _FACTORS = (
-    "Only what the study's label\nfile tells could be measured: sex, age, view and films a patient. Skin color, "
+    "Only what the study's label\nfile tells could be measured: sex, age, view and images a patient. Skin color, "
     "origin, build, machine and diagnosis by\nother means are unknown."
 )
 _NO_FACTORS = "ChestMNIST\ntells none of this, so nothing could be measured by group."
 _CHESTMNIST_CAVEAT = """\
 - **A split of its own.** Scores on ChestMNIST's random split do not compare with those on NIH's official test list,
-  which are lower, nor with other random splits. Its films have no patient ids, so intervals are over films, and floors
+  which are lower, nor with other random splits. Its images have no patient ids, so intervals are over images, and floors
   and subgroups by view, sex and age were not measured.
 """
 _REAL_CAVEATS = """\
 - **Labels are noisy.** Those of ChestX-ray14 were mined from reports. The model learned their errors and is scored
-  against them; a film without a label may show something else.
-- **One hospital.** Nothing here was tested on films of another one, where a lower score is to be expected. Measure it
-  on films of your own before you believe it, and choose thresholds anew there.
+  against them; an image without a label may show something else.
+- **One hospital.** Nothing here was tested on images of another one, where a lower score is to be expected. Measure it
+  on images of your own before you believe it, and choose thresholds anew there.
 """
 
 
@@ -184,7 +184,9 @@ def _header(run, aucs, license_id):
     metrics = [{"type": "roc_auc", "value": round(float(v), 4), "name": name} for name, v in scores.items() if v == v]
     name, dataset = ("NIH ChestX-ray14", NIH_DATASET)
     if run["synthetic"] or _is_chestmnist(run):
-        name, dataset = ("Synthetic chest films", "synthetic") if run["synthetic"] else ("ChestMNIST", "chestmnist")
+        name, dataset = (
+            ("Synthetic chest radiographs", "synthetic") if run["synthetic"] else ("ChestMNIST", "chestmnist")
+        )
     part = {"type": dataset, "name": name, "config": run["split"]["name"], "split": "test"}
     task = {"type": "image-classification", "name": "Multi-label classification of chest radiographs"}
     tags = "keras tensorflow densenet chest-x-ray radiology medical-imaging multi-label-classification research-only"
@@ -212,7 +214,7 @@ def _details(run_dir, run):
         f"a cell of the last map covers {run['output_stride']} pixels",
         "Study": run["study"] + (" (synthetic)" if run["synthetic"] else ""),
         "Split": f"{split['name']}, SHA-256 `{split['sha256']}`",
-        "Films / patients": ", ".join(f"{part} {count}" for part, count in counts.items()),
+        "Images / patients": ", ".join(f"{part} {count}" for part, count in counts.items()),
         "Patients in two parts": _shared_patients(run_dir, split["name"]),
         "Training": f"{run['epochs_run']} epochs, best {run['best_epoch'] + 1}, seed {run['seed']}",
         "Weights": f"SHA-256 `{run['weights_sha256']}`",
@@ -245,7 +247,9 @@ def _exports(run_dir):
     }
     table = pd.DataFrame(parity.values(), index=pd.Index(parity, name="export")).reset_index()
     table = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
-    return f"{text}\n\nHow far they are from Keras on the same films, by `exports/parity.json`:\n\n{write_table(table)}"
+    return (
+        f"{text}\n\nHow far they are from Keras on the same images, by `exports/parity.json`:\n\n{write_table(table)}"
+    )
 
 
 def _environment(run):
@@ -255,28 +259,28 @@ def _environment(run):
 
 
 def _data_fields(run):
-    films, patients = run["split"]["films"], run["split"]["patients"]
-    share = pd.Series(run["prevalence"], name="share of training films").map("{:.1%}".format)
+    images, patients = run["split"]["films"], run["split"]["patients"]
+    share = pd.Series(run["prevalence"], name="share of training images").map("{:.1%}".format)
     common = write_table(
         share.rename_axis("finding").reset_index().assign(finding=lambda t: t["finding"].map(plain_name))
     )
-    size = {part: f"{films[part]:,} films of {patients.get(part, 0):,} patients" for part in films}
+    size = {part: f"{images[part]:,} images of {patients.get(part, 0):,} patients" for part in images}
     if _is_chestmnist(run):
-        size = {part: f"{films[part]:,} films" for part in films}
+        size = {part: f"{images[part]:,} images" for part in images}
     if run["synthetic"]:
-        source = f"Films drawn by a program, study “{escape_cell(run['study'])}”, with findings raised in prevalence."
-        terms = "The films were drawn; nobody's data is in the weights."
-        labels = "Labels are those that the films were drawn from."
+        source = f"Images drawn by a program, study “{escape_cell(run['study'])}”, with findings raised in prevalence."
+        terms = "The images were drawn; nobody's data is in the weights."
+        labels = "Labels are those that the images were drawn from."
     else:
-        source = f"Frontal films of NIH ChestX-ray14 in the study folder “{escape_cell(run['study'])}”."
+        source = f"Frontal images of NIH ChestX-ray14 in the study folder “{escape_cell(run['study'])}”."
         terms = (
-            "Films: NIH Clinical Center, <https://nihcc.app.box.com/v/ChestXray-NIHCC>; cite Wang et al., "
+            "Images: NIH Clinical Center, <https://nihcc.app.box.com/v/ChestXray-NIHCC>; cite Wang et al., "
             "“ChestX-ray8”, CVPR 2017, and acknowledge the NIH Clinical Center as the provider."
         )
-        labels = "Labels were mined from the reports of one hospital, not read from films."
+        labels = "Labels were mined from the reports of one hospital, not read from images."
     if _is_chestmnist(run):
         source = (
-            f"Films of ChestMNIST, which are NIH ChestX-ray14's in small, in the folder “{escape_cell(run['study'])}”."
+            f"Images of ChestMNIST, which are NIH ChestX-ray14's in small, in the folder “{escape_cell(run['study'])}”."
         )
         terms = f"ChestMNIST: CC BY 4.0; cite Yang et al., MedMNIST v2, Scientific Data 2023. {terms}"
     if run["settings"].get("WEIGHTS") == "imagenet":

@@ -1,6 +1,6 @@
 """Gathers what a run gives away into one folder for the Hugging Face Hub, and checks such a folder before it goes out.
 
-Only files on a list are taken, and a folder with any other is refused: predictions name patients' films, and a run's
+Only files on a list are taken, and a folder with any other is refused: predictions name patients' images, and a run's
 folder holds paths of the machine. Nothing here uploads.
 """
 

@@ -49,7 +49,7 @@ SECTIONS = (
 EXPORTS = ("model.onnx", "model.tflite", "model_int8.tflite", "golden.json")
 LARGEST = 5 * 10**9  # bytes
 _HOME = re.compile(rb"(/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[\w.-]+|gs://[\w.-]+")
-_FILM = re.compile(r"\b\d{8}_\d{3}\.png\b")  # as NIH names them
+_IMAGE = re.compile(r"\b\d{8}_\d{3}\.png\b")  # as NIH names them
 
 
 def check_files(folder):
@@ -146,7 +146,7 @@ def check_sums(folder):
 
 
 def check_extra(folder):
-    """There is nothing but what belongs to a release: no pickle, program, hidden file, predictions or film."""
+    """There is nothing but what belongs to a release: no pickle, program, hidden file, predictions or image."""
     problems = []
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()):
         name, status = path.relative_to(folder).as_posix(), path.lstat()
@@ -162,7 +162,7 @@ def check_extra(folder):
 
 
 def check_privacy(folder):
-    """No file names a folder of a person or of this machine, and none names films of patients."""
+    """No file names a folder of a person or of this machine, and none names images of patients."""
     own = [str(place).encode() for place in (Path.home(), ROOT) if len(place.parts) > 2]
     synthetic = read_json(folder / "run.json")["synthetic"]
     problems = []
@@ -173,8 +173,8 @@ def check_privacy(folder):
             problems.append(f"{name} names a folder of a machine: {found[0].decode(errors='replace')}. Take it out")
         if path.suffix in (".csv", ".json", ".md"):
             text = content.decode(errors="replace")
-            if (film := _FILM.search(text)) and not synthetic:
-                problems.append(f"{name} names a patient's film, {film.group()}. Take it out")
+            if (image := _IMAGE.search(text)) and not synthetic:
+                problems.append(f"{name} names a patient's image, {image.group()}. Take it out")
             if path.suffix == ".csv" and "patient_id" in text.partition("\n")[0]:
                 problems.append(f"{name} has a column patient_id. Take it out")
     return problems

@@ -5,4 +5,4 @@ from .chestmnist import fetch_chestmnist, list_chestmnist_file, plan_chestmnist,
 from .downloads import DownloadError, download_file, open_session
 from .plan import plan_fetch
 from .sources import download_with_kagglehub, find_attached_study, link_study, list_remote_study
-from .streaming import fetch_study, list_stored_films
+from .streaming import fetch_study, list_cached_images

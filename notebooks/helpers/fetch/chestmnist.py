@@ -1,8 +1,8 @@
-"""ChestMNIST: the films of ChestX-ray14 in small, with a split of its own and nothing that tells who a patient is.
+"""ChestMNIST: the images of ChestX-ray14 in small, with a split of its own and nothing that tells who a patient is.
 
-MedMNIST (Yang et al., Scientific Data 2023) gives all 112,120 films at 64, 128 or 224 pixels in one file. It becomes a
+MedMNIST (Yang et al., Scientific Data 2023) gives all 112,120 images at 64, 128 or 224 pixels in one file. It becomes a
 study in NIH's layout, marked by `chestmnist.json`, from which everything that follows knows that there are no patients:
-one split, intervals over films, no floors or subgroups by view, sex and age. Its split is the community's random one
+one split, intervals over images, no floors or subgroups by view, sex and age. Its split is the community's random one
 by patient, so its scores do not compare with those on NIH's official list.
 """
 
@@ -32,15 +32,15 @@ _MD5 = {
     128: "db107e5590b27930b62dbaf558aebee3",
     224: "45bd33e6f06c3e8cdb481c74a89152aa",
 }
-_FILMS = 112_120
-_PACKED = 0.75  # bytes of the file for a byte of a film, more or less: 3.9 GB at 224 pixels
+_IMAGES = 112_120
+_PACKED = 0.75  # bytes of the file for a byte of an image, more or less: 3.9 GB at 224 pixels
 _TERMS = {
     "license": "CC BY 4.0",
     "citation": "Yang et al., MedMNIST v2, Scientific Data 2023; Wang et al., ChestX-ray8, CVPR 2017",
     "provider": "NIH Clinical Center",
 }
 _PARTS = ("train", "val", "test")
-_CHUNK = 256  # films in memory at a time
+_CHUNK = 256  # images in memory at a time
 _COLUMNS = "Image Index|Finding Labels|Follow-up #|Patient ID|Patient Age|Patient Gender|View Position"
 
 
@@ -51,18 +51,18 @@ def list_chestmnist_file(side, mirror=""):
     name = f"chestmnist_{side}.npz"
     mirror = parse_mirror(mirror)
     url = f"{mirror}/{name}" if mirror else f"{CHESTMNIST_PAGE}/files/{name}?download=1"
-    return RemoteFile(name, url, round(_PACKED * _FILMS * side * side), md5=_MD5[side], films=_FILMS)
+    return RemoteFile(name, url, round(_PACKED * _IMAGES * side * side), md5=_MD5[side], images=_IMAGES)
 
 
-def plan_chestmnist(file, folder, side, *, films=None, packed_side=None, packed_dir=None, retries=5, pause=1.0):
+def plan_chestmnist(file, folder, side, *, images=None, packed_side=None, packed_dir=None, retries=5, pause=1.0):
     """Plans what ChestMNIST takes on the disk, and checks that there is room for it; see `plan_fetch`.
 
     Args:
         file: `RemoteFile` of `list_chestmnist_file`.
         folder: path of the study's folder; made if missing.
-        side: pixels, of its films.
-        films: most films of each part, or None.
-        packed_side: pixels, of the packed films; None for `side`.
+        side: pixels, of its images.
+        images: most images of each part, or None.
+        packed_side: pixels, of the packed images; None for `side`.
         packed_dir: path of the folder for the shards; None to leave them out of the check of room.
         retries: as for `open_session`, while the size is asked for.
         pause: as for `open_session`.
@@ -75,26 +75,26 @@ def plan_chestmnist(file, folder, side, *, films=None, packed_side=None, packed_
     """
     folder = local_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    n_films = min(_FILMS, 3 * films) if films else _FILMS
-    kept, packed = n_films * side * side, n_films * ((packed_side or side) ** 2 + 300)
-    if _is_written(folder, side, films):
-        n_films = sum(json.loads(read_text(folder / CHESTMNIST_MARK))["counts"].values())
-        return DiskPlan(0, n_films * side**2, n_films * side**2, n_films * ((packed_side or side) ** 2 + 300))
+    n_images = min(_IMAGES, 3 * images) if images else _IMAGES
+    kept, packed = n_images * side * side, n_images * ((packed_side or side) ** 2 + 300)
+    if _is_written(folder, side, images):
+        n_images = sum(json.loads(read_text(folder / CHESTMNIST_MARK))["counts"].values())
+        return DiskPlan(0, n_images * side**2, n_images * side**2, n_images * ((packed_side or side) ** 2 + 300))
     there = sum(path.stat().st_size for path in folder.glob(f"{file.name}*"))
     size = ask_sizes([file], retries, pause)[file]
     plan = DiskPlan(max(0, size - there), size + kept, kept, packed)
-    assert_room(plan, folder, there, packed_dir, less="Fewer CHESTMNIST_FILMS or a smaller CHESTMNIST_SIDE")
+    assert_room(plan, folder, there, packed_dir, less="Fewer CHESTMNIST_IMAGES or a smaller CHESTMNIST_SIDE")
     return plan
 
 
-def fetch_chestmnist(file, folder, side, *, films=None, keep_file=False, progress=None, **options):
+def fetch_chestmnist(file, folder, side, *, images=None, keep_file=False, progress=None, **options):
     """Downloads ChestMNIST and writes it as a study in NIH's layout; one that is there is left as it is.
 
     Args:
         file: `RemoteFile` of `list_chestmnist_file`.
         folder: path of the study's folder, on a disk of this machine; made if missing.
-        side: pixels, of its films.
-        films: most films of each part, the first ones in the file; None for all.
+        side: pixels, of its images.
+        images: most images of each part, the first ones in the file; None for all.
         keep_file: whether the downloaded file stays.
         progress: callable such as `tqdm`, see `download_file` and `write_chestmnist_study`.
         **options: `retries`, `pause` and `timeout` of `download_file`.
@@ -109,13 +109,13 @@ def fetch_chestmnist(file, folder, side, *, films=None, keep_file=False, progres
         ValueError: the folder is in a bucket, or holds another study.
     """
     folder = local_folder(folder)
-    if _is_written(folder, side, films):
+    if _is_written(folder, side, images):
         return folder
     path = folder / file.name
     with claim_folder(folder):
         download_file(file.url, path, file.sha256, file.size, progress, md5=file.md5, **options)
         about = {"source": file.url, "file": file.name, "md5": file.md5}
-        write_chestmnist_study(path, folder, side, films=films, about=about, progress=progress)
+        write_chestmnist_study(path, folder, side, images=images, about=about, progress=progress)
         if not keep_file:
             path.unlink()
     return folder
@@ -124,14 +124,14 @@ def fetch_chestmnist(file, folder, side, *, films=None, keep_file=False, progres
 def write_chestmnist_study(npz, folder, side, *, films=None, about=None, progress=None):
     """Writes ChestMNIST's file as a study: `images/*.png`, a label file in NIH's columns, `chestmnist.json`.
 
-    Arrays are read in pieces, never whole, which at 224 pixels would be 5.6 GB. There being no patients, every film
+    Arrays are read in pieces, never whole, which at 224 pixels would be 5.6 GB. There being no patients, every image
     gets a patient ID of its own, and age, sex and view are unknown. An interrupted call begins anew.
 
     Args:
         npz: path of the file.
         folder: path of the study's folder; made if missing.
-        side: pixels, of its films.
-        films: most films of each part; None for all.
+        side: pixels, of its images.
+        images: most images of each part; None for all.
         about: dict of what else `chestmnist.json` is to tell, such as `source` and `md5`.
         progress: callable such as `tqdm`, called with `total=`, `unit=` and `desc=`, returning an object with
             `update(n)` and `close()`.
@@ -144,7 +144,7 @@ def write_chestmnist_study(npz, folder, side, *, films=None, about=None, progres
     folder = local_folder(folder)
     if _is_written(folder, side, films):
         return
-    mark = {"complete": False, "side": side, "films_a_part": films, **(about or {}), **_TERMS}
+    mark = {"complete": False, "side": side, "images_a_part": films, **(about or {}), **_TERMS}
     write_text(folder / CHESTMNIST_MARK, json.dumps(mark, indent=1) + "\n")  # first: from now on the folder is ours
     draft, images = folder / "images.part", folder / "images"
     remove_folder(draft)
@@ -152,11 +152,11 @@ def write_chestmnist_study(npz, folder, side, *, films=None, about=None, progres
     draft.mkdir()
     try:
         with zipfile.ZipFile(npz) as archive, contextlib.ExitStack() as stack:
-            arrays = {part: _Films(archive, part, side, films, stack) for part in _PARTS}
-            n_films = sum(len(array.labels) for array in arrays.values())
-            assert_space(folder, n_films * side * side)
-            bar = progress(total=n_films, unit="film", desc="Writing films") if progress else None
-            rows = _write_films(arrays, draft, bar)
+            arrays = {part: _Images(archive, part, side, films, stack) for part in _PARTS}
+            n_images = sum(len(array.labels) for array in arrays.values())
+            assert_space(folder, n_images * side * side)
+            bar = progress(total=n_images, unit="film", desc="Writing images") if progress else None
+            rows = _write_images(arrays, draft, bar)
             if bar is not None:
                 bar.close()
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
@@ -170,24 +170,24 @@ def write_chestmnist_study(npz, folder, side, *, films=None, about=None, progres
     write_text(folder / CHESTMNIST_MARK, json.dumps(mark | {"complete": True, "counts": counts}, indent=1) + "\n")
 
 
-class _Films:
-    """The films of one part: checked `labels`, and the pixels as they are read from the archive."""
+class _Images:
+    """The images of one part: checked `labels`, and the pixels as they are read from the archive."""
 
     def __init__(self, archive, part, side, limit, stack):
         with archive.open(f"{part}_labels.npy") as file:
             labels = _read_header(archive, file, f"{part}_labels")
-            n_films = labels[0][0]
-            if labels[0] != (n_films, len(PATHOLOGIES)) or labels[1].kind not in "biu":
+            n_images = labels[0][0]
+            if labels[0] != (n_images, len(PATHOLOGIES)) or labels[1].kind not in "biu":
                 raise ArchiveError(f"{archive.filename}: {part}_labels has shape {labels[0]}; is this ChestMNIST?")
             self.labels = np.frombuffer(file.read(), labels[1]).reshape(labels[0])[:limit]
         if not np.isin(self.labels, (0, 1)).all():
             raise ArchiveError(f"{archive.filename}: {part}_labels holds other numbers than 0 and 1")
         self.file, self.side = stack.enter_context(archive.open(f"{part}_images.npy")), side
         shape, dtype = _read_header(archive, self.file, f"{part}_images")
-        if shape != (n_films, side, side) or dtype != np.uint8:
+        if shape != (n_images, side, side) or dtype != np.uint8:
             raise ArchiveError(
                 f"{archive.filename}: {part}_images is {dtype} of shape {shape}; expected uint8 of shape "
-                f"{(n_films, side, side)}"
+                f"{(n_images, side, side)}"
             )
 
     def __iter__(self):
@@ -196,7 +196,7 @@ class _Films:
             n_bytes = min(left, _CHUNK) * self.side**2
             data = self.file.read(n_bytes)
             if len(data) < n_bytes:
-                raise EOFError("it ends within the films")
+                raise EOFError("it ends within the images")
             yield from np.frombuffer(data, np.uint8).reshape(-1, self.side, self.side)
             left -= min(left, _CHUNK)
 
@@ -214,19 +214,19 @@ def _read_header(archive, file, name):
     return shape, dtype
 
 
-def _write_films(arrays, folder, bar):
-    """Writes the films as PNGs and returns their rows of the label file."""
+def _write_images(arrays, folder, bar):
+    """Writes the images as PNGs and returns their rows of the label file."""
     rows = []
 
-    def write(film, name):
-        Image.fromarray(film).save(folder / name)
+    def write(image, name):
+        Image.fromarray(image).save(folder / name)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for part, array in arrays.items():
             names = (f"chestmnist-{part}-{number:06d}.png" for number in itertools.count())
             pairs = zip(array, array.labels, names, strict=False)
             while chunk := list(itertools.islice(pairs, _CHUNK)):
-                written = [pool.submit(write, film, name) for film, _, name in chunk]
+                written = [pool.submit(write, image, name) for image, _, name in chunk]
                 for future in written:
                     future.result()
                 for _, labels, name in chunk:
@@ -238,15 +238,15 @@ def _write_films(arrays, folder, bar):
     return rows
 
 
-def _is_written(folder, side, films):
+def _is_written(folder, side, images):
     """Whether the study is there; ValueError where the folder holds another."""
     mark = folder / CHESTMNIST_MARK
     if mark.exists():
         held = json.loads(read_text(mark))
-        if (held["side"], held["films_a_part"]) != (side, films):
+        if (held["side"], held["images_a_part"]) != (side, images):
             raise ValueError(
-                f"{folder} holds ChestMNIST at {held['side']} pixels, {held['films_a_part'] or 'all'} films a part, "
-                f"and {side} pixels, {films or 'all'} films are asked for: name another DATA_DIR, or delete that folder"
+                f"{folder} holds ChestMNIST at {held['side']} pixels, {held['images_a_part'] or 'all'} images a part, "
+                f"and {side} pixels, {images or 'all'} images are asked for: name another DATA_DIR, or delete that folder"
             )
         return held["complete"]
     if folder.exists() and (any(folder.glob("Data_Entry_2017*")) or any(folder.glob("images*"))):

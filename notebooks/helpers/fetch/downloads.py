@@ -32,7 +32,7 @@ def download_file(
     """Downloads a file, resuming an earlier attempt; a file that is there already is only checked.
 
     The SHA-256 of a file for which no hash is given is recorded on first use in NAME.sha256, in the form that
-    `sha256sum -c` reads, and later copies are held against it: it then shows change and damage, not who made the file.
+    `sha256sum -c` reads, and later copies are compared with it: it then shows change and damage, not who made the file.
     A server such as Hugging Face's that tells the SHA-256 itself, in `X-Linked-ETag`, is held to its word.
 
     Args:

@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import os
 
-from ..packing.image_cache import load_film_store
+from ..packing.image_cache import load_image_cache
 from ..runtime.files import as_path, is_remote
 from .downloads import DownloadError, assert_space, open_session
-from .sources import assert_no_other_films
+from .sources import assert_no_other_images
 
 UNPACKED = 1.1  # bytes that come out of a byte of an archive, at most: PNGs are packed already
-_RECORD = 300  # bytes of a packed film beside its pixels; 200 were measured
+_RECORD = 300  # bytes of a packed image beside its pixels; 200 were measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DiskPlan:
         download, peak, kept, packed = (f"{v / 1e9:.1f} GB" if v > 1e9 else f"{v / 1e6:.0f} MB" for v in values)
         return (
             f"{download} to download. The study's folder takes at most {peak} at a time, of which {kept} stay; the "
-            f"packed films take {packed} more."
+            f"packed images take {packed} more."
         )
 
 
@@ -43,18 +43,18 @@ class Places:
 
     Attributes:
         archive: path of the downloaded archive.
-        draft: path of the folder that it is unpacked into where its films are to be removed.
-        films: path of the folder where its films stay.
+        draft: path of the folder that it is unpacked into where its images are to be removed.
+        images: path of the folder where its images stay.
         stores: path of the folder of stores of this side.
     """
 
     def __init__(self, archive, folder, side):
-        self.downloads, self.films, self.stores = folder / "downloads", folder / archive.stem, folder / f"films-{side}"
+        self.downloads, self.images, self.stores = folder / "downloads", folder / archive.stem, folder / f"films-{side}"
         self.archive, self.draft = self.downloads / archive.name, self.downloads / archive.stem
 
     def unpacked(self):
-        """Returns the folder with the archive's films, or None; either appears at once and whole."""
-        return next((place for place in (self.films, self.draft) if place.exists()), None)
+        """Returns the folder with the archive's images, or None; either appears at once and whole."""
+        return next((place for place in (self.images, self.draft) if place.exists()), None)
 
     def downloaded(self):
         """Returns how many bytes of the archive are here."""
@@ -70,8 +70,8 @@ def plan_fetch(study, folder, *, side, stream=True, packed_dir=None, retries=5, 
     Args:
         study: `RemoteStudy`.
         folder: path of the study's folder, on a disk of this machine; made if missing.
-        side: pixels, of the packed films.
-        stream: whether films are shrunk archive by archive and removed, or stay as they come.
+        side: pixels, of the packed images.
+        stream: whether images are shrunk archive by archive and removed, or stay as they come.
         packed_dir: path of the folder for the shards; None to leave them out of the check of room.
         retries: as for `open_session`, while sizes are asked for.
         pause: as for `open_session`.
@@ -81,11 +81,11 @@ def plan_fetch(study, folder, *, side, stream=True, packed_dir=None, retries=5, 
 
     Raises:
         DownloadError: a disk lacks space; names the folder, what is needed and what is free.
-        ValueError: the folder is in a bucket, or holds drawn films or ChestMNIST's.
+        ValueError: the folder is in a bucket, or holds synthetic images or ChestMNIST's.
     """
     folder = local_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    assert_no_other_films(folder)
+    assert_no_other_images(folder)
     places = {archive: Places(archive, folder, side) for archive in study.archives}
     done = {archive for archive, at in places.items() if is_done(archive, at, side if stream else None)}
     wanted = [archive for archive, at in places.items() if archive not in done and not at.unpacked()]
@@ -94,24 +94,24 @@ def plan_fetch(study, folder, *, side, stream=True, packed_dir=None, retries=5, 
     for archive, at in places.items():
         n_bytes = sizes.get(archive, 0)
         unpacked = round(UNPACKED * n_bytes) if archive in wanted else _measure(at.draft)
-        result = archive.films * side * side if stream else unpacked
+        result = archive.images * side * side if stream else unpacked
         if archive in done:
-            result = _measure(at.stores / f"{archive.stem}.npy" if stream else at.films)
+            result = _measure(at.stores / f"{archive.stem}.npy" if stream else at.images)
         download += max(0, n_bytes - at.downloaded())
         there += at.downloaded() + _measure(at.draft) + result * (archive in done)
         peak = max(peak, kept + n_bytes + unpacked, kept + (unpacked + result if stream else result))
         kept += result
-    films = sum(archive.films for archive in study.archives)
-    plan = DiskPlan(download, max(peak, kept), kept, films * (side * side + _RECORD))
+    images = sum(archive.images for archive in study.archives)
+    plan = DiskPlan(download, max(peak, kept), kept, images * (side * side + _RECORD))
     assert_room(plan, folder, there, packed_dir)
     return plan
 
 
 def is_done(archive, places, side):
-    """Whether an archive's store of this side is finished, or with side None whether its films are all there."""
+    """Whether an archive's store of this side is finished, or with side None whether its images are all there."""
     if side is None:
-        return places.films.exists()
-    return load_film_store(places.stores, archive.stem, side) is not None
+        return places.images.exists()
+    return load_image_cache(places.stores, archive.stem, side) is not None
 
 
 def local_folder(folder):

@@ -1,7 +1,7 @@
 """Where a study comes from: attached on Kaggle, by kagglehub, NIH's Box or Hugging Face; and what files lie there.
 
 What is fetched is fetched by the room `streaming`. Archives' sizes are those that Box tells; their MD5s those of NIH's
-FAQ_CHESTXRAY.pdf, question 7; the films in each add up to the label file's 112,120. The label file of Hugging Face,
+FAQ_CHESTXRAY.pdf, question 7; the images in each add up to the label file's 112,120. The label file of Hugging Face,
 revision below, and that of Box differ in the header of one column, "Patient Gender" and "Patient Sex", and no more.
 """
 
@@ -22,7 +22,7 @@ KAGGLE_MOUNTS = ("data", f"datasets/{KAGGLE_HANDLE}")  # below /kaggle/input: th
 _REVISION = "36778e3b0e4f4b4fad31d1728d6190f3eda5b543"  # of the mirror; its files stay as they are there
 _BOX_FILE = "https://nihcc.app.box.com/index.php?rm=box_download_shared_file&vanity_name=ChestXray-NIHCC&file_id=f_{}"
 _BOX_ARCHIVE = "https://nihcc.box.com/shared/static/{}.gz"
-_ARCHIVES = (  # id in Box, bytes and MD5 of the tar.gz, films
+_ARCHIVES = (  # id in Box, bytes and MD5 of the tar.gz, images
     ("vfk49d74nhbxq3nqjg0900w5nvkorp5c", 2_008_470_987, "fe8ed0a6961412fddcbb3603c11b3698", 4_999),
     ("i28rlmbvmfjbl8p2n3ril0pptcmcu9d1", 3_952_623_504, "ab07a2d7cbe6f65ddd97b4ed7bde10bf", 10_000),
     ("f1t00wrtdk94satdfb9olcolqx20z2jp", 3_929_234_850, "2301d03bde4c246388bad3876965d574", 10_000),
@@ -63,7 +63,7 @@ class RemoteFile:
         size: bytes it must have, or None.
         sha256: SHA-256 that it must have, in hexadecimal, or None.
         md5: MD5 that it must have, in hexadecimal, or None.
-        films: films in an archive, 0 for other files.
+        images: images in an archive, 0 for other files.
     """
 
     name: str
@@ -72,7 +72,7 @@ class RemoteFile:
     size: int | None = None
     sha256: str | None = None
     md5: str | None = None
-    films: int = 0
+    images: int = 0
 
     @property
     def stem(self):
@@ -94,7 +94,7 @@ def list_remote_study(source, archives="1-12", mirror=""):
 
     Args:
         source: "nih_box", archives as tar.gz, or "hugging_face", as zip.
-        archives: which of the 12, such as "1", "1-12" or "1,3-5"; each but the first and last has 10,000 films.
+        archives: which of the 12, such as "1", "1-12" or "1,3-5"; each but the first and last has 10,000 images.
         mirror: address of a copy with the same names, instead of the source's own: for NIH's Box the files in one
             folder, for Hugging Face what follows `/resolve/<revision>`.
 
@@ -120,16 +120,18 @@ def list_remote_study(source, archives="1-12", mirror=""):
             number: f"{mirror}/{names[number]}" if mirror else _BOX_ARCHIVE.format(key) for number, key, *_ in chosen
         }
         packed = [
-            RemoteFile(names[number], urls[number], n_bytes, n_bytes, md5=md5, films=films)
-            for number, _, n_bytes, md5, films in chosen
+            RemoteFile(names[number], urls[number], n_bytes, n_bytes, md5=md5, images=images)
+            for number, _, n_bytes, md5, images in chosen
         ]
         return RemoteStudy(tuple(files), tuple(packed), BOX_PAGE)
     root = mirror or f"{HUGGING_FACE}/resolve/{_REVISION}"
     files = [RemoteFile(name, f"{root}/data/{name}", sha256=sha256) for name, _, sha256 in _METADATA]
     names = [f"images_{number:03d}.zip" for number in numbers]
     packed = [
-        RemoteFile(name, f"{root}/data/images/{name}", about=n_bytes, films=films)  # the same films, packed otherwise
-        for name, (_, _, n_bytes, _, films) in zip(names, chosen, strict=True)
+        RemoteFile(
+            name, f"{root}/data/images/{name}", about=n_bytes, images=images
+        )  # the same images, packed otherwise
+        for name, (_, _, n_bytes, _, images) in zip(names, chosen, strict=True)
     ]
     return RemoteStudy(tuple(files), tuple(packed), HUGGING_FACE)
 
@@ -159,8 +161,8 @@ def parse_archives(text):
     return tuple(sorted(numbers))
 
 
-def assert_no_other_films(folder, allowed=()):
-    """Raises ValueError if a folder holds drawn films or ChestMNIST's, which others would be taken for or mixed with.
+def assert_no_other_images(folder, allowed=()):
+    """Raises ValueError if a folder holds synthetic images or ChestMNIST's, which others would be taken for or mixed with.
 
     Args:
         folder: path of the folder that a study is to come to.
@@ -175,7 +177,7 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     """Finds the study that is attached to a Kaggle notebook.
 
     Both places where Kaggle has mounted `nih-chest-xrays/data` are tried, then every folder down to a depth. Folders
-    of images are not opened: some hold 10,000 films.
+    of images are not opened: some hold 10,000 images.
 
     Args:
         root: path of the folder with what is attached.
@@ -278,7 +280,7 @@ def link_study(source, folder):
         folder: path of the folder; made if missing.
 
     Raises:
-        ValueError: the folder is in a bucket, or holds other films, or other files under these names.
+        ValueError: the folder is in a bucket, or holds other images, or other files under these names.
     """
     if is_remote(folder):
         raise ValueError(f"DATA_DIR is {folder}, but links need a local folder: name one, such as data/nih")
@@ -286,8 +288,11 @@ def link_study(source, folder):
     if folder.exists() and folder.resolve() == source:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    assert_no_other_films(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
-    patterns = ("images*", *SMALL_FILES)  # with the marks of drawn films and of ChestMNIST's, which are read otherwise
+    assert_no_other_images(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
+    patterns = (
+        "images*",
+        *SMALL_FILES,
+    )  # with the marks of synthetic images and of ChestMNIST's, which are read otherwise
     for entry in sorted(source.iterdir()):
         link = folder / entry.name
         if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):

@@ -1,16 +1,16 @@
 """Fetches a study archive by archive, so that 42 GB need not lie on the disk at once.
 
-Each archive is downloaded, unpacked and removed; with a `side`, its films are then shrunk into a store of their own and
+Each archive is downloaded, unpacked and removed; with a `side`, its images are then shrunk into a store of their own and
 removed as well. Every stage leaves its result whole or not at all, and a run that was killed goes on behind the last
 one that it finished. No stage takes more of the disk than `fetch_plan` says.
 """
 
-from ..packing.image_cache import shrink_films
+from ..packing.image_cache import shrink_images
 from ..runtime.files import hash_file, remove_folder
 from .archives import ArchiveError, unpack_archive
 from .downloads import DownloadError, assert_space, download_file
 from .plan import UNPACKED, Places, claim_folder, is_done, local_folder
-from .sources import assert_no_other_films, is_known_metadata
+from .sources import assert_no_other_images, is_known_metadata
 
 
 def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **options):
@@ -19,7 +19,7 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
     Args:
         study: `RemoteStudy`.
         folder: path of the study's folder, on a disk of this machine; made if missing.
-        side: pixels, to shrink the films into stores and remove them; None to keep them in `images_0NN/`.
+        side: pixels, to shrink the images into stores and remove them; None to keep them in `images_0NN/`.
         progress: callable such as `tqdm`: one bar over the bytes of all archives that are still to come, called with
             `total=`, `desc=`, `unit="B"` and `unit_scale=True`, returning an object with `update(n)` and `close()`,
             and, if it has them, `total` and `set_postfix_str(text)` for the stage.
@@ -27,17 +27,17 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
         **options: `retries`, `pause` and `timeout` of `download_file`.
 
     Returns:
-        List of `FilmStore`, one an archive; empty without `side`.
+        List of `ImageCache`, one an archive; empty without `side`.
 
     Raises:
         DownloadError: a file cannot be had or the disk lacks space; names the archive, and what is kept.
         ArchiveError: an archive is damaged, unsafe or larger than planned.
         RuntimeError: another process fetches into the folder.
-        ValueError: the folder is in a bucket, or holds drawn films or ChestMNIST's.
+        ValueError: the folder is in a bucket, or holds synthetic images or ChestMNIST's.
     """
     folder = local_folder(folder)
     with claim_folder(folder):
-        assert_no_other_films(folder)
+        assert_no_other_images(folder)
         for file in study.metadata:
             _fetch_metadata(file, folder, study.page, options)
         return _fetch_archives(study, folder, side, progress, n_threads, options)
@@ -61,11 +61,11 @@ def _fetch_archives(study, folder, side, progress, n_threads, options):
             _remove_leftovers(at, side)
     finally:
         work.close()
-    return [shrink_films(None, at.stores, archive.stem, side=side) for archive, at in places.items()] if side else []
+    return [shrink_images(None, at.stores, archive.stem, side=side) for archive, at in places.items()] if side else []
 
 
-def list_stored_films(stores):
-    """Returns the names of all films of `FilmStore`s, with those that could not be read."""
+def list_cached_images(stores):
+    """Returns the names of all images of `ImageCache`s, with those that could not be read."""
     return [image for store in stores for image in (*store.images, *(film["image"] for film in store.excluded))]
 
 
@@ -83,10 +83,10 @@ def _fetch_metadata(file, folder, page, options):
 
 
 def _fetch_archive(archive, at, side, work, n_threads, options):
-    """Takes one archive from where it is to the end; a stage whose result is there is passed over."""
+    """Takes one archive from where it is to the end; a stage whose result is there is skipped."""
     unpacked = at.unpacked()
     if unpacked is None:
-        unpacked = at.films if side is None else at.draft
+        unpacked = at.images if side is None else at.draft
         work.say(f"{archive.name}: downloading")
         options = {"md5": archive.md5, "progress": work.share(archive), **options}
         download_file(archive.url, at.archive, archive.sha256, archive.size, **options)
@@ -97,17 +97,17 @@ def _fetch_archive(archive, at, side, work, n_threads, options):
         at.archive.unlink()
     if side is None:
         if unpacked == at.draft:  # of a run that was to shrink them
-            at.draft.rename(at.films)
+            at.draft.rename(at.images)
         return
     for killed in at.stores.glob(f"part-*-{archive.stem}.*"):  # of a run that was: nobody else would remove them
         killed.unlink()
     work.say(f"{archive.name}: shrinking")
     paths = {path.name: path for path in sorted(unpacked.rglob("*.png"))}
-    if not 0 < len(paths) <= archive.films:
+    if not 0 < len(paths) <= archive.images:
         raise ArchiveError(f"{len(paths):,} PNGs are in it, up to {archive.films:,} are expected; is it the right one?")
     at.stores.mkdir(exist_ok=True)
     assert_space(at.stores, len(paths) * side * side)
-    shrink_films(paths, at.stores, archive.stem, side=side, n_threads=n_threads)
+    shrink_images(paths, at.stores, archive.stem, side=side, n_threads=n_threads)
 
 
 def _remove_leftovers(at, side):

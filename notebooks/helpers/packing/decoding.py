@@ -1,6 +1,6 @@
-"""From the bytes of a PNG or JPEG to a square gray film, the same way in packing and inside the exported model.
+"""From the bytes of a PNG or JPEG to a square gray image, the same way in packing and inside the exported model.
 
-The functions run eagerly, inside `Dataset.map` and inside a SavedModel, so that a film is read with the very same
+The functions run eagerly, inside `Dataset.map` and inside a SavedModel, so that an image is read with the very same
 operations wherever it is met.
 """
 
@@ -38,7 +38,7 @@ def decode_gray(data):
     return tf.ensure_shape(tf.cond(is_deep, deep, plain), (None, None, 1))
 
 
-def resize_film(image, side):
+def resize_image(image, side):
     """Fits a gray image into a square and pads the shorter side with black, so that no anatomy is cut or squeezed.
 
     Shrinking averages areas (no aliasing), enlarging is bilinear. Runs in a graph.
@@ -86,20 +86,20 @@ def _fit_and_pad(image, side):
     return tf.pad(resized, [[before[0], side - size[0] - before[0]], [before[1], side - size[1] - before[1]], [0, 0]])
 
 
-def fit_films(films, side):
-    """Fits gray films into squares as `resize_film` does, with matrix products alone, which ONNX and LiteRT have too.
+def fit_images(images, side):
+    """Fits gray images into squares as `resize_image` does, with matrix products alone, which ONNX and LiteRT have too.
 
-    Films of the right size come out as they went in. Of others a gray level may differ by one here and there:
+    Images of the right size come out as they went in. Of others a gray level may differ by one here and there:
     TensorFlow's averages are off by up to 0.002, and where one lies at a half it may be rounded to either side.
 
     Args:
-        films: float32 tensor (n, height, width, 1), 0 to 255.
+        images: float32 tensor (n, height, width, 1), 0 to 255.
         side: int, pixels.
 
     Returns:
         float32 tensor (n, side, side, 1), whole numbers.
     """
-    shape = tf.cast(tf.shape(films)[1:3], tf.float32)
+    shape = tf.cast(tf.shape(images)[1:3], tf.float32)
     longest = tf.reduce_max(shape)
     size = tf.maximum(1.0, tf.round(shape * side / longest))
     before = tf.floor((side - size) / 2)
@@ -114,7 +114,7 @@ def fit_films(films, side):
         return tf.where((to >= 0) & (to < size), tf.maximum(weights, 0.0), 0.0)
 
     rows, columns = (weigh(shape[k], size[k], before[k]) for k in (0, 1))
-    resized = tf.matmul(tf.matmul(rows, films[..., 0]), columns, transpose_b=True)
+    resized = tf.matmul(tf.matmul(rows, images[..., 0]), columns, transpose_b=True)
     return tf.ensure_shape(tf.floor(resized + 0.5)[..., None], (None, side, side, 1))
 
 
@@ -124,13 +124,13 @@ def refuse_pixels(pixels):
     The network would answer anything else with confidence: what is no number vanishes in a ReLU.
     """
     is_gray = tf.reduce_all(tf.math.is_finite(pixels) & (pixels >= 0) & (pixels <= 255))
-    is_film = tf.reduce_all(tf.shape(pixels)[1:3] >= MIN_SIDE)
+    is_image = tf.reduce_all(tf.shape(pixels)[1:3] >= MIN_SIDE)
     message = f"pixels: expected numbers from 0 to 255 and sides of {MIN_SIDE} pixels or more"
-    return tf.debugging.Assert(is_gray & is_film, [message])
+    return tf.debugging.Assert(is_gray & is_image, [message])
 
 
-def decode_film(data, side):
-    """Decodes one encoded film and fits it into a square: `decode_gray`, then `resize_film`. Runs in a graph.
+def decode_image(data, side):
+    """Decodes one encoded image and fits it into a square: `decode_gray`, then `resize_image`. Runs in a graph.
 
     Args:
         data: scalar string tensor, PNG or JPEG.
@@ -139,11 +139,11 @@ def decode_film(data, side):
     Returns:
         uint8 tensor (side, side, 1).
     """
-    return resize_film(decode_gray(data), side)
+    return resize_image(decode_gray(data), side)
 
 
-def decode_films(data, side):
-    """Decodes a batch of encoded films of any sizes, several at a time. Runs in a graph, that of a served model too.
+def decode_images(data, side):
+    """Decodes a batch of encoded images of any sizes, several at a time. Runs in a graph, that of a served model too.
 
     Headers are read before any pixel, so that a small file that declares a huge picture is refused, not decoded. One
     bad item fails the batch with an error that names it and every other bad one; nothing else is harmed.
@@ -164,22 +164,22 @@ def decode_films(data, side):
 
     def read(number, item):
         with tf.control_dependencies([read_header(item)]):
-            return number, decode_film(tf.identity(item), side)
+            return number, decode_image(tf.identity(item), side)
 
-    films = tf.data.Dataset.from_tensor_slices(data).enumerate().map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    images = tf.data.Dataset.from_tensor_slices(data).enumerate().map(read, num_parallel_calls=tf.data.AUTOTUNE)
     nothing = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), tf.zeros((side, side, 1), tf.uint8)))
-    numbers, films = films.ignore_errors().concatenate(nothing).batch(n + 1).get_single_element()
+    numbers, images = images.ignore_errors().concatenate(nothing).batch(n + 1).get_single_element()
     is_read = tf.scatter_nd(numbers[:-1, None], tf.ones_like(numbers[:-1]), n[None]) > 0
     bad = tf.boolean_mask(tf.range(n), ~is_read)
     listed = tf.strings.reduce_join(tf.strings.as_string(bad), separator=", ")
     wanted = f" (from 0): no complete PNG or JPEG of {MIN_SIDE} pixels a side to {MAX_PIXELS:,} pixels"
     refusal = tf.strings.join(["image_bytes, item ", listed, wanted])
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(bad), 0), [refusal])]):
-        return tf.ensure_shape(films[:-1], (None, side, side, 1))
+        return tf.ensure_shape(images[:-1], (None, side, side, 1))
 
 
 def read_header(data):
-    """Reads what the header of an encoded film says, without decoding any pixel. Runs in a graph.
+    """Reads what the header of an encoded image says, without decoding any pixel. Runs in a graph.
 
     Args:
         data: scalar string tensor, PNG or JPEG.

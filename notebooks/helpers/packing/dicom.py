@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from .dicom_files import call_quietly, decode_pixels, header_number, header_text, read_header
-from .image_files import FilmError, assert_film_size, inspect_film, looks_inverted, read_film_bytes
+from .image_files import ImageError, assert_image_size, inspect_image, looks_inverted, read_image_bytes
 
 RADIOGRAPHY = ("CR", "DX", "DR", "RG")  # Modality, PS3.3 C.7.3.1.1.1; DR is not in it, but is written
-UNCLEAR = ("OT", "SC", "")  # other, secondary capture: no reason to refuse a film, but none to believe in one either
+UNCLEAR = ("OT", "SC", "")  # other, secondary capture: no reason to refuse an image, but none to believe in one either
 OTHERS = "CT MR US NM PT MG XA RF PX IO DXA BMD OCT OP OPT ES GM SM XC RTIMAGE RTDOSE SEG SR PR KO DOC ECG BI IVUS VL"
 CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "STERNUM", "MEDIASTINUM", "HEART")  # or beginning so
 BODY_PARTS = (  # of the terms of PS3.16 annex L those that are radiographed
@@ -22,12 +22,12 @@ BODY_PARTS = (  # of the terms of PS3.16 annex L those that are radiographed
     "HEAD HIP HUMERUS JAW KNEE LEG LSPINE NECK PELVIS SCAPULA SHOULDER SKULL SPINE TIBIA TOE TSPINE WRIST ZYGOMA"
 )
 LATERALS = ("LL", "RL", "LLO", "RLO", "LATERAL", "LAT")  # ViewPosition, PS3.3 C.8.11.5; also what is written
-MUCH_CUT_OFF = 0.5  # of the film at one end of the window; air around a body is rarely more than a third of a film
+MUCH_CUT_OFF = 0.5  # of the image at one end of the window; air around a body is rarely more than a third of an image
 TAILS = 0.001  # share of pixels beyond each end of a window that is measured: a few dead pixels must not set it
 
 
-def load_film(source):
-    """Makes of a PNG, JPEG or DICOM file what the exported model and `decode_film` take.
+def load_image(source):
+    """Makes of a PNG, JPEG or DICOM file what the exported model and `decode_image` take.
 
     A DICOM is known by its content ("DICM" at byte 128, DICOM PS3.10 section 7.1), or else by the ending .dcm.
 
@@ -39,13 +39,13 @@ def load_film(source):
         passed on unchanged, without notes; a DICOM becomes an 8-bit gray PNG that holds pixels and nothing else.
 
     Raises:
-        FilmError: the file is no film that can be read, see `inspect_film` and `decode_dicom`.
+        ImageError: the file is no image that can be read, see `inspect_image` and `decode_dicom`.
         OSError: the file cannot be read.
     """
-    data = read_film_bytes(source)
+    data = read_image_bytes(source)
     named = not isinstance(source, bytes) and os.fspath(source).lower().endswith((".dcm", ".dicom"))
     if data[128:132] != b"DICM" and (not named or data.startswith((b"\x89PNG", b"\xff\xd8"))):
-        inspect_film(data)
+        inspect_image(data)
         return data, []
     image, notes = decode_dicom(data)
     file = io.BytesIO()
@@ -60,11 +60,11 @@ def decode_dicom(source):
     one, the first window (linear, linear exact or sigmoid), then 8 bits, then the inversion that MONOCHROME1 or the
     presentation shape INVERSE asks for (both at once mean one inversion, PS3.3 C.8.11.3). Without a usable
     window, 8 bits are taken as they are; of more bits often only a part is used, so there the window spans what the
-    film has but `TAILS` at each end. Padding becomes black and takes no part in that.
+    image has but `TAILS` at each end. Padding becomes black and takes no part in that.
 
     A file that asks for an inversion of pixels that need none is not obeyed if `looks_inverted` is sure and the file
-    does not say that it is no frontal chest film. The other way round it is only noted: how rare negatives without the
-    tag are is not known, so that the mistakes might outnumber them, and the PNG of such a film is left as it is, too.
+    does not say that it is no frontal chest radiograph. The other way round it is only noted: how rare negatives without the
+    tag are is not known, so that the mistakes might outnumber them, and the PNG of such an image is left as it is, too.
 
     Args:
         source: path of a file, also `gs://`, or its bytes.
@@ -74,15 +74,15 @@ def decode_dicom(source):
         wrong. No sentence, and no error below, holds anything that could name a patient.
 
     Raises:
-        FilmError: the file is no DICOM file, is damaged, shows something else than one gray radiograph of 8 to 16
+        ImageError: the file is no DICOM file, is damaged, shows something else than one gray radiograph of 8 to 16
             bits, says that a patient's name may be burned in, or is too large (`MAX_BYTES`, `MAX_PIXELS`); or
             what would decode it is not installed, and then the message says what to install.
         OSError: the file cannot be read.
     """
-    data = read_film_bytes(source)
+    data = read_image_bytes(source)
     dataset, notes = read_header(data)
     notes += _check_kind(dataset)
-    frontal = not any(note.startswith("not a frontal chest film") for note in notes)
+    frontal = not any(note.startswith("not a frontal chest radiograph") for note in notes)
     stored = decode_pixels(dataset)
     low, high = int(stored.min()), int(stored.max())
     stored -= low
@@ -90,10 +90,10 @@ def decode_dicom(source):
     padding = _find_padding(levels, dataset)
     counts = np.bincount(stored.ravel(), minlength=len(levels)) * ~padding
     if not counts.any():
-        raise FilmError("all pixels are padding")
+        raise ImageError("all pixels are padding")
     shown, failure = call_quietly(_apply_tables, levels, counts, dataset)
     if failure:
-        raise FilmError(f"the gray levels cannot be made out: the table or the window is damaged ({failure})")
+        raise ImageError(f"the gray levels cannot be made out: the table or the window is damaged ({failure})")
     shown, more = shown
     notes += more
 
@@ -119,20 +119,20 @@ def _check_kind(dataset):
     modality, intent = header_text(dataset, "Modality"), header_text(dataset, "PresentationIntentType")
     if modality not in RADIOGRAPHY + UNCLEAR:
         named = modality if modality in OTHERS.split() else "unknown"
-        raise FilmError(f"modality {named}: not a plain radiograph ({', '.join(RADIOGRAPHY)})")
+        raise ImageError(f"modality {named}: not a plain radiograph ({', '.join(RADIOGRAPHY)})")
     if "PixelData" not in dataset:
-        raise FilmError("no pixel data in whole numbers: the file holds only a header, or is cut short")
+        raise ImageError("no pixel data in whole numbers: the file holds only a header, or is cut short")
     if (frames := header_number(dataset, "NumberOfFrames", 1)) != 1:
-        raise FilmError(f"{frames} frames: not one film. Export the frame that is meant as a file of its own")
+        raise ImageError(f"{frames} frames: not one image. Export the frame that is meant as a file of its own")
     photometric = header_text(dataset, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or header_number(dataset, "SamplesPerPixel", 1) != 1:
-        raise FilmError("not gray (neither MONOCHROME1 nor MONOCHROME2): a radiograph has no colors")
-    assert_film_size(header_number(dataset, "Columns"), header_number(dataset, "Rows"))
+        raise ImageError("not gray (neither MONOCHROME1 nor MONOCHROME2): a radiograph has no colors")
+    assert_image_size(header_number(dataset, "Columns"), header_number(dataset, "Rows"))
     bits, container = header_number(dataset, "BitsStored"), header_number(dataset, "BitsAllocated")
     if container not in (8, 16) or not 8 <= bits <= container:
-        raise FilmError(f"{bits} bits stored in {container}: only 8 to 16 bits are read")
+        raise ImageError(f"{bits} bits stored in {container}: only 8 to 16 bits are read")
     if header_text(dataset, "BurnedInAnnotation") == "YES":
-        raise FilmError("the file says that text is burned into the pixels that may name the patient: remove it first")
+        raise ImageError("the file says that text is burned into the pixels that may name the patient: remove it first")
 
     notes = []
     if modality in UNCLEAR:
@@ -141,9 +141,11 @@ def _check_kind(dataset):
         notes.append("raw data of a detector (FOR PROCESSING), not what a radiologist is shown")
     part = header_text(dataset, "BodyPartExamined").replace(" ", "")
     if part and not part.startswith(CHEST):
-        notes.append(f"not a frontal chest film: the body part is {part if part in BODY_PARTS.split() else 'another'}")
+        notes.append(
+            f"not a frontal chest radiograph: the body part is {part if part in BODY_PARTS.split() else 'another'}"
+        )
     if (view := header_text(dataset, "ViewPosition")) in LATERALS:
-        notes.append(f"not a frontal chest film: the view is {view}, lateral or oblique")
+        notes.append(f"not a frontal chest radiograph: the view is {view}, lateral or oblique")
     return notes
 
 
@@ -200,7 +202,7 @@ def _apply_tables(levels, counts, dataset):
     shown = np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
     for end, name in ((0, "black"), (255, "white")):
         if (share := counts[shown == end].sum() / counts.sum()) > MUCH_CUT_OFF:
-            notes.append(f"{share:.0%} of the film is plain {name}: the window may be wrong")
+            notes.append(f"{share:.0%} of the image is plain {name}: the window may be wrong")
     return shown, notes
 
 

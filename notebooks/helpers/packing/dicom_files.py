@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from .image_files import MAX_BYTES, FilmError
+from .image_files import MAX_BYTES, ImageError
 
 ELEMENTS = (
     "Modality PresentationIntentType BodyPartExamined ViewPosition BurnedInAnnotation SamplesPerPixel "
@@ -32,7 +32,7 @@ def _import_pydicom():
         import pydicom
         import pydicom.pixels
     except ImportError:
-        raise FilmError("a DICOM file needs pydicom: pip install 'pydicom>=3.0' python-gdcm") from None
+        raise ImageError("a DICOM file needs pydicom: pip install 'pydicom>=3.0' python-gdcm") from None
     return pydicom
 
 
@@ -57,7 +57,7 @@ def call_quietly(function, *arguments):
 def read_header(data):
     """Returns a Dataset with no more than `ELEMENTS`, all of them parsed, and notes."""
     if data[128:132] != b"DICM":
-        raise FilmError(
+        raise ImageError(
             "not a DICOM file: no DICM at byte 128. If it is a bare data set without a header, the encoding of which "
             "could only be guessed, give it one with `dcmconv` of DCMTK"
         )
@@ -73,11 +73,11 @@ def read_header(data):
             except Exception:
                 unread.append(pydicom.datadict.keyword_for_tag(tag))
                 del dataset[tag]
-        return dataset, [f"{name} is damaged and was passed over" for name in unread if name in ELEMENTS.split()]
+        return dataset, [f"{name} is damaged and was skipped" for name in unread if name in ELEMENTS.split()]
 
     result, failure = call_quietly(read)
     if failure:
-        raise FilmError(f"damaged DICOM file: its header cannot be read ({failure})")
+        raise ImageError(f"damaged DICOM file: its header cannot be read ({failure})")
     return result
 
 
@@ -87,9 +87,9 @@ def _check_deflated(data):
     try:
         inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], MAX_BYTES + 1)
     except zlib.error:
-        raise FilmError("damaged DICOM file: it cannot be inflated") from None
+        raise ImageError("damaged DICOM file: it cannot be inflated") from None
     if len(inflated) > MAX_BYTES:
-        raise FilmError(f"inflates to more than the {MAX_BYTES:,} bytes allowed")
+        raise ImageError(f"inflates to more than the {MAX_BYTES:,} bytes allowed")
 
 
 def header_text(dataset, name):
@@ -99,7 +99,7 @@ def header_text(dataset, name):
 
 
 def header_number(dataset, name, default=None):
-    """Returns a whole number of the header, FilmError if it is missing (and has no default) or no single number."""
+    """Returns a whole number of the header, ImageError if it is missing (and has no default) or no single number."""
     value = dataset.get(name)
     if value in (None, ""):
         value = default
@@ -107,7 +107,7 @@ def header_number(dataset, name, default=None):
         return int(value)
     except (TypeError, ValueError):
         pass
-    raise FilmError(f"damaged DICOM file: {name} is missing or no number")
+    raise ImageError(f"damaged DICOM file: {name} is missing or no number")
 
 
 def decode_pixels(dataset):
@@ -120,7 +120,7 @@ def decode_pixels(dataset):
 
     found, failure = call_quietly(find_decoder)
     if failure:
-        raise FilmError("this transfer syntax is not for single films: write the file anew with `gdcmconv --raw`")
+        raise ImageError("this transfer syntax is not for single images: write the file anew with `gdcmconv --raw`")
     syntax, decoder = found
     plugins = "python-gdcm"
     if syntax == _EXTENDED:
@@ -128,20 +128,20 @@ def decode_pixels(dataset):
     elif syntax.startswith(_HIGH_THROUGHPUT):
         plugins = "pylibjpeg pylibjpeg-openjpeg"
     if not decoder.is_available:
-        raise FilmError(f"pixels compressed as {syntax.name}: pip install {plugins}")
+        raise ImageError(f"pixels compressed as {syntax.name}: pip install {plugins}")
     rows, columns, bits = (header_number(dataset, name) for name in ("Rows", "Columns", "BitsStored"))
     if not syntax.is_encapsulated and header_number(dataset, "HighBit", bits - 1) != bits - 1:
-        raise FilmError("the bits of a pixel do not begin at the lowest: such files are not read")
+        raise ImageError("the bits of a pixel do not begin at the lowest: such files are not read")
     if syntax.is_encapsulated and syntax != _RUN_LENGTHS:
         size, failure = call_quietly(lambda: _coded_size(get_frame(dataset.PixelData, 0, number_of_frames=1)))
         if failure or size != (columns, rows):
-            raise FilmError("damaged DICOM file: its compressed pixels are cut short or of another size than declared")
+            raise ImageError("damaged DICOM file: its compressed pixels are cut short or of another size than declared")
     stored, failure = call_quietly(pydicom.pixels.pixel_array, dataset)
     if failure:
         hint = f"; 12 bits need pip install {plugins}" if syntax == _EXTENDED else ""
-        raise FilmError(f"the pixels are damaged, cut short or cannot be decoded ({failure}){hint}")
+        raise ImageError(f"the pixels are damaged, cut short or cannot be decoded ({failure}){hint}")
     if stored.shape != (rows, columns):
-        raise FilmError("damaged DICOM file: its pixels are of another shape than declared")
+        raise ImageError("damaged DICOM file: its pixels are of another shape than declared")
     return stored.astype(np.int32)
 
 

@@ -1,6 +1,6 @@
-"""Stores of shrunk films: what is kept of an archive's films once its files have to make room for the next one's.
+"""Stores of shrunk images: what is kept of an archive's images once its files have to make room for the next one's.
 
-A store is two files: `NAME.npy`, the films at their packed side, and `NAME.json`, written last, with everything else
+A store is two files: `NAME.npy`, the images at their packed side, and `NAME.json`, written last, with everything else
 that packing has to know of them. Several stores make one packed study.
 """
 
@@ -13,23 +13,23 @@ import tensorflow as tf
 
 from ..runtime.files import hash_file, is_remote, local_draft, measure_file, write_text
 from ..study.labels import name_some
-from .image_stream import BATCH, FACTS, FilmFiles, ShrunkFilm, count_cores, encode_film
+from .image_stream import BATCH, FACTS, ImageFiles, ShrunkImage, count_cores, encode_image
 
 FORMAT = 1  # of the JSON file; a store of another one is made anew
-_CHUNK = 64  # films that are taken from a store at a time to be encoded
+_CHUNK = 64  # images that are taken from a store at a time to be encoded
 
 
 @dataclass(frozen=True)
-class FilmStore:
-    """Shrunk films of a finished store.
+class ImageCache:
+    """Shrunk images of a finished store.
 
     Attributes:
         path: pathlib.Path of `NAME.npy`.
-        side: int, pixels, of the square films.
-        images: list of str, the films' names in the order of the array.
-        facts: dict of lists in the same order, of each film's file: `width`, `height` (pixels), `mode` (Pillow's name
+        side: int, pixels, of the square images.
+        images: list of str, the images' names in the order of the array.
+        facts: dict of lists in the same order, of each image's file: `width`, `height` (pixels), `mode` (Pillow's name
             of the pixel format), `n_bytes`.
-        excluded: list of dicts `image`, `reason`, `n_bytes` (-1 if the file is gone): films that could not be read.
+        excluded: list of dicts `image`, `reason`, `n_bytes` (-1 if the file is gone): images that could not be read.
     """
 
     path: pathlib.Path
@@ -39,42 +39,42 @@ class FilmStore:
     excluded: list
 
     @property
-    def films(self):
-        """The films, uint8 (n, side, side), mapped into memory and read as they are used."""
+    def rows(self):
+        """The images, uint8 (n, side, side), mapped into memory and read as they are used."""
         return np.load(self.path, mmap_mode="r")
 
 
-def shrink_films(paths, folder, name, *, side, n_threads=None, progress=None):
-    """Decodes films once and keeps them shrunk; a finished and intact store is only loaded.
+def shrink_images(paths, folder, name, *, side, n_threads=None, progress=None):
+    """Decodes images once and keeps them shrunk; a finished and intact store is only loaded.
 
-    The films' files may be deleted afterwards. A store that was interrupted, or that holds films of another side, is
-    made anew. Memory does not grow with the films, see `film_stream`.
+    The images' files may be deleted afterwards. A store that was interrupted, or that holds images of another side, is
+    made anew. Memory does not grow with the images, see `image_stream`.
 
     Args:
         paths: dict image -> path of its file, PNG or JPEG; None where the store has to be there.
         folder: path of a folder on a local disk; made if missing.
         name: of the store, such as that of the archive.
-        side: int, pixels, of the square films.
+        side: int, pixels, of the square images.
         n_threads: threads that read and decode; by default one a core.
         progress: callable such as `tqdm`, see `packing.pack_study`.
 
     Returns:
-        The `FilmStore`.
+        The `ImageCache`.
 
     Raises:
         FileNotFoundError: `paths` is None, and there is no such store.
         ValueError: `folder` lies in a bucket.
         tf.errors.OpError: the bucket that `paths` are in cannot be reached.
     """
-    store = load_film_store(folder, name, side)
+    store = load_image_cache(folder, name, side)
     if store:
         return store
     target = pathlib.Path(folder) / f"{name}.npy"
     if paths is None:
         raise FileNotFoundError(
-            f"{target} is missing, unfinished, damaged or not of {side} pixels. Fetch its films again."
+            f"{target} is missing, unfinished, damaged or not of {side} pixels. Fetch its images again."
         )
-    source = FilmFiles(paths, side, n_threads=n_threads)
+    source = ImageFiles(paths, side, n_threads=n_threads)
     target.with_suffix(".json").unlink(missing_ok=True)
     images, facts, excluded = [], {key: [] for key in FACTS}, []
     bar = progress(total=len(paths), unit="film") if progress else None
@@ -98,25 +98,25 @@ def shrink_films(paths, folder, name, *, side, n_threads=None, progress=None):
         bar.close()
     content |= {"images": images, **facts, "excluded": excluded}
     write_text(target.with_suffix(".json"), json.dumps(content))
-    return FilmStore(target, side, images, facts, excluded)
+    return ImageCache(target, side, images, facts, excluded)
 
 
 def _write_header(file, n, side):
-    """Writes the beginning of a `.npy` file, in which NumPy leaves room for any number of films."""
+    """Writes the beginning of a `.npy` file, in which NumPy leaves room for any number of images."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (n, side, side)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def load_film_store(folder, name, side=None):
-    """Loads a store that `shrink_films` made.
+def load_image_cache(folder, name, side=None):
+    """Loads a store that `shrink_images` made.
 
     Args:
         folder: path of the folder.
         name: of the store.
-        side: int, pixels, of the films wanted; None for any.
+        side: int, pixels, of the images wanted; None for any.
 
     Returns:
-        The `FilmStore`, or None where there is none that is finished, intact, and of that side.
+        The `ImageCache`, or None where there is none that is finished, intact, and of that side.
 
     Raises:
         ValueError: `folder` lies in a bucket.
@@ -133,41 +133,41 @@ def load_film_store(folder, name, side=None):
         if measure_file(path) != content["bytes"] or hash_file(path) != content["sha256"]:
             return None
         facts = {key: content[key] for key in FACTS}
-        return FilmStore(path, content["side"], content["images"], facts, content["excluded"])
+        return ImageCache(path, content["side"], content["images"], facts, content["excluded"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no store, or a power cut emptied its JSON file
         return None
 
 
-class StoredFilms:
-    """The films of several stores, read as `film_stream.FilmFiles` reads files."""
+class CachedImages:
+    """The images of several stores, read as `image_stream.ImageFiles` reads files."""
 
     def __init__(self, stores, side, *, encoding="raw", n_threads=None):
         """Takes the stores.
 
         Args:
-            stores: sequence of `FilmStore`s of that side, without a film in common.
+            stores: sequence of `ImageCache`s of that side, without an image in common.
             side: int, pixels.
-            encoding: of `ShrunkFilm.data`, one of `records.ENCODINGS`.
+            encoding: of `ShrunkImage.data`, one of `records.ENCODINGS`.
             n_threads: threads that encode; None for one a core.
 
         Raises:
-            ValueError: a store is of another side, or a film is in two.
+            ValueError: a store is of another side, or an image is in two.
         """
         self._side, self._encoding, self._n_threads = side, encoding, n_threads or count_cores()
         self._places, self._excluded = {}, {}
         for store in stores:
             if store.side != side:
                 raise ValueError(
-                    f"{store.path} holds films of {store.side} pixels, but SIDE is {side}. Shrink them anew."
+                    f"{store.path} holds images of {store.side} pixels, but SIDE is {side}. Shrink them anew."
                 )
-            films = store.films
+            rows = store.rows
             twice = [image for image in store.images if image in self._places or image in self._excluded]
             twice += [film["image"] for film in store.excluded if film["image"] in self._places]
             if twice:
                 raise ValueError(f"{store.path}: {name_some(twice)} in another store too; leave one of them out.")
             facts = zip(*(store.facts[key] for key in FACTS), strict=True)
-            for number, (image, of_film) in enumerate(zip(store.images, facts, strict=True)):
-                self._places[image] = films, number, of_film
+            for number, (image, of_image) in enumerate(zip(store.images, facts, strict=True)):
+                self._places[image] = rows, number, of_image
             self._excluded |= {film["image"]: film for film in store.excluded}
 
     def lacking(self, images):
@@ -179,27 +179,27 @@ class StoredFilms:
         return [self._places[i][2][-1] if i in self._places else self._excluded[i]["n_bytes"] for i in images]
 
     def inspect(self, images):
-        """Returns `ShrunkFilm`'s facts (width, height, mode, bytes) of films that could be read."""
+        """Returns `ShrunkImage`'s facts (width, height, mode, bytes) of images that could be read."""
         return [self._places[image][2] for image in images]
 
     def read(self, images):
-        """Yields a `ShrunkFilm` for each image, in order, or the reason why there is none."""
+        """Yields a `ShrunkImage` for each image, in order, or the reason why there is none."""
         images = list(images)
         encoded = self._encode([image for image in images if image in self._places])
         return (self.read_one(image, encoded) for image in images)
 
     def read_one(self, image, encoded=None):
-        """Returns a `ShrunkFilm`, or the reason why there is none; `encoded` is an iterator with its bytes next."""
+        """Returns a `ShrunkImage`, or the reason why there is none; `encoded` is an iterator with its bytes next."""
         if image in self._excluded:
             return self._excluded[image]["reason"]
         data = next(encoded if encoded is not None else self._encode([image]))
-        return ShrunkFilm(data, *self._places[image][2])
+        return ShrunkImage(data, *self._places[image][2])
 
     def _encode(self, images):
         if self._encoding == "raw":
             for image in images:
-                films, number, _ = self._places[image]
-                yield films[number].tobytes()
+                rows, number, _ = self._places[image]
+                yield rows[number].tobytes()
         elif images:
             yield from self._encode_in_parallel(images)
 
@@ -207,10 +207,10 @@ class StoredFilms:
         def take_chunks():
             for start in range(0, len(images), _CHUNK):
                 places = [self._places[image] for image in images[start : start + _CHUNK]]
-                yield np.stack([films[number] for films, number, _ in places])[..., None]
+                yield np.stack([rows[number] for rows, number, _ in places])[..., None]
 
         chunk = tf.TensorSpec((None, self._side, self._side, 1), tf.uint8)
         data = tf.data.Dataset.from_generator(take_chunks, output_signature=chunk).unbatch()
-        data = data.map(lambda film: encode_film(film, self._encoding), self._n_threads, deterministic=True)
+        data = data.map(lambda film: encode_image(film, self._encoding), self._n_threads, deterministic=True)
         for batch in data.batch(BATCH).prefetch(2):
             yield from batch.numpy().tolist()

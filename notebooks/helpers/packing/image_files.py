@@ -1,6 +1,6 @@
-"""Film files before they are decoded: what their header says, and whether they may be read.
+"""Image files before they are decoded: what their header says, and whether they may be read.
 
-No TensorFlow here: a folder of films can be looked through without it.
+No TensorFlow here: a folder of images can be looked through without it.
 """
 
 import io
@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from ..runtime.files import as_path
 
 MAX_PIXELS = 2**25  # 33.5 megapixels: the largest chest detectors give about 18; a bomb declares hundreds
-MAX_BYTES = 2**27  # 134 MB, of a file: twice what a film of MAX_PIXELS takes at 16 bits and without compression
+MAX_BYTES = 2**27  # 134 MB, of a file: twice what an image of MAX_PIXELS takes at 16 bits and without compression
 MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a broken thumbnail
 
 # Pillow's name of each pixel format of PNG, by bits a channel and PNG's number of the kind of colors. It knows no
@@ -29,12 +29,12 @@ _KINDS = {
 }
 
 
-class FilmError(ValueError):
-    """A file that is not a film that can be read; the message says why and quotes nothing of the file."""
+class ImageError(ValueError):
+    """A file that is not an image that can be read; the message says why and quotes nothing of the file."""
 
 
-def inspect_film(source):
-    """Reads the header of an encoded film, without decoding any pixel.
+def inspect_image(source):
+    """Reads the header of an encoded image, without decoding any pixel.
 
     Args:
         source: path of a file, of which only the beginning is read, or its bytes.
@@ -44,7 +44,7 @@ def inspect_film(source):
         format: "L", "RGBA", "P", "I;16", ...).
 
     Raises:
-        FilmError: the file is empty, is no PNG or JPEG, is in CMYK, or declares more than `MAX_PIXELS` pixels or a
+        ImageError: the file is empty, is no PNG or JPEG, is in CMYK, or declares more than `MAX_PIXELS` pixels or a
             side below `MIN_SIDE`.
         OSError: the file cannot be opened.
     """
@@ -56,47 +56,47 @@ def inspect_film(source):
 
 def _read_header(file, beginning):
     if not beginning:
-        raise FilmError("empty file")
+        raise ImageError("empty file")
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             header = {"format": image.format, "width": image.width, "height": image.height, "mode": image.mode}
     except UnidentifiedImageError:
         if beginning.startswith((b"\x89PNG", b"\xff\xd8")):
-            raise FilmError("broken header: begins like a PNG or JPEG, but is damaged or cut short") from None
+            raise ImageError("broken header: begins like a PNG or JPEG, but is damaged or cut short") from None
         kind = next((f", but {kind}" for sign, kind in _KINDS.items() if beginning.startswith(sign)), "")
-        raise FilmError(f"neither PNG nor JPEG{kind}") from None  # not what it begins with: that may be a name
+        raise ImageError(f"neither PNG nor JPEG{kind}") from None  # not what it begins with: that may be a name
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise FilmError(f"declares more than the {MAX_PIXELS:,} pixels allowed") from None
+        raise ImageError(f"declares more than the {MAX_PIXELS:,} pixels allowed") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
-        raise FilmError(f"broken header: {error}") from None
+        raise ImageError(f"broken header: {error}") from None
     if header["mode"] == "I":  # Pillow's older name
         header["mode"] = "I;16"
     if header["mode"] == "CMYK":
-        raise FilmError("a JPEG in the four colors of printing, which no film is; save it in gray")
-    assert_film_size(header["width"], header["height"])
+        raise ImageError("a JPEG in the four colors of printing, which no image is; save it in gray")
+    assert_image_size(header["width"], header["height"])
     return header
 
 
-def assert_film_size(width, height):
-    """Raises FilmError if a declared size, in pixels, is above `MAX_PIXELS` or a side of it below `MIN_SIDE`."""
+def assert_image_size(width, height):
+    """Raises ImageError if a declared size, in pixels, is above `MAX_PIXELS` or a side of it below `MIN_SIDE`."""
     if width * height > MAX_PIXELS:
-        raise FilmError(f"declares {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed")
+        raise ImageError(f"declares {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed")
     if min(width, height) < MIN_SIDE:
-        raise FilmError(f"{width} x {height} pixels: a side is below {MIN_SIDE}")
+        raise ImageError(f"{width} x {height} pixels: a side is below {MIN_SIDE}")
 
 
-def assert_film_decodes(data):
-    """Decodes the bytes of a PNG or JPEG to their end; FilmError if they are damaged or cut short."""
-    inspect_film(data)
+def assert_image_decodes(data):
+    """Decodes the bytes of a PNG or JPEG to their end; ImageError if they are damaged or cut short."""
+    inspect_image(data)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             image.load()
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
-        raise FilmError(f"damaged or cut short: {error}") from None
+        raise ImageError(f"damaged or cut short: {error}") from None
 
 
-def read_film_bytes(source):
-    """Reads a file that is to be a film, but no more of it than `MAX_BYTES`.
+def read_image_bytes(source):
+    """Reads a file that is to be an image, but no more of it than `MAX_BYTES`.
 
     Args:
         source: path of a file, also `gs://`, or its bytes, which are only measured.
@@ -105,7 +105,7 @@ def read_film_bytes(source):
         bytes.
 
     Raises:
-        FilmError: the file is empty or larger than `MAX_BYTES`.
+        ImageError: the file is empty or larger than `MAX_BYTES`.
         OSError: the file cannot be read.
     """
     if isinstance(source, bytes):
@@ -114,23 +114,23 @@ def read_film_bytes(source):
         with as_path(source).open("rb") as file:
             data = file.read(MAX_BYTES + 1)  # not its size first: a pipe has none, and a file may grow in between
     if not data:
-        raise FilmError("empty file")
+        raise ImageError("empty file")
     if len(data) > MAX_BYTES:
-        raise FilmError(f"larger than the {MAX_BYTES:,} bytes allowed")
+        raise ImageError(f"larger than the {MAX_BYTES:,} bytes allowed")
     return data
 
 
 def looks_inverted(image):
-    """Tells by its pixels alone whether a frontal chest film is a negative of what it should be (bone bright).
+    """Tells by its pixels alone whether a frontal chest radiograph is a negative of what it should be (bone bright).
 
-    On a film with bone bright, the column of spine and heart is brighter than the lungs beside it, and the upper
-    corners, which show air over the shoulders, are darker than the film as a whole. Both differences are measured in
-    standard deviations of the film, shrunk to 32 x 32, and added; inverting the film changes the sign of the sum
-    and nothing else. It speaks only beyond +-1. Of 304 films of ChestX-ray14 (its public sample of PNGs) 297 were
-    told right, 0 wrong and 7 not told; of the 247 films of the JSRT database 247, 0 and 0; the same numbers with
-    every film inverted. With 0 wrong in 551 the true share may still be 0.5 % (upper end of 95 %, the rule of
-    three). What is not told: collimators that are white in both upper corners, washed-out bedside films. Lateral
-    films and other parts of the body were not measured.
+    On an image with bone bright, the column of spine and heart is brighter than the lungs beside it, and the upper
+    corners, which show air over the shoulders, are darker than the image as a whole. Both differences are measured in
+    standard deviations of the image, shrunk to 32 x 32, and added; inverting the image changes the sign of the sum
+    and nothing else. It speaks only beyond +-1. Of 304 images of ChestX-ray14 (its public sample of PNGs) 297 were
+    told right, 0 wrong and 7 not told; of the 247 images of the JSRT database 247, 0 and 0; the same numbers with
+    every image inverted. With 0 wrong in 551 the true share may still be 0.5 % (upper end of 95 %, the rule of
+    three). What is not told: collimators that are white in both upper corners, washed-out bedside images. Lateral
+    images and other parts of the body were not measured.
 
     Args:
         image: uint8 array (height, width), 0 to 255.

@@ -1,4 +1,4 @@
-"""Packs films into the shards of a packed study: resumable, in parts on several hosts, the same bytes every time."""
+"""Packs images into the shards of a packed study: resumable, in parts on several hosts, the same bytes every time."""
 
 import contextlib
 import errno
@@ -16,8 +16,8 @@ import tensorflow as tf
 from ..runtime.files import as_path, copy_file, hash_file, local_draft, measure_file, write_text
 from ..study.labels import PATHOLOGIES, list_small_files, name_some
 from ..study.splits import SUBSETS, hash_split
-from .image_cache import StoredFilms
-from .image_stream import FACTS, FilmFiles
+from .image_cache import CachedImages
+from .image_stream import FACTS, ImageFiles
 from .packed import (
     COLUMNS,
     assert_split_by_patient,
@@ -30,7 +30,7 @@ from .records import ENCODINGS, FORMAT, encode_record
 
 
 class _Plan(NamedTuple):
-    """A shard to be: its subset, its file's name, the rows of its films, and the hash of all that goes into it."""
+    """A shard to be: its subset, its file's name, the rows of its images, and the hash of all that goes into it."""
 
     subset: str
     file: str
@@ -60,12 +60,12 @@ def parse_part(text):
 
 def pack_study(
     rows,
-    films,
+    images,
     folder,
     *,
     split_name,
     side=256,
-    shard_films=512,
+    shard_images=512,
     seed=0,
     n_threads=None,
     progress=None,
@@ -74,30 +74,30 @@ def pack_study(
     study_dir=None,
     name=None,
 ):
-    """Packs films into TFRecord shards, shard by shard; an interrupted run goes on where it stopped.
+    """Packs images into TFRecord shards, shard by shard; an interrupted run goes on where it stopped.
 
     A finished shard is recognized by the hash of what went into it, kept beside it until the manifest is there. The
-    bytes depend neither on interruptions, threads and parts, nor on whether films come from files or from stores. Films
+    bytes depend neither on interruptions, threads and parts, nor on whether images come from files or from stores. Images
     that cannot be read are left out and listed; they are tried again each time, and a shard is rewritten once one of
     them can be read. Where a finished and intact study is asked for again, nothing is written.
 
     Several processes, also on several hosts, pack a `part` of the shards each, into one folder or into folders whose
     files are then copied together; a call without `part` afterwards checks them, packs what is lacking and writes index
-    and manifest. Memory does not grow with the study's films, see `film_stream`.
+    and manifest. Memory does not grow with the study's images, see `image_stream`.
 
     Args:
         rows: DataFrame with `image`, `patient_id`, `follow_up`, `age`, `sex`, `view`, 14 label columns and `split`
             ("train", "val" or "test").
-        films: dict image -> path of its file, or a list of `FilmStore`s at that side.
+        images: dict image -> path of its file, or a list of `ImageCache`s at that side.
         folder: path to write to; made if missing.
         split_name: which split this is, kept in the manifest.
-        side: pixels, of the square films to write.
-        shard_films: films a shard at most; 512 films of 256 pixels are 33 MB.
-        seed: of the order in which films are dealt to shards.
+        side: pixels, of the square images to write.
+        shard_images: images a shard at most; 512 images of 256 pixels are 33 MB.
+        seed: of the order in which images are dealt to shards.
         n_threads: threads that read and decode; by default one a core.
         progress: callable such as `tqdm`, called with `total=` and `unit=`, returning an object with `update(n)` and
             `close()`.
-        encoding: of the films, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
+        encoding: of the images, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
         part: tuple (i, n) to pack every n-th shard from the i-th, counted from 1; None for all, and for the manifest.
         study_dir: folder of the study, whose label files and lists are copied to `study/`; None for no copies.
         name: of the study, kept in the manifest; by default that of `study_dir`.
@@ -106,10 +106,10 @@ def pack_study(
         The `PackedStudy`, or None after a part.
 
     Raises:
-        ValueError: `folder` holds a finished study of other films, another split, side or encoding; one patient is in
-            two subsets of a split that is meant to be by patient; rows have no film in `films`; or none can be read.
+        ValueError: `folder` holds a finished study of other images, another split, side or encoding; one patient is in
+            two subsets of a split that is meant to be by patient; rows have no image in `films`; or none can be read.
         OSError: the disk is full; finished shards stay.
-        tf.errors.OpError: the bucket that the films' files are in cannot be reached.
+        tf.errors.OpError: the bucket that the images' files are in cannot be reached.
     """
     folder = as_path(folder)
     if encoding not in ENCODINGS:
@@ -118,14 +118,14 @@ def pack_study(
     if not 1 <= number <= n_parts:
         raise ValueError(f"part is {part}; expected (1, {n_parts}) to ({n_parts}, {n_parts}).")
     assert_split_by_patient(folder, split_name, rows["patient_id"], rows["split"])
-    make_source = FilmFiles if isinstance(films, dict) else StoredFilms
-    source = make_source(films, side, encoding=encoding, n_threads=n_threads)
+    make_source = ImageFiles if isinstance(images, dict) else CachedImages
+    source = make_source(images, side, encoding=encoding, n_threads=n_threads)
     if lacking := source.lacking(rows["image"]):
-        raise ValueError(f"{name_some(lacking)} in the rows, but there is no film: drop the rows, or add the films.")
+        raise ValueError(f"{name_some(lacking)} in the rows, but there is no image: drop the rows, or add the images.")
     asked = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
-    asked |= {"seed": seed, "shard_films": shard_films, "asked_sha256": hash_split(rows["image"], rows["split"])}
+    asked |= {"seed": seed, "shard_images": shard_images, "asked_sha256": hash_split(rows["image"], rows["split"])}
     held = _read_held_manifest(folder, asked)
-    plans = _plan_shards(rows, source, shard_films, seed, json.dumps(asked), number, n_parts)
+    plans = _plan_shards(rows, source, shard_images, seed, json.dumps(asked), number, n_parts)
     bar = progress(total=sum(len(plan.rows) for plan in plans), unit="film") if progress else None
     shards = _find_current_shards(folder, plans, source, held, bar)
     _write_shards(folder, [plan for plan in plans if plan.file not in shards], source, shards, bar)
@@ -136,7 +136,7 @@ def pack_study(
     left_out = [film for plan in plans for film in shards[plan.file]["excluded"]]
     if len(left_out) == len(rows):
         some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
-        raise ValueError(f"none of the {len(rows)} films can be read{some}. Fetch or unpack them again.")
+        raise ValueError(f"none of the {len(rows)} images can be read{some}. Fetch or unpack them again.")
     name = name or (as_path(study_dir).name if study_dir else "")
     _write_manifest(folder, asked | {"name": name}, plans, shards, study_dir)
     _remove_leftovers(folder, {plan.file for plan in plans})
@@ -151,7 +151,7 @@ def _read_held_manifest(folder, asked):
     differing = ["format"] if held.get("format") != FORMAT else [key for key in asked if held.get(key) != asked[key]]
     if differing:
         changes = [f"{key} was {held.get(key)}, now {asked[key]}" for key in differing if key != "asked_sha256"]
-        changes += ["the films or their split are others than then"] if "asked_sha256" in differing else []
+        changes += ["the images or their split are others than then"] if "asked_sha256" in differing else []
         raise ValueError(
             f"{folder} already holds another packed study ({'; '.join(changes)}). Delete that folder to pack anew, or "
             "set PACKED_DIR to another one; a run trained on the old one needs a new RUN_DIR too."
@@ -159,13 +159,13 @@ def _read_held_manifest(folder, asked):
     return held
 
 
-def _plan_shards(rows, source, shard_films, seed, settings, number, n_parts):
+def _plan_shards(rows, source, shard_images, seed, settings, number, n_parts):
     """Deals the rows of each subset to shards at random, so that any few shards are a fair sample; returns `_Plan`s."""
     dealt = []
     for subset in SUBSETS:
         of_subset = rows[rows["split"].eq(subset)].sort_values("image")
         order = np.random.default_rng([seed, SUBSETS.index(subset)]).permutation(len(of_subset))
-        pieces = np.array_split(order, -(-len(of_subset) // shard_films)) if len(of_subset) else []
+        pieces = np.array_split(order, -(-len(of_subset) // shard_images)) if len(of_subset) else []
         for k, piece in enumerate(pieces):
             dealt.append((subset, f"{subset}-{k:05d}-of-{len(pieces):05d}.tfrecord", of_subset.iloc[piece]))
     dealt = dealt[number - 1 :: n_parts]
@@ -190,7 +190,7 @@ def _find_current_shards(folder, plans, source, held, bar):
         shard = found[plan.file]
         left_out = {film["image"] for film in shard["excluded"]}
         if any(not isinstance(source.read_one(image), str) for image in left_out):
-            continue  # a film has been mended; its file may well have kept its size
+            continue  # an image has been mended; its file may well have kept its size
         if shard["facts"] is None:
             shard["facts"] = source.inspect(plan.rows["image"][~plan.rows["image"].isin(left_out)])
         current[plan.file] = shard
@@ -215,10 +215,10 @@ def _list_shards(folder, held):
 def _write_shards(folder, plans, source, shards, bar):
     """Writes shards and their receipts, and adds them to `shards`.
 
-    The films of all of them are one stream, which does not stop at a shard's end; a shard is hashed and put in its
+    The images of all of them are one stream, which does not stop at a shard's end; a shard is hashed and put in its
     place while the next one is written.
     """
-    films = iter(source.read(image for plan in plans for image in plan.rows["image"]))
+    images = iter(source.read(image for plan in plans for image in plan.rows["image"]))
     finishing = []
 
     def finish(draft, stack, shard):
@@ -231,7 +231,7 @@ def _write_shards(folder, plans, source, shards, bar):
         for plan in plans:
             with contextlib.ExitStack() as stack:
                 draft = stack.enter_context(local_draft(folder / plan.file))
-                shard = _write_records(draft, plan, films, bar)
+                shard = _write_records(draft, plan, images, bar)
                 while finishing:
                     finishing.pop().result()
                 finishing.append(finisher.submit(finish, draft, stack.pop_all(), shard))
@@ -239,18 +239,18 @@ def _write_shards(folder, plans, source, shards, bar):
             finishing.pop().result()
 
 
-def _write_records(draft, plan, films, bar):
+def _write_records(draft, plan, images, bar):
     """Writes the records of a shard; returns its entry, still without size and hash."""
     excluded, facts = [], []
     with _open_writer(draft) as writer:
-        for row, film in zip(plan.rows.to_dict("records"), films, strict=False):
+        for row, image in zip(plan.rows.to_dict("records"), images, strict=False):
             if bar:
                 bar.update(1)
-            if isinstance(film, str):
-                excluded.append({"image": row["image"], "reason": film})
+            if isinstance(image, str):
+                excluded.append({"image": row["image"], "reason": image})
             else:
-                writer.write(encode_record(film.data, row))
-                facts.append([getattr(film, name) for name in FACTS])
+                writer.write(encode_record(image.data, row))
+                facts.append([getattr(image, name) for name in FACTS])
     shard = {"subset": plan.subset, "key": plan.key, "file": plan.file, "count": len(facts)}
     return shard | {"excluded": excluded, "facts": facts}
 
@@ -278,7 +278,7 @@ def _write_manifest(folder, asked, plans, shards, study_dir):
             copy_file(path, copy)
     index = []
     for plan in plans:
-        left_out = {film["image"] for film in shards[plan.file]["excluded"]}
+        left_out = {image["image"] for image in shards[plan.file]["excluded"]}
         kept = plan.rows[~plan.rows["image"].isin(left_out)].assign(subset=plan.subset)
         facts = pd.DataFrame(shards[plan.file]["facts"], columns=list(FACTS), index=kept.index)
         index.append(pd.concat([kept[list(COLUMNS)], facts], axis=1))

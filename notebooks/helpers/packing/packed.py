@@ -1,6 +1,6 @@
 """Packed studies: what packing leaves in a folder, and how it is found, checked and read.
 
-A packed study is one folder: `train-00000-of-00004.tfrecord`, ..., `index.csv` (a row a film, in the order of the
+A packed study is one folder: `train-00000-of-00004.tfrecord`, ..., `index.csv` (a row an image, in the order of the
 records), `study/` (the study's label files and lists) and `manifest.json`, written last. Everything in it is relative,
 so the folder can be moved, attached or put into a bucket.
 """
@@ -34,15 +34,15 @@ class PackedStudy:
     Attributes:
         folder: path of the folder.
         name: of the study that was packed.
-        side: pixels, of the square films in the shards.
-        encoding: of the films in the records, one of `records.ENCODINGS`.
+        side: pixels, of the square images in the shards.
+        encoding: of the images in the records, one of `records.ENCODINGS`.
         split_name: which split, one of `splits.SPLITS`.
-        split_sha256: `splits.hash_split` of the films in it.
+        split_sha256: `splits.hash_split` of the images in it.
         index_sha256: of `index.csv`, in which the labels are.
         shards: dict subset -> list of dicts with `file`, `count`, `bytes`, `sha256`.
         index: DataFrame in the order of the records: `subset`, the metadata columns, 14 label columns, and of each
-            film's file `width`, `height` (pixels), `mode` (Pillow's name of its pixel format) and `n_bytes`.
-        excluded: list of dicts `image`, `reason`: films that could not be read.
+            image's file `width`, `height` (pixels), `mode` (Pillow's name of its pixel format) and `n_bytes`.
+        excluded: list of dicts `image`, `reason`: images that could not be read.
     """
 
     folder: os.PathLike
@@ -61,15 +61,15 @@ class PackedStudy:
         return [str(self.folder / shard["file"]) for shard in self.shards[subset]]
 
     def rows(self, subset):
-        """The index of one subset, in the order in which `make_eval_dataset` gives the films."""
+        """The index of one subset, in the order in which `make_eval_dataset` gives the images."""
         return self.index[self.index["subset"].eq(subset)].reset_index(drop=True)
 
     def labels(self, subset):
-        """Labels of one subset: float32 array (films, 14) of 0 and 1, in the order of `rows`."""
+        """Labels of one subset: float32 array (images, 14) of 0 and 1, in the order of `rows`."""
         return self.rows(subset)[list(PATHOLOGIES)].to_numpy(np.float32)
 
     def parse(self, serialized):
-        """Films and labels of a batch of its records, see `records.parse_records`."""
+        """Images and labels of a batch of its records, see `records.parse_records`."""
         return parse_records(serialized, self.side, self.encoding)
 
 
@@ -163,7 +163,7 @@ def load_packed_study(folder, classes=PATHOLOGIES):
         index_sha256=manifest["index_sha256"],
         shards={subset: [s for s in manifest["shards"] if s["subset"] == subset] for subset in SUBSETS},
         index=index,
-        excluded=[film for shard in manifest["shards"] for film in shard["excluded"]],
+        excluded=[image for shard in manifest["shards"] for image in shard["excluded"]],
     )
 
 

@@ -1,27 +1,27 @@
-"""The records of packed studies: one film with its row, written and parsed side by side."""
+"""The records of packed studies: one image with its row, written and parsed side by side."""
 
 import tensorflow as tf
 
 from ..study.labels import PATHOLOGIES
 
 FORMAT = 2  # of records, index and manifest; a reader refuses any other
-ENCODINGS = ("raw", "png")  # of the film in a record: its pixels as they are, or a PNG of them
+ENCODINGS = ("raw", "png")  # of the image in a record: its pixels as they are, or a PNG of them
 
 
-def encode_record(film, row):
-    """Encodes one film with its row as a `tf.train.Example`.
+def encode_record(image, row):
+    """Encodes one image with its row as a `tf.train.Example`.
 
     Args:
-        film: bytes, the film's pixels row by row, or a PNG of them.
+        image: bytes, the image's pixels row by row, or a PNG of them.
         row: dict with `image`, `patient_id`, `follow_up`, `age` (years, NaN where unusable), `sex`, `view` and the 14
             labels.
 
     Returns:
-        bytes, the same for the same film and row.
+        bytes, the same for the same image and row.
     """
     example = tf.train.Example()
-    feature = example.features.feature  # filled in place: messages handed to a constructor are copied, films with them
-    feature["film"].bytes_list.value.append(film)
+    feature = example.features.feature  # filled in place: messages handed to a constructor are copied, images with them
+    feature["film"].bytes_list.value.append(image)
     feature["labels"].int64_list.value.extend([int(row[name]) for name in PATHOLOGIES])
     feature["patient_id"].int64_list.value.append(int(row["patient_id"]))
     feature["follow_up"].int64_list.value.append(int(row["follow_up"]))
@@ -32,12 +32,12 @@ def encode_record(film, row):
 
 
 def parse_records(serialized, side, encoding="raw"):
-    """Parses a batch of records to films and labels. Runs inside `Dataset.map`.
+    """Parses a batch of records to images and labels. Runs inside `Dataset.map`.
 
     Args:
         serialized: string tensor (batch,).
-        side: int, pixels, of the packed films.
-        encoding: how the films are encoded, one of `ENCODINGS`.
+        side: int, pixels, of the packed images.
+        encoding: how the images are encoded, one of `ENCODINGS`.
 
     Returns:
         uint8 tensor (batch, side, side, 1) and float32 tensor (batch, 14).
@@ -48,9 +48,9 @@ def parse_records(serialized, side, encoding="raw"):
     }
     parsed = tf.io.parse_example(serialized, spec)
     if encoding == "png":  # by a dataset: `tf.map_fn` takes twice as long; the pipelines read several batches at a time
-        films = tf.data.Dataset.from_tensor_slices(parsed["film"])
-        films = films.map(lambda data: tf.ensure_shape(tf.io.decode_png(data, channels=1), (side, side, 1)))
-        films = films.batch(tf.size(serialized, out_type=tf.int64)).get_single_element()
+        images = tf.data.Dataset.from_tensor_slices(parsed["film"])
+        images = images.map(lambda data: tf.ensure_shape(tf.io.decode_png(data, channels=1), (side, side, 1)))
+        images = images.batch(tf.size(serialized, out_type=tf.int64)).get_single_element()
     else:
-        films = tf.io.decode_raw(parsed["film"], tf.uint8, fixed_length=side * side)
-    return tf.reshape(films, (-1, side, side, 1)), tf.cast(parsed["labels"], tf.float32)
+        images = tf.io.decode_raw(parsed["film"], tf.uint8, fixed_length=side * side)
+    return tf.reshape(images, (-1, side, side, 1)), tf.cast(parsed["labels"], tf.float32)

@@ -114,7 +114,7 @@ def write_text(path, text):
 
 
 def read_text(path):
-    """Reads text in UTF-8, passing over a byte-order mark and leaving ends of lines as they are."""
+    """Reads text in UTF-8, skipping a byte-order mark and leaving ends of lines as they are."""
     return as_path(path).read_bytes().decode("utf-8-sig")
 
 

@@ -59,7 +59,7 @@ def save_figure(figure, run_dir, name, table=None):
         figure: matplotlib figure.
         run_dir: path of the run's folder.
         name: file name without its ending.
-        table: pandas.DataFrame behind the figure; None where the figure shows films.
+        table: pandas.DataFrame behind the figure; None where the figure shows images.
     """
     folder = as_path(run_dir) / "figures"
     with local_draft(folder / f"{name}.png") as draft:

@@ -1,6 +1,6 @@
 """Audits a study before anything is trained on it: counts, copies, formats, contradictions, patients in two parts.
 
-All but counts and contradictions is of the packed films, since that is what a model sees.
+All but counts and contradictions is of the packed images, since that is what a model sees.
 """
 
 import itertools
@@ -9,15 +9,15 @@ import pandas as pd
 
 from ..runtime.files import as_path
 from .labels import PATHOLOGIES, has_patients
-from .nih_counts import compare_counts, tell_study
+from .nih_counts import compare_counts, identify_study
 from .splits import SUBSETS
 from .tables import (
     age_table,
     band_table,
     count_together,
     finding_table,
-    findings_per_film,
-    part_table,
+    findings_per_image,
+    subset_table,
     view_table,
 )
 
@@ -29,7 +29,7 @@ _N_EXAMPLES = 5
 
 
 def audit_study(study_dir, metadata, matched, study, duplicates):
-    """Audits a study, from its label file to the packed films.
+    """Audits a study, from its label file to the packed images.
 
     Args:
         study_dir: path of the folder in NIH's layout.
@@ -40,17 +40,17 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
 
     Returns:
         Dict that can be written as JSON, tables as lists of dicts, without NaN (None where a share is of nothing):
-        `format`; `study`, `kind` (of `tell_study`), `labels` (the file), `split`, `split_sha256`, `index_sha256`,
+        `format`; `study`, `kind` (of `identify_study`), `labels` (the file), `split`, `split_sha256`, `index_sha256`,
         `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
-        `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_film`, `patient_overlap`,
+        `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_image`, `patient_overlap`,
         `duplicates`, `duplicate_pairs` (the first 100), `census`, `oddities`, `cooccurrence`, `views`, `follow_up`,
-        `films_per_patient` and `ages`, of the functions below.
+        `images_per_patient` and `ages`, of the functions below.
     """
     rows = study.index
     report = {
         "format": FORMAT,
         "study": as_path(study_dir).name,
-        "kind": tell_study(study_dir, metadata),
+        "kind": identify_study(study_dir, metadata),
         "labels": metadata.attrs["source"],
         "split": study.split_name,
         "split_sha256": study.split_sha256,
@@ -68,9 +68,9 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
     if report["kind"] != "nih":
         published["difference"] = None  # no fault, so nothing is claimed
     report["published"] = _plain(published)
-    report["parts"] = _plain(part_table(rows))
+    report["parts"] = _plain(subset_table(rows))
     report["findings"] = _plain(finding_table(rows))
-    report["findings_per_film"] = _plain(findings_per_film(rows))
+    report["findings_per_image"] = _plain(findings_per_image(rows))
     report["patient_overlap"] = _plain(patient_overlap(rows))
     report["duplicates"] = _plain(count_duplicates(duplicates, rows))
     report["duplicate_pairs"] = _plain(duplicates.head(100))
@@ -79,8 +79,8 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
     report["cooccurrence"] = {name: row.to_dict() for name, row in count_together(rows).iterrows()}
     report["views"] = _plain(view_table(rows))
     report["follow_up"] = _plain(band_table(rows, rows["follow_up"]))
-    n_films = rows.groupby("patient_id")["patient_id"].transform("size")
-    report["films_per_patient"] = _plain(band_table(rows, n_films))
+    n_images = rows.groupby("patient_id")["patient_id"].transform("size")
+    report["images_per_patient"] = _plain(band_table(rows, n_images))
     report["ages"] = _plain(age_table(rows))
     if not has_patients(study_dir):
         _leave_out_patients(report)
@@ -88,14 +88,14 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
 
 
 def _leave_out_patients(report):
-    """Takes out what counts patients, where a study tells none: the numbers would be of films."""
+    """Takes out what counts patients, where a study tells none: the numbers would be of images."""
     for table in ("parts", "findings", "duplicates", "duplicate_pairs"):
         for row in report[table]:
-            for name in ("patients", "films_per_patient", "patient", "patient_a", "patient_b"):
+            for name in ("patients", "images_per_patient", "patient", "patient_a", "patient_b"):
                 row.pop(name, None)
     report["published"] = [row for row in report["published"] if "patient" not in row["count"]]
     report["oddities"] = {name: report["oddities"][name] for name in ("missing", "converted")}
-    report |= {table: [] for table in ("patient_overlap", "follow_up", "films_per_patient")}
+    report |= {table: [] for table in ("patient_overlap", "follow_up", "images_per_patient")}
 
 
 def patient_overlap(rows):
@@ -105,8 +105,8 @@ def patient_overlap(rows):
         rows: DataFrame with `subset` and `patient_id`.
 
     Returns:
-        DataFrame of three rows: `a`, `b`, `patients` (int64, in both), and `films_of_b`, the share of b's films whose
-        patient is in a: of ChestX-ray14's validation films 0.83, had a fifth of the images been drawn for validation.
+        DataFrame of three rows: `a`, `b`, `patients` (int64, in both), and `images_of_b`, the share of b's images whose
+        patient is in a: of ChestX-ray14's validation images 0.83, had a fifth of the images been drawn for validation.
     """
     table = []
     for a, b in itertools.combinations(SUBSETS, 2):
@@ -114,7 +114,7 @@ def patient_overlap(rows):
         others = rows.loc[rows["subset"].eq(b), "patient_id"]
         share = others.isin(patients).mean() if len(others) else 0.0
         table.append((a, b, len(patients & set(others)), share))
-    return pd.DataFrame(table, columns=["a", "b", "patients", "films_of_b"])
+    return pd.DataFrame(table, columns=["a", "b", "patients", "images_of_b"])
 
 
 def count_duplicates(pairs, rows):
@@ -126,8 +126,8 @@ def count_duplicates(pairs, rows):
 
     Returns:
         DataFrame of eight rows: `kind` ("exact", "near"), `patient` and `subset` ("same", "other"), `pairs` and `films`
-        (int64, a film of several pairs counted once), and `labels_differ` (int64, pairs that do not have the same
-        findings, of which at least one film is mislabeled where they are exact).
+        (int64, an image of several pairs counted once), and `labels_differ` (int64, pairs that do not have the same
+        findings, of which at least one image is mislabeled where they are exact).
     """
     labels = rows.set_index("image")[_NAMES]
     differ = (labels.loc[pairs["image_a"]].to_numpy() != labels.loc[pairs["image_b"]].to_numpy()).any(axis=1)
@@ -136,8 +136,8 @@ def count_duplicates(pairs, rows):
         chosen = pairs["kind"].eq(kind)
         chosen &= pairs["patient_a"].eq(pairs["patient_b"]).eq(patient == "same")
         chosen &= pairs["subset_a"].eq(pairs["subset_b"]).eq(subset == "same")
-        films = {*pairs.loc[chosen, "image_a"], *pairs.loc[chosen, "image_b"]}
-        table.append((kind, patient, subset, int(chosen.sum()), len(films), int(differ[chosen.to_numpy()].sum())))
+        images = {*pairs.loc[chosen, "image_a"], *pairs.loc[chosen, "image_b"]}
+        table.append((kind, patient, subset, int(chosen.sum()), len(images), int(differ[chosen.to_numpy()].sum())))
     return pd.DataFrame(table, columns=["kind", "patient", "subset", "pairs", "films", "labels_differ"])
 
 
@@ -150,7 +150,7 @@ def take_census(rows):
 
     Returns:
         Dict: `sizes`, `modes` and `depths`, lists of dicts with `films`, commonest first; `not_square` and `uncommon`,
-        films that are not of the commonest size and mode, each a dict with `count` and five `examples`; `bytes` with
+        images that are not of the commonest size and mode, each a dict with `count` and five `examples`; `bytes` with
         `min`, `median`, `max`, `total`.
     """
     files = rows[["image", "width", "height", "mode"]].assign(bits=[_depth(mode) for mode in rows["mode"]])
@@ -173,7 +173,7 @@ def find_oddities(metadata):
         metadata: frame of `load_metadata`.
 
     Returns:
-        Dict from what is odd to `count` (films, or patients where it says so) and up to five `examples`. A patient's
+        Dict from what is odd to `count` (images, or patients where it says so) and up to five `examples`. A patient's
         age is followed in the order of `follow_up`. File names are NIH's, patient and number: 00000013_008.png.
     """
     ordered = metadata.sort_values(["patient_id", "follow_up", "image"], kind="stable")
@@ -200,7 +200,7 @@ def judge(report):
 
     Returns:
         List of dicts: `check`; `found` and `expected` (int, how many of what should not be; None for the first check of
-        a study that is not held against NIH's counts); `status`, "ok", "look" (the study may be used, but look at what
+        a study that is not compared with NIH's counts); `status`, "ok", "look" (the study may be used, but look at what
         was found), "wrong" (it must not be used as it is) or "not compared"; `detail` (str), which names some.
     """
     is_nih = report["kind"] == "nih"
@@ -231,7 +231,7 @@ def judge(report):
             detail = f"{sum(row['pairs'] for row in chosen if row['patient'] == 'other'):,} of two patients, {detail}"
         where = "across parts" if subset == "other" else "within a part"
         verdict.append(_line(f"{kind} copies {where}, pairs", n_pairs, "look", detail))
-    for name, what in (("not_square", "films that are not square"), ("uncommon", "films of uncommon size or mode")):
+    for name, what in (("not_square", "images that are not square"), ("uncommon", "images of uncommon size or mode")):
         told = [f"{film['image']} {film['width']} x {film['height']} {film['mode']}"
                 for film in report["census"][name]["examples"]]  # fmt: skip
         verdict.append(_line(what, report["census"][name]["count"], "look", _join(told)))

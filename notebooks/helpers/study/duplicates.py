@@ -1,6 +1,6 @@
-"""Finds films that are in a study twice: the same pixels, or the same film at another size, brightness or quality.
+"""Finds images that are in a study twice: the same pixels, or the same image at another size, brightness or quality.
 
-A duplicate across the parts of a split is a test film that the model was trained on, whatever its file and its patient
+A duplicate across the parts of a split is a test image that the model was trained on, whatever its file and its patient
 are called. ChestX-ray14 is known to hold some.
 """
 
@@ -18,84 +18,86 @@ from ..runtime.files import read_text, write_text
 HASH_BITS = 256
 MAX_DISTANCE = 16  # bits; the numbers behind it stand at `find_duplicates`
 
-_MIN_SIDE = 32  # pixels; smaller films lack the frequencies that are hashed
+_MIN_SIDE = 32  # pixels; smaller images lack the frequencies that are hashed
 _MAX_PIECES = 32  # into which a hash is cut; they have 8 bits then
-_BATCH = 128  # films at once: 34 MB in float32 at 256 pixels
+_BATCH = 128  # images at once: 34 MB in float32 at 256 pixels
 _MAX_PAIRS = 1_000_000
 _PAIR_COLUMNS = ["image_a", "subset_a", "patient_a", "image_b", "subset_b", "patient_b", "kind", "distance"]
 
 
-class FilmHashes(NamedTuple):
-    """Hashes of n films; each array has a row a film.
+class ImageHashes(NamedTuple):
+    """Hashes of n images; each array has a row an image.
 
     Attributes:
         exact: uint8 (n, 16), BLAKE2b of the pixels: equal for the same pixels only.
-        perceptual: uint8 (n, 32), 256 packed bits: alike for the same film.
+        perceptual: uint8 (n, 32), 256 packed bits: alike for the same image.
     """
 
     exact: np.ndarray
     perceptual: np.ndarray
 
 
-def hash_films(films):
-    """Hashes films exactly and perceptually.
+def hash_images(images):
+    """Hashes images exactly and perceptually.
 
-    A bit of the perceptual hash is the sign of a coefficient of the film's cosine transform, at 1 to 16 half-waves
+    A bit of the perceptual hash is the sign of a coefficient of the image's cosine transform, at 1 to 16 half-waves
     across and 1 to 16 down. Brightness shifts only the coefficient left out, contrast scales all alike, and size
-    cancels, so that films of any side can be compared. It is the "pHash" of Zauner (2010) with more bits and the
-    fixed threshold 0, because 64 bits tell films apart that have nothing in common, but not one chest from another.
+    cancels, so that images of any side can be compared. It is the "pHash" of Zauner (2010) with more bits and the
+    fixed threshold 0, because 64 bits tell images apart that have nothing in common, but not one chest from another.
 
     Args:
-        films: uint8 array (n, side, side) or (n, side, side, 1), or an iterable of such batches, of any sides from 32
+        images: uint8 array (n, side, side) or (n, side, side, 1), or an iterable of such batches, of any sides from 32
             pixels.
 
     Returns:
-        `FilmHashes` in the order of the films.
+        `ImageHashes` in the order of the images.
 
     Raises:
         ValueError: if a batch has another type or shape.
     """
-    batches = (films[i : i + _BATCH] for i in range(0, len(films), _BATCH)) if isinstance(films, np.ndarray) else films
+    batches = (
+        (images[i : i + _BATCH] for i in range(0, len(images), _BATCH)) if isinstance(images, np.ndarray) else images
+    )
     exact, perceptual = [np.empty((0, 16), "uint8")], [np.empty((0, HASH_BITS // 8), "uint8")]
     for batch in map(np.asarray, batches):
         side = batch.shape[1] if batch.ndim > 1 else 0
         if batch.dtype != np.uint8 or batch.shape not in [(len(batch), side, side), (len(batch), side, side, 1)]:
-            raise ValueError(f"films are {batch.dtype} of shape {batch.shape}; expected uint8 (n, side, side)")
+            raise ValueError(f"images are {batch.dtype} of shape {batch.shape}; expected uint8 (n, side, side)")
         if side < _MIN_SIDE:
-            raise ValueError(f"films have sides of {side} pixels; expected {_MIN_SIDE} or more")
+            raise ValueError(f"images have sides of {side} pixels; expected {_MIN_SIDE} or more")
         if not len(batch):
             continue
         batch = np.ascontiguousarray(batch.reshape(len(batch), side, side))
-        digests = b"".join(hashlib.blake2b(film, digest_size=16).digest() for film in batch)
+        digests = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in batch)
         exact.append(np.frombuffer(digests, "uint8").reshape(-1, 16))
         n_waves = int(HASH_BITS**0.5)
         waves = fft.dct(np.eye(side), axis=0, norm="ortho")[1 : 1 + n_waves].astype("float32")
         across = (batch.reshape(-1, side).astype("float32") @ waves.T).reshape(-1, side, n_waves)  # one large product
         coefficients = waves @ across
-        # A tolerance, so that the rounding of a blank film is no pattern.
+        # A tolerance, so that the rounding of a blank image is no pattern.
         perceptual.append(np.packbits((coefficients > 1e-3 * side).reshape(len(batch), -1), axis=1))
-    return FilmHashes(np.concatenate(exact), np.concatenate(perceptual))
+    return ImageHashes(np.concatenate(exact), np.concatenate(perceptual))
 
 
 def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
-    """Finds pairs of films that are exact or near duplicates of each other.
+    """Finds pairs of images that are exact or near duplicates of each other.
 
-    Finds every such pair, in memory proportional to the number of films. Only films that agree in a whole piece of the
-    hash are compared, which near ones do: as many films as NIH's take a second on one core (`benchmarks/scale.py`).
+    Finds every such pair, in memory proportional to the number of images. Only images that agree in a whole piece of the
+    hash are compared, which near ones do: as many images as NIH's take a second on one core (`benchmarks/scale.py`).
 
-    The default distance was measured on 304 films of ChestX-ray14 and 247 of JSRT. Different films are 55 bits apart or
+    The default distance was measured on 304 images of ChestX-ray14 and 247 of JSRT. Different images are 55 bits apart or
     more (151,000 pairs, median 121), follow-ups of one patient 63 or more. Of copies, all resized to 64 to 1024 pixels,
     saved as JPEG of quality 50, brightened by 20 or with noise of 5 gray levels are 10 bits apart or fewer, 98 % of
     those with gamma 0.8 or 1.25 are 16 or fewer, and 95 % of those with a fifth more contrast, clipped. A crop is
-    missed: 2 % of the side moves 23 bits. The tail of different films falls tenfold each 9 to 10 bits, so that among
-    NIH's billions of pairs some near ones will be different films: look at them.
+    missed: 2 % of the side moves 23 bits. The tail of different images falls tenfold each 9 to 10 bits, so that among
+    NIH's billions of pairs some near ones will be different images: look at them.
 
     Args:
-        rows: DataFrame of the n films with `image`, `patient_id` and `subset`, for instance `PackedStudy.index`.
-        hashes: `FilmHashes` of the films, in the order of the rows.
+        rows: DataFrame of the n images with `image`, `patient_id` and `subset`, for instance `PackedStudy.index`.
+        hashes: `ImageHashes` of the images, in the order of the rows.
         max_distance: largest number of differing bits, of 256, at which a pair is reported.
-        across: column in which the films of a pair differ: "subset" for what leaks from one part of a split into
-            another, "patient_id" for films that are filed under two patients, in the same part or not, "image" for
+        across: column in which the images of a pair differ: "subset" for what leaks from one part of a split into
+            another, "patient_id" for images that are filed under two patients, in the same part or not, "image" for
             all pairs.
 
     Returns:
@@ -104,7 +106,7 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
 
     Raises:
         ValueError: if rows and hashes do not fit, the distance is out of range, or more than a million pairs are that
-            near, as with many blank films.
+            near, as with many blank images.
     """
     n = len(rows)
     if hashes.exact.shape != (n, 16) or hashes.perceptual.shape != (n, HASH_BITS // 8):
@@ -128,10 +130,10 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
 def find_study_duplicates(study, max_distance=MAX_DISTANCE):
     """Finds all pairs of copies in a packed study, and keeps them beside it, so that they are looked for only once.
 
-    Films are read batch by batch and only their hashes, 48 bytes each, are kept.
+    Images are read batch by batch and only their hashes, 48 bytes each, are kept.
 
     Args:
-        study: a `PackedStudy` of films of 32 pixels or more.
+        study: a `PackedStudy` of images of 32 pixels or more.
         max_distance: see `find_duplicates`.
 
     Returns:
@@ -147,20 +149,20 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
         kept = json.loads(read_text(path))
         if kept["of"] == key:
             return pd.DataFrame(kept["pairs"], columns=_PAIR_COLUMNS)
-    pairs = find_duplicates(study.index, hash_films(_read_films(study)), max_distance, across="image")
+    pairs = find_duplicates(study.index, hash_images(_read_images(study)), max_distance, across="image")
     with contextlib.suppress(OSError):  # an attached study may be read-only
         write_text(path, json.dumps({"of": key, "pairs": pairs.to_dict("list")}))
     return pairs
 
 
-def _read_films(study):
-    """Yields all films of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
+def _read_images(study):
+    """Yields all images of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
     import tensorflow as tf  # not above: hashes alone need none
 
     files = [file for subset in study.shards for file in study.files(subset)]
     data = tf.data.TFRecordDataset(files).batch(_BATCH)
-    for films, _ in data.map(study.parse, num_parallel_calls=2).prefetch(2):
-        yield films.numpy()
+    for images, _ in data.map(study.parse, num_parallel_calls=2).prefetch(2):
+        yield images.numpy()
 
 
 def _search(part, perceptual, max_distance):
@@ -192,12 +194,12 @@ def _search(part, perceptual, max_distance):
 def _make_keys(perceptual, max_distance):
     """Cuts hashes into pieces, one more than bits may differ, so that near ones agree in a whole piece or more.
 
-    Of films of ChestX-ray14 that are not near, one pair in 800 agrees in one of 17 pieces (304 films); for
-    independent bits it would be one in 1,900. Pieces take every 17th bit, since neighbors are alike from film to film:
+    Of images of ChestX-ray14 that are not near, one pair in 800 agrees in one of 17 pieces (304 images); for
+    independent bits it would be one in 1,900. Pieces take every 17th bit, since neighbors are alike from image to image:
     with pieces of adjacent bits it is one in 300.
 
     Returns:
-        uint32 (pieces, n), up to 32 bits of each piece. Where pieces would be so short that chance makes most films
+        uint32 (pieces, n), up to 32 bits of each piece. Where pieces would be so short that chance makes most images
         agree in one, a single one that is the same for all.
     """
     n_pieces = max_distance + 1

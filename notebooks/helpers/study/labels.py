@@ -45,7 +45,7 @@ ADJUDICATED = MappingProxyType(
     }
 )
 
-CHESTMNIST_MARK = "chestmnist.json"  # in a study folder: films of ChestMNIST, which has no patients, see `chestmnist`
+CHESTMNIST_MARK = "chestmnist.json"  # in a study folder: images of ChestMNIST, which has no patients, see `chestmnist`
 
 BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
 
@@ -80,8 +80,8 @@ def load_metadata(study_dir):
 
     Of several such files the last by name is read, so that the corrected `Data_Entry_2017_v2020.csv` wins over
     `Data_Entry_2017.csv`. An age above 100 years or one that cannot be read becomes NaN, since age serves only the
-    subgroup tables; everything else that cannot be read is an error. For ChestMNIST's films, and only for them, sex and
-    view may be "unknown", and the patient is a number of the film.
+    subgroup tables; everything else that cannot be read is an error. For ChestMNIST's images, and only for them, sex and
+    view may be "unknown", and the patient is a number of the image.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -98,7 +98,7 @@ def load_metadata(study_dir):
         ValueError: if the file lacks columns or rows, lists an image twice, or holds a value outside its vocabulary;
             the message names the file and the row as a text editor counts it.
     """
-    # Not by `glob`, which in a bucket lists every film to find these few.
+    # Not by `glob`, which in a bucket lists every image to find these few.
     files = _study_folder(study_dir).iterdir()
     paths = sorted(path for path in files if fnmatch.fnmatchcase(path.name, "Data_Entry_2017*.csv"))
     if not paths:
@@ -151,7 +151,7 @@ def _tell_some(rows):
 
 
 def has_patients(study_dir):
-    """Whether a study tells which films are of one patient: ChestMNIST does not."""
+    """Whether a study tells which images are of one patient: ChestMNIST does not."""
     return not (as_path(study_dir) / CHESTMNIST_MARK).is_file()
 
 
@@ -219,7 +219,7 @@ def load_adjudicated(study_dir):
 def list_images(study_dir):
     """Lists the study's images: `images/*.png` and `images_001/images/*.png` to `images_012/images/*.png`.
 
-    Folders may be links, as on a cluster where the films lie once for everybody.
+    Folders may be links, as on a cluster where the images lie once for everybody.
 
     Args:
         study_dir: folder in NIH's layout.

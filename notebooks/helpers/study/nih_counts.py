@@ -10,9 +10,9 @@ from .labels import PATHOLOGIES, load_adjudicated, load_boxes, load_official_lis
 
 LISTS = ("all", "train_val", "test")
 
-# Films in all, in train_val_list.txt and in test_list.txt, from the files that the NIH Clinical Center distributes
+# Images in all, in train_val_list.txt and in test_list.txt, from the files that the NIH Clinical Center distributes
 # (Data_Entry_2017_v2020.csv, the two lists, BBox_List_2017.csv) and google2019_nih-chest-xray-labels.csv. Totals are
-# also those of the data set's own description: 112,120 films of 30,805 patients, 984 boxes.
+# also those of the data set's own description: 112,120 images of 30,805 patients, 984 boxes.
 PUBLISHED = MappingProxyType(
     {
         "films": (112_120, 86_524, 25_596),
@@ -37,7 +37,7 @@ PUBLISHED = MappingProxyType(
         "PA": (67_310, 56_214, 11_096),
         "AP": (44_810, 30_310, 14_500),
         "boxes": (984, 0, 984),
-        "films with boxes": (880, 0, 880),
+        "images with boxes": (880, 0, 880),
         "findings with boxes": (8, 0, 8),
         "boxes of Atelectasis": (180, 0, 180),
         "boxes of Cardiomegaly": (146, 0, 146),
@@ -47,18 +47,18 @@ PUBLISHED = MappingProxyType(
         "boxes of Nodule": (79, 0, 79),
         "boxes of Pneumonia": (120, 0, 120),
         "boxes of Pneumothorax": (98, 0, 98),
-        "films judged anew": (4_376, 2_414, 1_962),
+        "images judged anew": (4_376, 2_414, 1_962),
     }
 )
 
-_COMPLETE = 0.9  # of the films; a label file with fewer rows is a part on purpose, not one that lost some
+_COMPLETE = 0.9  # of the images; a label file with fewer rows is a part on purpose, not one that lost some
 # What the counts of files that a study need not have are called.
 _OF_FILE = MappingProxyType({"BBox_List_2017.csv": "boxes", "google2019_nih-chest-xray-labels.csv": "judged anew"})
 _NIH_NAME = r"(\d{8})_\d{3}\.png"  # patient and number
 
 
-def tell_study(study_dir, metadata):
-    """Tells what a study's label file is, since only a complete one of NIH can be held against NIH's counts.
+def identify_study(study_dir, metadata):
+    """Tells what a study's label file is, since only a complete one of NIH can be compared with NIH's counts.
 
     Args:
         study_dir: path of the folder; `phantom.json` in it marks a synthetic study.
@@ -78,18 +78,18 @@ def tell_study(study_dir, metadata):
 
 
 def compare_counts(study_dir, metadata, images):
-    """Counts a study's label file, lists and boxes, and its films on disk, beside NIH's own counts.
+    """Counts a study's label file, lists and boxes, and its images on disk, beside NIH's own counts.
 
     Args:
         study_dir: path of the folder in NIH's layout. Without the two lists there is only the part "all", and of boxes
             and adjudicated labels nothing is counted where their file is not there, as in NIH's Box and at Kaggle.
         metadata: frame of `load_metadata`.
-        images: names of the films that there are, such as `PackedStudy.index["image"]`.
+        images: names of the images that there are, such as `PackedStudy.index["image"]`.
 
     Returns:
         DataFrame, a row for each of `PUBLISHED` and each of `LISTS`: `count` (its name), `part`, `published`, `listed`
-        (in the study's files), `difference` (listed less published), `here` (of that, on films in `images`; int64) and
-        `share` (here over published, NaN for 0). A difference is a fault only where `tell_study` says "nih".
+        (in the study's files), `difference` (listed less published), `here` (of that, on images in `images`; int64) and
+        `share` (here over published, NaN for 0). A difference is a fault only where `identify_study` says "nih".
 
     Raises:
         ValueError: a file cannot be read, see the functions that load them.
@@ -131,7 +131,7 @@ def _count(rows, boxes, adjudicated):
     counts = {"films": len(rows), "patients": rows["patient_id"].nunique(), **rows[list(PATHOLOGIES)].sum()}
     counts |= {"No Finding": n_findings.eq(0).sum(), "several findings": n_findings.gt(1).sum()}
     counts |= {view: rows["view"].eq(view).sum() for view in ("PA", "AP")}
-    counts |= {"boxes": len(boxes), "films with boxes": boxes["image"].nunique()}
+    counts |= {"boxes": len(boxes), "images with boxes": boxes["image"].nunique()}
     counts["findings with boxes"] = boxes["pathology"].nunique()
     counts |= {f"boxes of {name}": boxes["pathology"].eq(name).sum() for name in PATHOLOGIES}
-    return {name: int(count) for name, count in counts.items()} | {"films judged anew": len(adjudicated)}
+    return {name: int(count) for name, count in counts.items()} | {"images judged anew": len(adjudicated)}

@@ -9,7 +9,7 @@ from .labels import PATHOLOGIES, has_patients, load_official_lists, name_some
 
 SPLITS = ("official", "random_patients", "leaky_images")
 SUBSETS = ("train", "val", "test")  # the parts of each
-CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's films, which come with it and without patients
+CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's images, which come with it and without patients
 
 _TEST_SHARE = 0.2  # The community's 70/10/20.
 
@@ -20,7 +20,7 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
     "official" keeps NIH's test list, the split of most published tables, and takes `val_share` of the other patients
     for validation, balanced over the pathologies; where that can be done, one with positives of two patients or more
     is on both sides. "random_patients" is the community's 70/10/20 over patients and "leaky_images" the same over
-    images, which leaves most validation patients in train: for demonstration only. Films of ChestMNIST, which has no
+    images, which leaves most validation patients in train: for demonstration only. Images of ChestMNIST, which has no
     patients, have one split and no other: "chestmnist", the one of its makers.
 
     Args:
@@ -43,7 +43,7 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
         raise ValueError(f"split is {split!r}; expected one of {', '.join((*SPLITS, CHESTMNIST))}")
     if study_dir is not None and has_patients(study_dir) == (split == CHESTMNIST):
         raise ValueError(
-            f"{study_dir}: split {split!r} is not for this study. ChestMNIST's films have no patient ids, so "
+            f"{study_dir}: split {split!r} is not for this study. ChestMNIST's images have no patient ids, so "
             f"SPLIT = {CHESTMNIST!r} is their only split, and theirs alone"
         )
     if not 0 < val_share < (1 if split == "official" else 1 - _TEST_SHARE):
@@ -83,7 +83,7 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
 
 def name_unit(split_name):
     """Returns what resampling draws in a study of this split, in words: patients, unless there are none to tell."""
-    return "films (no patient ids)" if split_name == CHESTMNIST else "patients"
+    return "images (no patient ids)" if split_name == CHESTMNIST else "patients"
 
 
 def assert_no_patient_overlap(patient_ids, split):
@@ -119,10 +119,10 @@ def hash_split(images, split):
 
 
 def _read_parts(images):
-    """Returns the parts that ChestMNIST's films have in their names; ValueError for other names."""
+    """Returns the parts that ChestMNIST's images have in their names; ValueError for other names."""
     parts = images.str.extract(r"^chestmnist-(train|val|test)-\d+[.]png$")[0]
     if parts.isna().any():
-        raise ValueError(f"{images[parts.isna()].iloc[0]} is no film of ChestMNIST, so the split has no part for it")
+        raise ValueError(f"{images[parts.isna()].iloc[0]} is no image of ChestMNIST, so the split has no part for it")
     return parts.to_numpy(dtype=str)
 
 

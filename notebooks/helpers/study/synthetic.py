@@ -1,9 +1,9 @@
 """Writes a study of synthetic chest radiographs in NIH ChestX-ray14's own layout.
 
 The study needs no download and no one's data, and every step that runs on it runs on the real one. It imitates what
-matters for honest evaluation: several films of one patient, a patient-disjoint official test list with more films a
-patient, findings that come together, portable films of the sicker, boxes for eight findings in the test list only.
-Findings are commoner than in NIH's study on purpose, because a thousand films must hold enough of each.
+matters for honest evaluation: several images of one patient, a patient-disjoint official test list with more images a
+patient, findings that come together, portable images of the sicker, boxes for eight findings in the test list only.
+Findings are commoner than in NIH's study on purpose, because a thousand images must hold enough of each.
 """
 
 import csv
@@ -20,20 +20,20 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..runtime.files import as_path
 from .labels import BOX_FRAME, PATHOLOGIES
-from .synthetic_findings import draw_film
+from .synthetic_findings import draw_image
 
 __all__ = [
-    "PHANTOM_VERSION",
     "PREVALENCE",
-    "draw_film",
+    "SYNTHETIC_VERSION",
+    "draw_image",
     "plan_nodule_study",
-    "plan_phantom_study",
-    "write_phantom_study",
+    "plan_synthetic_study",
+    "write_synthetic_study",
 ]
 
-PHANTOM_VERSION = 1  # raise it with every change that alters a pixel or a label
+SYNTHETIC_VERSION = 1  # raise it with every change that alters a pixel or a label
 
-# Share of films with each finding.
+# Share of images with each finding.
 PREVALENCE = {
     "Atelectasis": 0.14, "Cardiomegaly": 0.08, "Effusion": 0.16, "Infiltration": 0.18, "Mass": 0.10,
     "Nodule": 0.11, "Pneumonia": 0.06, "Pneumothorax": 0.10, "Consolidation": 0.09, "Edema": 0.07,
@@ -49,7 +49,7 @@ COMPANY = {
     ("Fibrosis", "Pleural_Thickening"): 3, ("Effusion", "Pleural_Thickening"): 2,
 }  # fmt: skip
 
-# Films a patient. NIH has 3.1 and 9.2; a small study needs more patients than that leaves.
+# Images a patient. NIH has 3.1 and 9.2; a small study needs more patients than that leaves.
 VISITS = {"train_val": 1.9, "test": 3.6}
 TEST_SHARE = 0.22  # of the images; 25,596 of 112,120 in NIH's lists is 0.228
 PERSISTENCE = 0.75  # chance that a finding is still there at the next visit
@@ -69,18 +69,18 @@ OUR_FILES = ("Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.
 MARK, OPEN_MARK = "phantom.json", "phantom.json.part"
 
 
-def plan_phantom_study(n_images=1000, seed=0):
+def plan_synthetic_study(n_images=1000, seed=0):
     """Draws the patients, visits and findings of a study, without a pixel.
 
     Args:
-        n_images: number of films, at least 1. From 300 on, every finding is in both lists, in several patients.
+        n_images: number of images, at least 1. From 300 on, every finding is in both lists, in several patients.
         seed: int, 0 or more.
 
     Returns:
-        A list of dicts, one a film in file order: `image` (file name), `patient`, `visit`, `age` (years), `sex`,
+        A list of dicts, one an image in file order: `image` (file name), `patient`, `visit`, `age` (years), `sex`,
         `view`, `findings` (tuple of names in the order of `PATHOLOGIES`) and `split` ("train_val" or "test").
     """
-    rng = np.random.default_rng([10, seed])  # the films' own streams begin with smaller numbers
+    rng = np.random.default_rng([10, seed])  # the images' own streams begin with smaller numbers
     n_test = round(TEST_SHARE * n_images)
     patients = []  # pairs of split and number of visits
     for split, left in (("train_val", n_images - n_test), ("test", n_test)):
@@ -88,36 +88,36 @@ def plan_phantom_study(n_images=1000, seed=0):
             patients.append((split, min(left, int(rng.geometric(1 / VISITS[split])))))
             left -= patients[-1][1]
     patients = [patients[i] for i in rng.permutation(len(patients))]
-    films = []
+    images = []
     for patient, (split, n_visits) in enumerate(patients, start=1):
         for visit in range(n_visits):
-            films.append(
+            images.append(
                 {"image": f"{patient:08d}_{visit:03d}.png", "patient": patient, "visit": visit, "split": split}
             )
-    present = np.zeros((len(films), len(PATHOLOGIES)), bool)
+    present = np.zeros((len(images), len(PATHOLOGIES)), bool)
     sickness = rng.normal(0, 0.8, len(patients))
-    owner = np.array([film["patient"] - 1 for film in films])
+    owner = np.array([image["patient"] - 1 for image in images])
     for split in ("train_val", "test"):
-        _spread_findings(present, owner, sickness, np.array([film["split"] == split for film in films]), rng)
-    _draw_patients(films, present, owner, sickness, rng)
-    return films
+        _spread_findings(present, owner, sickness, np.array([image["split"] == split for image in images]), rng)
+    _draw_patients(images, present, owner, sickness, rng)
+    return images
 
 
 def plan_nodule_study(n_images=400, seed=0):
-    """Draws the patients of a study of nodules alone, without a pixel: two films of each, 40 % with a nodule.
+    """Draws the patients of a study of nodules alone, without a pixel: two images of each, 40 % with a nodule.
 
     View, sex and age are drawn apart from the nodule, so that nothing but the nodule tells the two kinds apart. The
-    patients' numbers begin where no study of `plan_phantom_study` has any: whatever the seeds, they are other people.
+    patients' numbers begin where no study of `plan_synthetic_study` has any: whatever the seeds, they are other people.
 
     Args:
-        n_images: number of films, at least 1; of an odd one, the last patient has a single film.
+        n_images: number of images, at least 1; of an odd one, the last patient has a single image.
         seed: int, 0 or more.
 
     Returns:
-        A list of dicts as of `plan_phantom_study`; every film is in the test list, which is where boxes are.
+        A list of dicts as of `plan_synthetic_study`; every image is in the test list, which is where boxes are.
     """
     rng = np.random.default_rng([13, seed])
-    films = []
+    images = []
     for number in range(-(-n_images // 2)):
         patient = {
             "patient": FIRST_NODULE_PATIENT + number, "sex": str(rng.choice(["F", "M"])),
@@ -126,12 +126,12 @@ def plan_nodule_study(n_images=400, seed=0):
         for visit in range(2):
             image = f"{patient['patient']:08d}_{visit:03d}.png"
             view = "AP" if rng.random() < 0.4 else "PA"
-            films.append(patient | {"image": image, "visit": visit, "view": view, "split": "test"})
-    return films[:n_images]
+            images.append(patient | {"image": image, "visit": visit, "view": view, "split": "test"})
+    return images[:n_images]
 
 
 def _spread_findings(present, owner, sickness, in_split, rng):
-    """Marks in `present` (films, 14) who has what within one split: exactly the wanted number of films of each."""
+    """Marks in `present` (images, 14) who has what within one split: exactly the wanted number of images of each."""
     rows_of = {int(p): np.flatnonzero(in_split & (owner == p)) for p in np.unique(owner[in_split])}
     order = sorted(range(len(PATHOLOGIES)), key=lambda k: -sum(a == PATHOLOGIES[k] for a, _ in COMPANY))
     for k in order:
@@ -139,7 +139,7 @@ def _spread_findings(present, owner, sickness, in_split, rng):
         for (first, second), factor in COMPANY.items():
             if second == PATHOLOGIES[k]:
                 boost[PATHOLOGIES.index(first)] = factor
-        # Company attracts, up to a point: without the second factor a few films would gather everything.
+        # Company attracts, up to a point: without the second factor a few images would gather everything.
         affinity = np.minimum(np.where(present, boost, 1.0).prod(axis=1), 8) * 0.5 ** np.clip(
             present.sum(axis=1) - 1, 0, None
         )
@@ -159,52 +159,52 @@ def _spread_findings(present, owner, sickness, in_split, rng):
             wanted -= len(chosen)
 
 
-def _draw_patients(films, present, owner, sickness, rng):
-    """Adds findings, age, sex and view to the films."""
+def _draw_patients(images, present, owner, sickness, rng):
+    """Adds findings, age, sex and view to the images."""
     elderly = present[:, [PATHOLOGIES.index(name) for name in ("Hernia", "Fibrosis", "Emphysema", "Cardiomegaly")]]
     shift = 2 * sickness + 14 * np.array([elderly[owner == p].any() for p in range(len(sickness))])
     start = np.clip(rng.normal(44 + shift, 14), 8, 88).astype(int)
-    sex = np.where(rng.random(len(sickness)) < 0.565, "M", "F")  # 56.5 % of NIH's films are of men
+    sex = np.where(rng.random(len(sickness)) < 0.565, "M", "F")  # 56.5 % of NIH's images are of men
     lean = {"Edema": 2.5, "Effusion": 0.5, "Consolidation": 0.6, "Pneumonia": 0.6, "Infiltration": 0.4,
             "Hernia": -1.0, "Emphysema": -0.5, "Fibrosis": -0.8, "Nodule": -0.4, "Mass": -0.3}  # fmt: skip
     tilt = present @ np.array([lean.get(name, 0.0) for name in PATHOLOGIES])
-    bedside = rng.random(len(films)) < 1 / (1 + np.exp(0.9 - 0.35 * sickness[owner] - tilt))
-    years = np.cumsum(rng.random(len(films)) < 0.25)
-    for i, film in enumerate(films):
-        age = start[owner[i]] + years[i] - years[i - film["visit"]]
-        film |= {
+    bedside = rng.random(len(images)) < 1 / (1 + np.exp(0.9 - 0.35 * sickness[owner] - tilt))
+    years = np.cumsum(rng.random(len(images)) < 0.25)
+    for i, image in enumerate(images):
+        age = start[owner[i]] + years[i] - years[i - image["visit"]]
+        image |= {
             "age": int(age), "sex": str(sex[owner[i]]), "view": "AP" if bedside[i] else "PA",
             "findings": tuple(name for name, here in zip(PATHOLOGIES, present[i], strict=True) if here),
         }  # fmt: skip
 
 
-def _mislabel(films, label_noise, seed):
-    """Returns the findings that the CSV claims, one set a film; added ones balance dropped ones in number."""
+def _mislabel(images, label_noise, seed):
+    """Returns the findings that the CSV claims, one set an image; added ones balance dropped ones in number."""
     rng = np.random.default_rng([11, seed])
-    drop, add = rng.random((2, len(films), len(PATHOLOGIES)))
+    drop, add = rng.random((2, len(images), len(PATHOLOGIES)))
     claims = []
-    for i, film in enumerate(films):
+    for i, image in enumerate(images):
         claim = set()
         for k, name in enumerate(PATHOLOGIES):
             odds = PREVALENCE[name] / (1 - PREVALENCE[name])
-            if drop[i, k] >= label_noise if name in film["findings"] else add[i, k] < label_noise * odds:
+            if drop[i, k] >= label_noise if name in image["findings"] else add[i, k] < label_noise * odds:
                 claim.add(name)
         claims.append(claim)
     return claims
 
 
-def write_phantom_study(
+def write_synthetic_study(
     study_dir,
     n_images=1000,
     size=256,
     seed=0,
     label_noise=0.0,
     *,
-    plan=plan_phantom_study,
+    plan=plan_synthetic_study,
     n_workers=None,
     progress=None,
 ):
-    """Writes a synthetic study: films, metadata, official lists and boxes, each in NIH's format.
+    """Writes a synthetic study: images, metadata, official lists and boxes, each in NIH's format.
 
     A complete study is left as it is; an interrupted one is written again. The bytes depend on `n_images`, `size`,
     `seed`, `label_noise` and `plan` alone, and the pixels not on `label_noise`. With more than one process a script
@@ -212,12 +212,12 @@ def write_phantom_study(
 
     Args:
         study_dir: path of the study's folder, made if absent.
-        n_images: number of films; 300 or more for every finding in both lists.
-        size: pixels a side, at least 32. NIH's films have 1024.
+        n_images: number of images; 300 or more for every finding in both lists.
+        size: pixels a side, at least 32. NIH's images have 1024.
         seed: int, 0 or more.
-        label_noise: in [0, 1), the probability that the CSV misses a finding that is in the film; as many are
-            added at random to other films. Boxes are kept only where the CSV still names the finding.
-        plan: `plan_phantom_study`, or `plan_nodule_study` for nodules alone.
+        label_noise: in [0, 1), the probability that the CSV misses a finding that is in the image; as many are
+            added at random to other images. Boxes are kept only where the CSV still names the finding.
+        plan: `plan_synthetic_study`, or `plan_nodule_study` for nodules alone.
         n_workers: processes; by default one a core, or one in all for a small study.
         progress: wraps the list of patients as they are drawn, for instance `tqdm`.
 
@@ -235,9 +235,9 @@ def write_phantom_study(
         )
     study_dir = as_path(study_dir)
     settings = {
-        "version": PHANTOM_VERSION, "n_images": n_images, "size": size, "seed": seed, "label_noise": float(label_noise)
+        "version": SYNTHETIC_VERSION, "n_images": n_images, "size": size, "seed": seed, "label_noise": float(label_noise)
     }  # fmt: skip
-    if plan is not plan_phantom_study:
+    if plan is not plan_synthetic_study:
         settings["plan"] = plan.__name__
     if (study_dir / MARK).exists():
         found = json.loads((study_dir / MARK).read_text())
@@ -249,11 +249,11 @@ def write_phantom_study(
         return found["summary"] | {"written": False}
     _claim_folder(study_dir, settings)
 
-    films = plan(n_images, seed)
-    claims = _mislabel(films, label_noise, seed)
+    images = plan(n_images, seed)
+    claims = _mislabel(images, label_noise, seed)
     by_patient = {}
-    for film in films:
-        by_patient.setdefault(film["patient"], []).append(film)
+    for image in images:
+        by_patient.setdefault(image["patient"], []).append(image)
     jobs = [(str(study_dir / "images"), seed, size, group) for group in by_patient.values()]
     shown = progress(jobs) if progress else jobs
     if n_workers is None:
@@ -269,10 +269,10 @@ def write_phantom_study(
             for _, result in zip(shown, pool.map(_write_patient, jobs, chunksize=4), strict=True):
                 boxes |= result
 
-    n_boxes = _write_tables(study_dir, films, claims, boxes, seed)
+    n_boxes = _write_tables(study_dir, images, claims, boxes, seed)
     summary = {
         "n_images": n_images, "n_patients": len(jobs), "n_boxes": n_boxes,
-        "n_test_images": sum(film["split"] == "test" for film in films),
+        "n_test_images": sum(image["split"] == "test" for image in images),
     }  # fmt: skip
     (study_dir / OPEN_MARK).write_text(json.dumps({"settings": settings, "summary": summary}, indent=2) + "\n")
     (study_dir / OPEN_MARK).replace(study_dir / MARK)
@@ -303,24 +303,24 @@ def _claim_folder(study_dir, settings):
 
 
 def _write_patient(job):
-    """Writes the films of one patient; returns {(image, finding): boxes in the 1024 frame}."""
-    images_dir, seed, size, films = job
+    """Writes the images of one patient; returns {(image, finding): boxes in the 1024 frame}."""
+    images_dir, seed, size, images = job
     stamp = PngInfo()
-    stamp.add_text("Comment", f"synthetic radiograph, phantom version {PHANTOM_VERSION}, no patient")
+    stamp.add_text("Comment", f"synthetic radiograph, phantom version {SYNTHETIC_VERSION}, no patient")
     found = {}
-    for film in films:
-        pixels, boxes = draw_film(
-            (seed, film["patient"]), film["findings"], film["view"], film["sex"], film["age"], size, film["visit"]
+    for image in images:
+        pixels, boxes = draw_image(
+            (seed, image["patient"]), image["findings"], image["view"], image["sex"], image["age"], size, image["visit"]
         )
-        with (as_path(images_dir) / film["image"]).open("wb") as file:
+        with (as_path(images_dir) / image["image"]).open("wb") as file:
             Image.fromarray(pixels).save(file, format="PNG", pnginfo=stamp, compress_level=3)
         scale = BOX_FRAME / size
         for name in BOXED.keys() & boxes.keys():
-            found[film["image"], name] = [tuple(scale * x for x in box) for box in boxes[name]]
+            found[image["image"], name] = [tuple(scale * x for x in box) for box in boxes[name]]
     return found
 
 
-def _write_tables(study_dir, films, claims, boxes, seed):
+def _write_tables(study_dir, images, claims, boxes, seed):
     """Writes metadata, lists and boxes; returns the number of boxes."""
     rng = np.random.default_rng([12, seed])
     shapes = (
@@ -330,22 +330,22 @@ def _write_tables(study_dir, films, claims, boxes, seed):
         (3056, 2544, 0.139),
     )  # common in NIH's file
     lines = [ENTRY_HEADER]
-    for film, claim in zip(films, claims, strict=True):
-        # Portable detectors lie across or upright; the fixed one of PA films is nearly square.
-        width, height, spacing = shapes[rng.integers(1, 4) if film["view"] == "AP" else rng.integers(0, 3)]
+    for image, claim in zip(images, claims, strict=True):
+        # Portable detectors lie across or upright; the fixed one of PA images is nearly square.
+        width, height, spacing = shapes[rng.integers(1, 4) if image["view"] == "AP" else rng.integers(0, 3)]
         labels = "|".join(sorted(claim)) or "No Finding"
-        row = (film["image"], labels, film["visit"], film["patient"], film["age"], film["sex"], film["view"])
+        row = (image["image"], labels, image["visit"], image["patient"], image["age"], image["sex"], image["view"])
         lines.append(",".join(map(str, (*row, width, height, spacing, spacing))))
     (study_dir / OUR_FILES[0]).write_bytes(("\n".join(lines) + "\n").encode())
     for split in ("train_val", "test"):
-        names = [film["image"] for film in films if film["split"] == split]
+        names = [image["image"] for image in images if image["split"] == split]
         (study_dir / f"{split}_list.txt").write_text("\n".join(names))  # no newline at the end, as in NIH's lists
     rows = [
-        (film["image"], BOXED[name], *box)
+        (image["image"], BOXED[name], *box)
         for name in BOXED
-        for film, claim in zip(films, claims, strict=True)
-        if film["split"] == "test" and name in claim
-        for box in boxes.get((film["image"], name), [])
+        for image, claim in zip(images, claims, strict=True)
+        if image["split"] == "test" and name in claim
+        for box in boxes.get((image["image"], name), [])
     ]
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)

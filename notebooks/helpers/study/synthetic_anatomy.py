@@ -1,9 +1,9 @@
 """Draws a healthy chest for a synthetic frontal radiograph: a body, a pose, an exposure.
 
 Everything is attenuation (`mu`, in units of one chest thickness of soft tissue) until the last step turns it into
-gray, because that is where findings add up in a real film. Lengths are fractions of the film's width. In the body's
+gray, because that is where findings add up in a real radiograph. Lengths are fractions of the image's width. In the body's
 own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the picture) and `v` from 0
-at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real films; none is a measurement.
+at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real radiographs; none is a measurement.
 """
 
 import math
@@ -19,7 +19,7 @@ AIR = 0.93  # attenuation that the lung's air takes away where it is deepest
 
 def draw_body(rng, view, sex, age):
     """Returns the patient's build as a namespace; only `view` changes between visits."""
-    n = np.clip(rng.normal(size=24), -2, 2).astype(np.float32)  # a float64 scalar would make every film float64
+    n = np.clip(rng.normal(size=24), -2, 2).astype(np.float32)  # a float64 scalar would make every image float64
     ap = view == "AP"
     top = 0.70 + 0.026 * n[0] - 0.045 * ap
     body = SimpleNamespace(
@@ -66,7 +66,7 @@ def _flare(t):
 
 
 class Film:
-    """A film in the making: coordinates of every pixel in the body's frame, and the attenuation so far.
+    """An image in the making: coordinates of every pixel in the body's frame, and the attenuation so far.
 
     Attributes:
         u, v, a: float32 (size, size), place in the body; `a` is abs(u).
@@ -243,7 +243,7 @@ class Film:
         return self.strokes([line for layer in reversed(lines) for line in layer])
 
     def expose(self, rng):
-        """Turns attenuation into gray: scatter, film curve, blur, noise, leads and side marker.
+        """Turns attenuation into gray: scatter, image curve, blur, noise, leads and side marker.
 
         Returns:
             uint8 (size, size).

@@ -21,7 +21,7 @@ _DIGEST_BYTES = 32  # SHA-256 stands before what it is of
 _locks = {}  # of this process, by path: a notebook cell that is run again meets its own lock
 
 
-class StateStore:
+class CheckpointStore:
     """Keeps the newest two states of a run in a folder, and copies of them in a second one where that is asked for.
 
     A state is one file: the SHA-256 of all that follows, then an NPZ archive of arrays with a JSON text among them. It
@@ -122,7 +122,7 @@ class StateStore:
         self._last_written[folder] = digest
 
     def read(self):
-        """Reads the newest good state, wherever it is; warns of each damaged or missing one that it passes over.
+        """Reads the newest good state, wherever it is; warns of each damaged or missing one that it skips.
 
         Returns:
             The dicts `arrays` and `meta` as they were written; None and None where no state was ever written.
@@ -146,7 +146,7 @@ class StateStore:
                         self._last_written[folder] = digest
                         break  # the one before is older
                 else:
-                    warnings.warn(f"{path} is damaged and is passed over.", stacklevel=2)
+                    warnings.warn(f"{path} is damaged and is skipped.", stacklevel=2)
         if not found:
             return None, None
         if not good:

@@ -63,7 +63,7 @@ def make_loss(name, labels):
     Args:
         name: "weighted_bce" (a positive counts as the square root of negatives over positives, at most 10: between
             no weights and full balance), "bce", "focal" (Lin et al., ICCV 2017) or "asymmetric".
-        labels: float array (films, classes) of the training films.
+        labels: float array (images, classes) of the training images.
 
     Returns:
         A keras.losses.Loss.

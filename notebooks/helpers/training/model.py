@@ -1,4 +1,4 @@
-"""DenseNet-121 with its preprocessing inside: gray films of 0 to 255 in, one logit a pathology out."""
+"""DenseNet-121 with its preprocessing inside: gray images of 0 to 255 in, one logit a pathology out."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ def build_densenet121(
         batch_norm_momentum: float in (0, 1). Keras' 0.99 averages over some hundred steps, which a short run from
             scratch does not have.
         output_stride: pixels of the input to one cell of the last map: 32, DenseNet's own, or 16, without its last
-            pooling. Small films need it: of 80 pixels, 32 leave 2 x 2 cells, in which nothing can be located. The
+            pooling. Small images need it: of 80 pixels, 32 leave 2 x 2 cells, in which nothing can be located. The
             weights have the same shapes.
         blocks: four ints, the layers of the dense blocks. With fewer than DenseNet-121's, all that surrounds the
             network can be tried out in a fraction of the time.
@@ -126,7 +126,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
         ModelFileError: its weights are damaged or hold anything else, see `check_model_file`, or are not those that
             `run.json` tells of.
         ValueError: the model was trained on other classes, or on the same in another order; or on another split than
-            the study's, so that its test films may have been trained on; or on films of another side.
+            the study's, so that its test images may have been trained on; or on images of another side.
     """
     run_dir = as_path(run_dir)
     for name in ("run.json", "model.weights.h5"):
@@ -153,23 +153,23 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
     return model
 
 
-def predict_logits(model, dataset, n_films, verbose=0):
-    """Predicts every film of an evaluation dataset once.
+def predict_logits(model, dataset, n_images, verbose=0):
+    """Predicts every image of an evaluation dataset once.
 
     Args:
         model: from `build_densenet121`.
         dataset: from `make_eval_dataset`.
-        n_films: int, films without the padding of the last batch.
+        n_films: int, images without the padding of the last batch.
         verbose: as in `keras.Model.predict`.
 
     Returns:
         float32 array (n_films, classes), in the order of the dataset.
     """
-    if not n_films:
+    if not n_images:
         return np.zeros((0, model.output_shape[-1]), np.float32)
     if _count_processes() > 1:
-        return np.concatenate(list(_predict_on_hosts(model, dataset)))[:n_films].astype(np.float32)
-    return model.predict(dataset, verbose=verbose)[:n_films].astype(np.float32)
+        return np.concatenate(list(_predict_on_hosts(model, dataset)))[:n_images].astype(np.float32)
+    return model.predict(dataset, verbose=verbose)[:n_images].astype(np.float32)
 
 
 def _count_processes():

@@ -20,16 +20,16 @@ class _Paused(Exception):
     """Leaves `fit` between two steps, once the state is written."""
 
 
-class TrainingState(keras.callbacks.Callback):
+class TrainingCheckpoint(keras.callbacks.Callback):
     """Writes all that a run needs to go on bit by bit as if it had never stopped, and brings it back.
 
     That is: the variables of model, optimizer and metrics (weights, moments, moving averages, random seeds), the
     counters and kept weights of the other callbacks, epoch, step and history. It stands last in the list of callbacks,
-    and `fit_from_state` is what calls `fit`. A state is written after the first step, which shows early that the disk
+    and `fit_resumable` is what calls `fit`. A state is written after the first step, which shows early that the disk
     takes it, then after every so many steps and after each epoch.
 
     Args:
-        store: a `StateStore`.
+        store: a `CheckpointStore`.
         settings: dict of what must not change between the parts of a run, JSON values.
         history_path: CSV file with a row an epoch.
         every: int, steps of an epoch between two writes; None writes at the ends of epochs only.
@@ -37,7 +37,7 @@ class TrainingState(keras.callbacks.Callback):
             next turn. Several hosts keep to `every`, since their clocks differ.
         stop_at: time as of `time.time()` before which training must have paused; None for never.
         devices: `Devices`; of several hosts, the first decides when to pause. None for one machine.
-        name_films: function from epoch and step, both counted from 0, to the images of that batch, for the error that
+        name_images: function from epoch and step, both counted from 0, to the images of that batch, for the error that
             reports a loss that is not finite.
 
     Attributes:
@@ -51,13 +51,13 @@ class TrainingState(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, store, settings, history_path, *, every=None, max_share=0.01, stop_at=None, devices=None, name_films=None
+        self, store, settings, history_path, *, every=None, max_share=0.01, stop_at=None, devices=None, name_images=None
     ):
         super().__init__()
         self.store, self.history_path = store, as_path(history_path)
         self.settings = json.loads(json.dumps(settings))
         self.every, self.max_share, self.stop_at = every, max_share, stop_at
-        self.devices, self.name_films = devices, name_films
+        self.devices, self.name_images = devices, name_images
         self.history, self.parts, self.others = [], [], []
         self.stage, self.epoch, self.step, self.stopped, self.pause = None, 0, 0, False, ""
         self.write_seconds = self._validation_seconds = 0.0
@@ -207,16 +207,16 @@ class TrainingState(keras.callbacks.Callback):
         (epoch, step, loss), self._pending = self._pending, None
         if np.isfinite(float(loss)):
             return
-        films = self.name_films(epoch, step) if self.name_films else []
+        images = self.name_images(epoch, step) if self.name_images else []
         where = ""
-        if films:
+        if images:
             path = self.history_path.with_name("bad_batch.txt")
             if self.store.writes:
-                write_text(path, "\n".join(films) + "\n")
-            where = f" The {len(films)} films of that batch, {films[0]} and so on, are listed in {path}."
+                write_text(path, "\n".join(images) + "\n")
+            where = f" The {len(images)} images of that batch, {images[0]} and so on, are listed in {path}."
         raise FloatingPointError(
             f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} What was good before is kept "
-            f"in {self.store.folders[0]}. Look at these films; or train in another RUN_DIR with a lower LEARNING_RATE "
+            f"in {self.store.folders[0]}. Look at these images; or train in another RUN_DIR with a lower LEARNING_RATE "
             'or with PRECISION = "float32".'
         )
 
@@ -318,14 +318,14 @@ def _assign(variables, arrays, group):
         variable.assign(arrays[name])
 
 
-def fit_from_state(model, state, make_dataset, *, stage, epochs, steps_per_epoch, callbacks, verbose="auto"):
+def fit_resumable(model, state, make_dataset, *, stage, epochs, steps_per_epoch, callbacks, verbose="auto"):
     """Trains one stage to its end, from wherever the run's state is.
 
     SIGTERM and Ctrl-C are heard between two steps: the state is written first. A second one acts at once.
 
     Args:
         model: compiled keras.Model.
-        state: the run's `TrainingState`.
+        state: the run's `TrainingCheckpoint`.
         make_dataset: function (first_epoch, first_step, epochs) that returns a Dataset of the batches from that step
             of that epoch on, until the end of epoch `epochs` - 1.
         stage: name of the stage.
@@ -340,7 +340,7 @@ def fit_from_state(model, state, make_dataset, *, stage, epochs, steps_per_epoch
     Raises:
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM.
         FloatingPointError: the loss is not finite.
-        ValueError: see `TrainingState.restore`.
+        ValueError: see `TrainingCheckpoint.restore`.
     """
     epoch, step = state.restore(model, stage, callbacks)
     if epoch >= epochs or state.stopped or state.pause:

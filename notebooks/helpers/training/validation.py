@@ -1,4 +1,4 @@
-"""Exact AUC on the validation films after each epoch, of the averaged weights."""
+"""Exact AUC on the validation images after each epoch, of the averaged weights."""
 
 import contextlib
 
@@ -29,7 +29,7 @@ def averaged_weights(model):
 
 
 class ValidationAUC(keras.callbacks.Callback):
-    """Measures exact AUC and loss on the validation films after each epoch, and keeps the best weights.
+    """Measures exact AUC and loss on the validation images after each epoch, and keeps the best weights.
 
     Adds `val_auc` (mean over the classes that have positives and negatives; NaN where none has) and `val_loss` to the
     logs, so it stands before every callback that reads them. `keras.metrics.AUC` bins scores and can be far off for
@@ -37,7 +37,7 @@ class ValidationAUC(keras.callbacks.Callback):
 
     Args:
         dataset: from `make_eval_dataset`.
-        labels: float array (films, classes) in the order of the dataset.
+        labels: float array (images, classes) in the order of the dataset.
 
     Attributes:
         best_auc: float, -1 before there is one.

@@ -8,18 +8,18 @@ from .cohorts import (
     load_nih_cohort,
     load_openi_cohort,
     make_cohort_dataset,
-    read_cohort_films,
+    read_cohort_images,
 )
 from .cross_validation import Fold, compare_scores, make_folds, score_table
 from .features import (
     Backbone,
-    FeatureBank,
+    FeatureCache,
     build_backbone,
-    load_feature_bank,
+    load_feature_cache,
     load_trained_backbone,
-    write_feature_bank,
+    write_feature_cache,
 )
-from .heads import XVISION, HeadTrainer, LogisticHead, build_head, join_head, pool_codes, predict_head, take_codes
-from .openi import OPENI_VIEWS, OpeniReport, find_frontal, label_openi, load_openi_films, match_openi_films
+from .heads import XVISION, HeadTrainer, LogisticHead, build_head, join_head, pool_features, predict_head, take_features
+from .openi import OPENI_VIEWS, OpeniReport, find_frontal, label_openi, load_openi_images, match_openi_images
 from .openi_fetch import fetch_openi, read_search_pages, search_openi
 from .openi_reports import read_openi_reports

@@ -103,9 +103,9 @@ def score_table(labels, probs, groups, n_resamples=1000, seed=0, level=0.95, thr
 
     An interval covers what other patients would change. It does not cover what other trainings would: the resamples
     keep the probabilities, and of chance in folds and training they average what the repeats show and no more. Nor are
-    the folds independent: their networks share most training films, so that a spread over folds or repeats, too, is
+    the folds independent: their networks share most training images, so that a spread over folds or repeats, too, is
     narrower than that of new studies (Nadeau and Bengio, Machine Learning 2003). Probabilities of a repeat are pooled
-    over its folds, so that the AUC compares films which different networks judged; it suffers where their scales
+    over its folds, so that the AUC compares images which different networks judged; it suffers where their scales
     differ.
 
     Args:

@@ -1,6 +1,6 @@
-"""Features of films from a network that stays as it is, computed once and kept on disk as memory-mapped arrays.
+"""Features of images from a network that stays as it is, computed once and kept on disk as memory-mapped arrays.
 
-A bank is a folder with `codes.npy` and, written last, `bank.json`, which says what the codes are of: which films, which
+A bank is a folder with `codes.npy` and, written last, `bank.json`, which says what the codes are of: which images, which
 network with which weights and preprocessing. Codes that were computed halfway are gone on with.
 """
 
@@ -18,11 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from ..fetch.downloads import assert_space
-from ..packing.image_files import FilmError
+from ..packing.image_files import ImageError
 from ..runtime.files import as_path, hash_file, is_remote, write_text
 from ..training.model import load_densenet121
 from ..training.model_files import check_model_file
-from .cohorts import find_broken_film, make_cohort_dataset
+from .cohorts import find_broken_image, make_cohort_dataset
 
 FORMAT = 1  # of a bank; a reader refuses any other
 _SAVE_SECONDS = 20  # between two records of how far a bank is
@@ -43,14 +43,14 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class FeatureBank:
+class FeatureCache:
     """The codes of a cohort.
 
     Attributes:
         folder: path of the bank's folder.
-        codes: (films, h, w, channels) float16 or float32, mapped from disk.
+        codes: (images, h, w, channels) float16 or float32, mapped from disk.
         facts: dict as in `bank.json`.
-        seconds: that computing took, reading and decoding films included.
+        seconds: that computing took, reading and decoding images included.
     """
 
     folder: os.PathLike
@@ -60,13 +60,13 @@ class FeatureBank:
 
 
 def build_backbone(name="VGG16", weights="none", *, side=224, layer=None):
-    """Builds a network of keras.applications, from gray films to the output of one of its layers.
+    """Builds a network of keras.applications, from gray images to the output of one of its layers.
 
     Args:
         name: class in keras.applications, such as "VGG16" or "ResNet50V2".
         weights: "imagenet", "none" for random ones (features of no training at all), or the path of a file with the
             weights of the network without its top.
-        side: int, pixels, of the square films. VGG16's last pooling gives 7 x 7 x 512 numbers of 224.
+        side: int, pixels, of the square images. VGG16's last pooling gives 7 x 7 x 512 numbers of 224.
         layer: name of the layer; None for the network's last one, `block5_pool` of VGG16.
 
     Returns:
@@ -113,7 +113,7 @@ def load_trained_backbone(run_dir):
         run_dir: folder of the run.
 
     Returns:
-        A `Backbone` for films of the side that the network was trained on.
+        A `Backbone` for images of the side that the network was trained on.
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
@@ -139,22 +139,22 @@ def load_trained_backbone(run_dir):
     return _as_backbone(model, facts | {"scale": list(scaling.scale), "offset": list(scaling.offset)})
 
 
-def write_feature_bank(cohort, backbone, folder, *, dtype="float16", batch_size=32, progress=None):
-    """Computes the codes of a cohort's films, or finds that they are there; interrupted, it goes on where it was.
+def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size=32, progress=None):
+    """Computes the codes of a cohort's images, or finds that they are there; interrupted, it goes on where it was.
 
     Args:
         cohort: a `Cohort`.
         backbone: a `Backbone`.
         folder: where banks lie; each has a folder of its own there, named after what it is of.
         dtype: "float16" or "float32", of the codes on disk.
-        batch_size: int, films at once.
+        batch_size: int, images at once.
         progress: callable such as `tqdm`, see `records.pack_study`.
 
     Returns:
-        A `FeatureBank`.
+        A `FeatureCache`.
 
     Raises:
-        FilmError: a film cannot be decoded; with its name.
+        ImageError: an image cannot be decoded; with its name.
         ValueError: a finished bank is damaged; a code is too large for float16, or no number; or `folder` is in a
             bucket, from which nothing can be mapped.
         RuntimeError: another process computes the same bank.
@@ -164,12 +164,12 @@ def write_feature_bank(cohort, backbone, folder, *, dtype="float16", batch_size=
         raise ValueError(f"dtype is {dtype!r}; expected float16 or float32")
     if is_remote(folder):
         raise ValueError(f"{folder} lies in a bucket, and features are mapped from a disk; choose a local FEATURES_DIR")
-    facts = {"format": FORMAT, "cohort": cohort.name, "films_sha256": cohort.sha256, **backbone.facts, "dtype": dtype}
+    facts = {"format": FORMAT, "cohort": cohort.name, "images_sha256": cohort.sha256, **backbone.facts, "dtype": dtype}
     facts["shape"] = [len(cohort), *backbone.model.output_shape[1:]]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = as_path(folder) / f"{cohort.name}-{facts['backbone']}-{facts['layer']}-{facts['side']}-{key[:12]}".lower()
     if (folder / "bank.json").is_file():
-        return load_feature_bank(folder, facts)
+        return load_feature_cache(folder, facts)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         if not (folder / "bank.json").is_file():  # else another process has just finished it
@@ -178,10 +178,10 @@ def write_feature_bank(cohort, backbone, folder, *, dtype="float16", batch_size=
             os.replace(draft, folder / "codes.npy")
             write_text(folder / "bank.json", json.dumps(content, indent=1) + "\n")
             (folder / "progress.json").unlink(missing_ok=True)
-    return load_feature_bank(folder, facts)
+    return load_feature_cache(folder, facts)
 
 
-def load_feature_bank(folder, facts=None, *, verify=True):
+def load_feature_cache(folder, facts=None, *, verify=True):
     """Maps the codes of a finished bank.
 
     Args:
@@ -190,11 +190,11 @@ def load_feature_bank(folder, facts=None, *, verify=True):
         verify: whether to hash the codes, some 1.5 GB a second, to notice a flipped bit. Their size is always checked.
 
     Returns:
-        A `FeatureBank`.
+        A `FeatureCache`.
 
     Raises:
         FileNotFoundError: there is no finished bank in the folder.
-        ValueError: the codes are of other films or another network than asked for, cut short, or altered.
+        ValueError: the codes are of other images or another network than asked for, cut short, or altered.
     """
     folder = as_path(folder)
     remedy = f"Delete {folder} to have them computed anew."
@@ -223,13 +223,13 @@ def load_feature_bank(folder, facts=None, *, verify=True):
         )
     if verify and hash_file(folder / "codes.npy") != held["codes_sha256"]:
         raise ValueError(f"{folder / 'codes.npy'} was altered: its SHA-256 is not that of bank.json. {remedy}")
-    return FeatureBank(folder, codes, held, held["seconds"])
+    return FeatureCache(folder, codes, held, held["seconds"])
 
 
 def _measure_preprocessing(build):
     """Finds scale and offset of each channel in a network's own preprocessing, which is linear in every mode of Keras.
 
-    A gray film has three equal channels, so the order of channels that some modes turn around does not matter.
+    A gray image has three equal channels, so the order of channels that some modes turn around does not matter.
     """
     preprocess = sys.modules[build.__module__].preprocess_input
     black, white = (np.asarray(preprocess(np.full((1, 1, 3), level, "float32"))).ravel() for level in (0, 255))
@@ -263,13 +263,13 @@ def _lock(folder):
 
 def _compute_codes(cohort, backbone, folder, facts, batch_size, progress):
     """Computes what an earlier call has not; returns the path of the codes and the seconds that all calls took."""
-    draft, n_films = folder / "codes.part.npy", len(cohort)
+    draft, n_images = folder / "codes.part.npy", len(cohort)
     done, seconds = _find_progress(folder, draft, facts)
     if not done:  # a full disk would kill the process when it writes to the mapped file
         assert_space(folder, int(np.prod(facts["shape"])) * np.dtype(facts["dtype"]).itemsize)
     mode = {"mode": "r+"} if done else {"mode": "w+", "dtype": facts["dtype"], "shape": tuple(facts["shape"])}
     codes = np.lib.format.open_memmap(draft, **mode)
-    bar = progress(total=n_films, unit="film", initial=done) if progress else None
+    bar = progress(total=n_images, unit="film", initial=done) if progress else None
     started = saved = time.monotonic()
 
     def save():
@@ -280,23 +280,23 @@ def _compute_codes(cohort, backbone, folder, facts, batch_size, progress):
         )
 
     try:
-        for films in make_cohort_dataset(cohort, facts["side"], batch_size, np.arange(done, n_films)):
-            films = films.numpy().astype("float32")
-            padded = np.concatenate([films, np.zeros((batch_size - len(films), *films.shape[1:]), "float32")])
-            batch = np.asarray(backbone.model.predict_on_batch(padded))[: len(films)]  # one shape to compile
+        for images in make_cohort_dataset(cohort, facts["side"], batch_size, np.arange(done, n_images)):
+            images = images.numpy().astype("float32")
+            padded = np.concatenate([images, np.zeros((batch_size - len(images), *images.shape[1:]), "float32")])
+            batch = np.asarray(backbone.model.predict_on_batch(padded))[: len(images)]  # one shape to compile
             with np.errstate(over="ignore"):  # looked at in the next line
-                codes[done : done + len(films)] = batch
-            if not np.isfinite(codes[done : done + len(films)]).all():
+                codes[done : done + len(images)] = batch
+            if not np.isfinite(codes[done : done + len(images)]).all():
                 raise ValueError(f"codes of {facts['backbone']} do not fit into {facts['dtype']}; use float32")
-            done += len(films)
+            done += len(images)
             if bar:
-                bar.update(len(films))
+                bar.update(len(images))
             if time.monotonic() > saved + _SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
     except tf.errors.OpError as error:
-        broken = find_broken_film(cohort)
-        raise FilmError(broken or f"a film of {cohort.name} cannot be read: {error.message}") from None
+        broken = find_broken_image(cohort)
+        raise ImageError(broken or f"an image of {cohort.name} cannot be read: {error.message}") from None
     finally:
         save()  # an interrupted call loses nothing
         if bar:
@@ -305,7 +305,7 @@ def _compute_codes(cohort, backbone, folder, facts, batch_size, progress):
 
 
 def _find_progress(folder, draft, facts):
-    """Returns how many films an interrupted call has finished, and the seconds that it took."""
+    """Returns how many images an interrupted call has finished, and the seconds that it took."""
     try:
         record = json.loads((folder / "progress.json").read_text())
         codes = np.load(draft, mmap_mode="r")

@@ -1,6 +1,6 @@
-"""The Indiana chest films of Open-i: labeled Normal or Nodule, frontal films chosen, matched to files.
+"""The Indiana chest radiographs of Open-i: labeled Normal or Nodule, frontal images chosen, matched to files.
 
-Each of the 3,955 reports is of one visit of one patient, with 7,470 films in all, and has the terms by which trained
+Each of the 3,955 reports is of one visit of one patient, with 7,470 images in all, and has the terms by which trained
 indexers coded it. How labels and views were checked stands in docs/openi.md. Cite Demner-Fushman et al., Preparing a
 collection of radiology examinations for distribution and retrieval, JAMIA 23(2), 2016; each report is licensed under CC
 BY-NC-ND 4.0.
@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from ..packing.image_files import FilmError, inspect_film
+from ..packing.image_files import ImageError, inspect_image
 from ..runtime.files import as_path, read_text
 from ..study.labels import NODULE_CLASSES, match_images
 from .openi_fetch import read_search_pages
@@ -25,22 +25,22 @@ OPENI_VIEWS = ("frontal", "both")
 
 @dataclasses.dataclass(frozen=True)
 class OpeniReport:
-    """Counts what became of the films that the reports name.
+    """Counts what became of the images that the reports name.
 
     Attributes:
-        n_reports: reports read, with films or without.
-        n_listed: films that they name.
-        n_unlabeled: films left out because the report is neither Normal nor Nodule.
-        n_contradictory: films of reports that are coded normal and something else as well; part of `n_unlabeled`, or
+        n_reports: reports read, with images or without.
+        n_listed: images that they name.
+        n_unlabeled: images left out because the report is neither Normal nor Nodule.
+        n_contradictory: images of reports that are coded normal and something else as well; part of `n_unlabeled`, or
             Nodule if a nodule is what is coded.
-        n_other_view: labeled films left out because of `views`.
-        n_missing: labeled films of the view asked for that are not in the folder.
+        n_other_view: labeled images left out because of `views`.
+        n_missing: labeled images of the view asked for that are not in the folder.
         n_unreadable: those that are there and broken.
-        n_normal: films kept of class Normal.
-        n_nodule: films kept of class Nodule.
+        n_normal: images kept of class Normal.
+        n_nodule: images kept of class Nodule.
         n_patients: patients that have them.
         n_extra: PNGs in the folder that no report names.
-        missing: names of the first five films that are missing.
+        missing: names of the first five images that are missing.
         unreadable: the first five that are broken, each with the reason.
     """
 
@@ -60,7 +60,7 @@ class OpeniReport:
 
 
 def label_openi(reports):
-    """Labels films by the indexers' major terms.
+    """Labels images by the indexers' major terms.
 
     Normal: the only term is "normal". Nodule: a term has the heading Nodule, as in Nodule/lung/upper lobe/right. All
     else is left out, also what may look like a nodule and is coded otherwise: Granuloma, Calcified Granuloma, Mass, the
@@ -81,11 +81,11 @@ def label_openi(reports):
 
 
 def find_frontal(reports):
-    """Tells the one film of each study that is taken as frontal: the first of its report, but for 584 of 3,851 studies.
+    """Tells the one image of each study that is taken as frontal: the first of its report, but for 584 of 3,851 studies.
 
-    Neither reports nor names tell the view. The first films were sorted by their pixels by the authors of
+    Neither reports nor names tell the view. The first images were sorted by their pixels by the authors of
     TorchXRayVision; where the first of two is a lateral, the second is taken, and 218 studies have none. A second
-    frontal film of a study counts as not frontal.
+    frontal image of a study counts as not frontal.
 
     Args:
         reports: frame of `read_openi_reports`.
@@ -98,8 +98,8 @@ def find_frontal(reports):
     return (reports["position"] == 1 + second) & ~none
 
 
-def match_openi_films(reports, folder):
-    """Keeps the rows whose film is in a folder, at any depth.
+def match_openi_images(reports, folder):
+    """Keeps the rows whose image is in a folder, at any depth.
 
     Args:
         reports: frame of `read_openi_reports`, or some of its rows.
@@ -109,42 +109,42 @@ def match_openi_films(reports, folder):
         Tuple of the rows found, with their `path` (str), and a `StudyReport`.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds none of the films.
+        FileNotFoundError: the folder is missing or holds none of the images.
         ValueError: two files have the same name; names both.
     """
     folder = as_path(folder)
     paths = {}
     for path in sorted(folder.rglob("*.png")):
         if path.name in paths:
-            raise ValueError(f"two films are called {path.name}: {paths[path.name]} and {path}; remove one")
+            raise ValueError(f"two images are called {path.name}: {paths[path.name]} and {path}; remove one")
         paths[path.name] = path
     if not set(paths) & set(reports["image"]):
         others = f"{len(paths)} others, for instance {min(paths)}" if paths else "no PNG at all"
         raise FileNotFoundError(
-            f"{folder}: none of the {len(reports)} films that the reports name is here, but {others}; films keep the "
+            f"{folder}: none of the {len(reports)} images that the reports name is here, but {others}; images keep the "
             "names that Open-i gave them, such as CXR1_1_IM-0001-3001.png: fetch_openi downloads them"
         )
     found, report = match_images(reports, paths)
     return found.assign(path=[str(paths[image]) for image in found["image"]]), report
 
 
-def load_openi_films(folder, views="frontal"):
+def load_openi_images(folder, views="frontal"):
     """Loads Normal against Nodule: what `fetch_openi` or `search_openi` left in a folder, labeled and checked.
 
-    A film that is missing or broken is counted and left out. Films are read to their end and held against their
+    An image that is missing or broken is counted and left out. Images are read to their end and compared with their
     checksums, but not decoded.
 
     Args:
         folder: path of a folder with NLMCXR_reports.tgz, with ecgen-radiology/ or with the pages of a search, and with
-            films at any depth.
-        views: "frontal", at most one film of a patient, see `find_frontal`; or "both".
+            images at any depth.
+        views: "frontal", at most one image of a patient, see `find_frontal`; or "both".
 
     Returns:
         Tuple of a DataFrame, sorted by image, with `image` (str), `path` (str), `patient_id` (str, the study: split by
         it) and `label` (int8, 0 Normal, 1 Nodule), and a `OpeniReport`.
 
     Raises:
-        FileNotFoundError: there are no reports or none of their films.
+        FileNotFoundError: there are no reports or none of their images.
         ValueError: unknown `views`, or only one class is left.
     """
     if views not in OPENI_VIEWS:
@@ -153,12 +153,12 @@ def load_openi_films(folder, views="frontal"):
     reports["label"] = label_openi(reports)
     labeled = reports["label"] != ""
     chosen = labeled & (find_frontal(reports) if views == "frontal" else True)
-    _, on_disk = match_openi_films(reports, folder)
-    films, report = match_openi_films(reports[chosen], folder)
-    reasons = {path: _find_fault(path) for path in films["path"]}
+    _, on_disk = match_openi_images(reports, folder)
+    images, report = match_openi_images(reports[chosen], folder)
+    reasons = {path: _find_fault(path) for path in images["path"]}
     broken = [f"{Path(path).name}: {reason}" for path, reason in reasons.items() if reason]
-    films = films[[not reasons[path] for path in films["path"]]].reset_index(drop=True)
-    found = films["label"].value_counts()
+    images = images[[not reasons[path] for path in images["path"]]].reset_index(drop=True)
+    found = images["label"].value_counts()
     contradictory = reports["major"].map(
         lambda terms: len(terms) > 1 and "normal" in [term.casefold() for term in terms]
     )
@@ -172,18 +172,18 @@ def load_openi_films(folder, views="frontal"):
         n_unreadable=len(broken),
         n_normal=int(found.get("Normal", 0)),
         n_nodule=int(found.get("Nodule", 0)),
-        n_patients=films["study"].nunique(),
+        n_patients=images["study"].nunique(),
         n_extra=on_disk.n_extra,
         missing=report.missing,
         unreadable=tuple(broken[:5]),
     )
     if not cohort.n_normal or not cohort.n_nodule:
         raise ValueError(
-            f"{folder}: {cohort.n_normal} films are Normal and {cohort.n_nodule} Nodule, and both are needed; "
+            f"{folder}: {cohort.n_normal} images are Normal and {cohort.n_nodule} Nodule, and both are needed; "
             f"{cohort.n_missing} are missing and {cohort.n_unreadable} broken: download the rest"
         )
-    frame = films.rename(columns={"study": "patient_id"})[["image", "path", "patient_id"]]
-    frame["label"] = films["label"].map(NODULE_CLASSES.index).astype("int8")
+    frame = images.rename(columns={"study": "patient_id"})[["image", "path", "patient_id"]]
+    frame["label"] = images["label"].map(NODULE_CLASSES.index).astype("int8")
     frame.attrs = {}
     return frame, cohort
 
@@ -207,11 +207,11 @@ def _load_views():
 
 
 def _find_fault(path):
-    """Returns why a film cannot be read, or ""."""
+    """Returns why an image cannot be read, or ""."""
     try:
-        inspect_film(path)
+        inspect_image(path)
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             image.verify()  # reads the chunks of a PNG to the last and checks their sums
-    except (FilmError, OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
+    except (ImageError, OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""Reads the reports of the Indiana chest films of Open-i: which films they name, and how indexers coded them.
+"""Reads the reports of the Indiana chest radiographs of Open-i: which images they name, and how indexers coded them.
 
 The 3,955 reports lie in one archive, NLMCXR_reports.tgz, as XML. They are read with the standard library: what hostile
 files could do (entities that grow, files read from elsewhere) needs a document type, and one with it is refused.
@@ -25,15 +25,15 @@ def read_openi_reports(source):
         source: path of NLMCXR_reports.tgz or of a folder with its files, at any depth.
 
     Returns:
-        DataFrame, one row a film, sorted by name: `image` (str, such as CXR1_1_IM-0001-3001.png), `study` (str, such as
-        CXR1), `position` (int64, of the film in its report, from 1), `major` (tuple of str, the indexers' terms),
+        DataFrame, one row an image, sorted by name: `image` (str, such as CXR1_1_IM-0001-3001.png), `study` (str, such as
+        CXR1), `position` (int64, of the image in its report, from 1), `major` (tuple of str, the indexers' terms),
         `automatic` (tuple of str, those of a program) and `caption` (str). `attrs["n_reports"]` counts the reports,
-        with films or without.
+        with images or without.
 
     Raises:
         FileNotFoundError: there is no such file, or no report in it.
         ValueError: the archive is damaged, a report is no XML, has a document type (which is how XML bombs are built),
-            is larger than 256 KiB or lacks what is read, or two reports name the same film; says which.
+            is larger than 256 KiB or lacks what is read, or two reports name the same image; says which.
     """
     source = as_path(source)
     rows, n_reports = [], 0
@@ -44,15 +44,15 @@ def read_openi_reports(source):
         raise FileNotFoundError(
             f"{source} holds no report (*.xml); expected NLMCXR_reports.tgz or its ecgen-radiology/"
         )
-    return frame_of_films(rows, n_reports, source)
+    return frame_of_images(rows, n_reports, source)
 
 
-def frame_of_films(rows, n_reports, source):
+def frame_of_images(rows, n_reports, source):
     """Makes the frame of `read_openi_reports` of its rows, tuples in the order of its columns; checks the names."""
     frame = pd.DataFrame(rows, columns=["image", "study", "position", "major", "automatic", "caption"])
     for image, study in zip(frame["image"], frame["study"], strict=True):
         if not _NAME.fullmatch(image) or not _STUDY.fullmatch(study):
-            raise ValueError(f"{source}: {image!r} of study {study!r} is not a film's name as in CXR1_1_IM-0001-3001")
+            raise ValueError(f"{source}: {image!r} of study {study!r} is not an image's name as in CXR1_1_IM-0001-3001")
     twice = frame["image"][frame["image"].duplicated()]
     if len(twice):
         raise ValueError(f"{source}: {twice.iloc[0]} is named twice; keep one edition of the reports")
@@ -95,7 +95,7 @@ def _parse_report(where, data):
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{where}: {error}; remove the file and download it again") from None
     except (AttributeError, KeyError):
-        raise ValueError(f"{where} lacks the identity of the report or of a film; is it one of Open-i?") from None
+        raise ValueError(f"{where} lacks the identity of the report or of an image; is it one of Open-i?") from None
     return [
         (f"{image}.png", study, position, *terms, caption.strip())
         for position, (image, caption) in enumerate(images, 1)
