@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from ..runtime.files import as_path, hash_file, measure_file, read_csv
 from ..runtime.settings import read_json, resolve_path
-from ..study.labels import PATHOLOGIES
+from ..study.labels import PATHOLOGIES, list_images
 from ..study.splits import SUBSETS, assert_no_patient_overlap
 from .records import FORMAT, parse_records
 
@@ -187,6 +188,33 @@ def assert_split_by_patient(folder, split_name, patient_ids, subsets):
         assert_no_patient_overlap(patient_ids, subsets)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}. Split by patient and pack into an empty folder.") from None
+
+
+def load_image_files(study, subset, n_images, study_dir):
+    """Loads the files of the first images of a subset.
+
+    Where one of them is not in `study_dir`, as with a packed study attached alone, all are PNGs of the images
+    as packed, which every function that shrinks images to the packed side leaves as they are.
+
+    Args:
+        study: a `PackedStudy`.
+        subset: "train", "val" or "test".
+        n_images: int, or None for all.
+        study_dir: folder of the study in NIH's layout, with or without images.
+
+    Returns:
+        List of bytes, PNG or JPEG, in the order of `study.rows(subset)`.
+    """
+    names = study.rows(subset)["image"].head(n_images)
+    try:
+        images = list_images(study_dir)
+    except FileNotFoundError:
+        images = {}
+    if images.keys() >= set(names):
+        return [images[name].read_bytes() for name in names]
+    records = tf.data.TFRecordDataset(study.files(subset)).take(len(names)).batch(1)
+    rows = records.map(lambda record: tf.io.encode_png(study.parse(record)[0][0]), tf.data.AUTOTUNE)
+    return list(rows.as_numpy_iterator())
 
 
 def find_packed_studies(root, split_name):
