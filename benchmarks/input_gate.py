@@ -25,7 +25,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"  # read when NumPy is imported
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.insert(0, str(ROOT / "notebooks"))
 sys.path.append(str(ROOT / "scripts"))
 
 import cv2

@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT / "notebooks")
-sys.path.append(str(ROOT / "benchmarks"))  # last: its statistics.py would hide Python's own
+sys.path.insert(0, str(ROOT / "notebooks"))
 
 import numpy as np
 import tensorflow as tf

@@ -8,7 +8,7 @@ images a second after the first batches, the time to the first batch, the proces
 workers included.
 
 Usage: peers.py [--peers-python /path/to/venv/bin/python] [--films FOLDER] [--rounds 3] [--seconds 3] [--only WORD ...]
-The Python of the peers has what requirements-peers.txt lists, and is by default that of .venv/peers; without it, or
+The Python of the peers has what requirements/peers.txt lists, and is by default that of .venv/peers; without it, or
 without one of its packages, those ways are left out, and the results say so. FOLDER is that of `input_pipeline.py`.
 Renews `results/peers.json` and the tables of `docs/scale.md`.
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 PEERS = ROOT / ".venv" / "peers" / "bin" / "python"
-sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.insert(0, str(ROOT / "notebooks"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import cv2
@@ -37,11 +37,9 @@ import numpy as np
 import PIL
 import psutil
 import tensorflow as tf
-from PIL import Image
-
-sys.path.append(str(ROOT / "benchmarks"))
 from input_pipeline import SIDE, find_images, make_rows
 from peer_readers.read import count_processor_seconds
+from PIL import Image
 from scale import PAGE, renew_page
 
 from helpers.packing import decode_image, pack_study
@@ -282,7 +280,7 @@ def main():
     parser.add_argument(
         "--peers-python",
         default=PEERS if PEERS.exists() else sys.executable,
-        help="the Python that has requirements-peers.txt",
+        help="the Python that has requirements/peers.txt",
     )
     parser.add_argument("--films", help="folder of 1024-pixel PNGs")
     parser.add_argument("--rounds", type=int, default=3)

@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
 PAGE = ROOT / "docs" / "scale.md"
-sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.insert(0, str(ROOT / "notebooks"))
 sys.path.append(str(ROOT / "scripts"))
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -42,7 +42,6 @@ from helpers.evaluation import (
     apply_platt,
     auc_table,
     bootstrap_calibration_error,
-    delong,
     fit_platt,
     list_subgroups,
     rates_table,
@@ -232,12 +231,6 @@ def table_aucs(study):
     return lambda: (len(auc_table(labels, probs, patients, PATHOLOGIES, **BOOTSTRAP)) and len(part), {})
 
 
-def run_delong(study):
-    """AUCs with DeLong's intervals."""
-    part, labels, probs = take_part(draw_predictions(study), "test")
-    return lambda: (len(delong(labels, probs)) and len(part), {})
-
-
 def calibrate(study):
     """Platt scaling on validation images, calibration errors of test images in 1,000 resamples."""
     predictions = draw_predictions(study)
@@ -289,7 +282,6 @@ STAGES = {
     "hash images for duplicates": hash_pixels,
     "search duplicates among all images": search_duplicates,
     "AUCs with intervals, test images": table_aucs,
-    "DeLong's intervals, test images": run_delong,
     "calibration with intervals, validation and test images": calibrate,
     "thresholds, rates with intervals, validation and test images": choose_thresholds,
     "subgroups with intervals, test images": table_subgroups,

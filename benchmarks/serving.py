@@ -22,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT / "notebooks")
+sys.path.insert(0, str(ROOT / "notebooks"))
 
 import httpx
 import numpy as np

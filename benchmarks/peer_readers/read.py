@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT / "notebooks")  # in place of this folder
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "benchmarks")]
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

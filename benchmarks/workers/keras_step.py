@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT / "notebooks")
-sys.path.append(str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "scripts")]
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -2,11 +2,11 @@
 
 AUCs of 14 findings in 1,000 resamples of the patients of the official test set, 25,596 images, beside a loop over
 scikit-learn's `roc_auc_score` on the same resamples, of which it is given some and its time scaled up; with scores that
-all differ and with scores of three decimals, which tie. Then DeLong's interval and the shuffled labels. Everything runs
+all differ and with scores of three decimals, which tie. Then DeLong's test and the shuffled labels. Everything runs
 in a single thread on one core, each task in a process of its own whose memory is measured. Seconds are those of the
 processor, which other load on the machine does not stretch.
 
-Usage: statistics.py [--rounds 3] [--compared 20]
+Usage: intervals.py [--rounds 3] [--compared 20]
 Labels and patients are those of ../shared/data/nih_metadata; where it is missing, synthetic ones of the same size.
 """
 
@@ -24,7 +24,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"  # read when NumPy is imported
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT / "notebooks")  # in place of this folder, whose statistics.py would hide Python's own
+sys.path.insert(0, str(ROOT / "notebooks"))
 
 import numpy as np
 import scipy
@@ -32,7 +32,7 @@ import sklearn
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from helpers.evaluation import bootstrap_auc, delong, delong_test, shuffled_auc
+from helpers.evaluation.auc import bootstrap_auc, delong_test, shuffled_auc
 from helpers.runtime import describe_machine
 from helpers.study import PATHOLOGIES, load_metadata
 
@@ -83,7 +83,6 @@ def measure(task, decimals, chosen):
     tasks = {
         "bootstrap_auc": lambda: bootstrap_auc(labels, scores, patients, N_RESAMPLES, SEED),
         "roc_auc_score": lambda: [roc_auc_score(labels[some], scores[some], average=None) for some in rows],
-        "delong": lambda: delong(labels, scores),
         "delong_test": lambda: delong_test(labels, scores, other),
         "shuffled_auc, 200 shuffles": lambda: shuffled_auc(labels, scores, patients, 200, SEED),
     }
@@ -106,7 +105,7 @@ def measure_apart(task, decimals, chosen=(), rounds=1):
 
 
 def main():
-    """Measures, prints a table and writes benchmarks/results/statistics.json."""
+    """Measures, prints a table and writes benchmarks/results/intervals.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compared", type=int, default=20, help="resamples given to scikit-learn")
@@ -131,7 +130,7 @@ def main():
             "largest_difference": float(np.abs(ours[chosen] - theirs).max()),
             "peak_memory_growth_mib": round(growth, 1),
         }
-    others = ("delong", "delong_test", "shuffled_auc, 200 shuffles")
+    others = ("delong_test", "shuffled_auc, 200 shuffles")
     results["seconds_of_others"] = {
         task: round(measure_apart(task, None, rounds=arguments.rounds)[1], 3) for task in others
     }
@@ -142,7 +141,7 @@ def main():
         print(f"{name:26}{ours:9.2f}{theirs:12.1f}{times:7.1f}{difference:12.1e}{growth:13.1f}")
     for name, seconds in results["seconds_of_others"].items():
         print(f"{name:26}{seconds:9.2f}")
-    target = ROOT / "benchmarks" / "results" / "statistics.json"
+    target = ROOT / "benchmarks" / "results" / "intervals.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n")
 
