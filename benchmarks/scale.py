@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
 PAGE = ROOT / "docs" / "scale.md"
 sys.path.insert(0, str(ROOT / "notebooks"))
-sys.path.append(str(ROOT / "scripts"))
+sys.path.append(str(ROOT / "benchmarks" / "workers"))
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
 sys.path.insert(0, str(ROOT / "notebooks"))
-sys.path += [str(WORKERS), str(ROOT / "scripts")]
+sys.path.append(str(WORKERS))
 
 import numpy as np
 import speed_page

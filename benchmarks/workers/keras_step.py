@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT)]
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tpu_check
+from benchmarks.tpu import recipe as notebook_2
 
 SETUP = {
     "recipe": {"PRECISION": "float32"},  # settings of notebook 2 that differ from its full profile
@@ -47,10 +47,10 @@ REST = "all else"
 
 def build_model(setup):
     """Returns the compiled network, and the operations of an image's forward pass."""
-    recipe = tpu_check.load_recipe("full") | setup["recipe"]
+    recipe = notebook_2.load_recipe("full") | setup["recipe"]
     if setup["layout"] == "channels_last":
-        model = tpu_check.build_model(recipe, fused=setup["fused"], jit_compile=setup["jit_compile"])
-        forward = tpu_check.count_forward_flops(model, setup["side"])
+        model = notebook_2.build_model(recipe, fused=setup["fused"], jit_compile=setup["jit_compile"])
+        forward = notebook_2.count_forward_flops(model, setup["side"])
     else:  # the bare network of keras.applications: preprocessing is written for maps with their channels last
         keras.config.set_image_data_format(setup["layout"])
         shape = (3, setup["side"], setup["side"])

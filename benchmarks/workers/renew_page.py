@@ -1,4 +1,4 @@
-"""Puts measured tables into a page, between marks that everything else on it stays outside of."""
+"""Writes measured tables into a page, between two marks; the rest of the page stays as it is."""
 
 
 def renew_page(page, name, text):
@@ -6,7 +6,7 @@ def renew_page(page, name, text):
 
     Args:
         page: pathlib.Path of a Markdown file.
-        name: of the part.
+        name: of the section.
         text: Markdown, without the last end of line.
     """
     before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")

@@ -1,0 +1,105 @@
+"""The real TPU compiler, which needs no TPU: does it take the train step, and does that fit the memory of a core?"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from benchmarks.tpu.chips import CHIPS
+from benchmarks.tpu.recipe import build_model, choose_size, count_forward_flops, load_recipe
+from benchmarks.tpu.steps import make_specs, make_step
+
+
+def describe_devices(chips):
+    """Returns the devices of a machine that is not there, for the compiler."""
+    from jax.experimental import topologies
+
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if chips.n_cores == 1 else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **bounds).devices
+
+
+def compile_jax_step(size, name):
+    """Part `jax`: compiles the step of one global batch, images shared out among the cores, weights on each."""
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    recipe, chips = load_recipe(), CHIPS[name]
+    side, batch = choose_size(size, recipe)
+    model = build_model(recipe)
+    n_classes = model.output_shape[-1]
+    devices = describe_devices(chips)
+    assert len(devices) == chips.n_cores
+    mesh = Mesh(np.array(devices), ("batch",))
+
+    def describe(shape, dtype="float32", spec=()):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    data = (describe((batch, side, side, 1), spec=("batch",)), describe((batch, n_classes), spec=("batch",)), None)
+    zeros = [np.zeros((1, *part.shape[1:]), "float32") for part in data[:2]]
+    model._symbolic_build(data_batch=(*zeros, None))  # makes the metrics, as `fit` does
+    groups = [model.trainable_variables, model.non_trainable_variables, model.optimizer.variables]
+    state = [[describe(v.shape, v.dtype) for v in group] for group in [*groups, model.metrics_variables]]
+    clocks = _read_clocks()
+    executable = jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), data).compile()
+    counted = 3 * count_forward_flops(model, side) * batch / chips.n_cores
+    result = describe_executable(executable.memory_analysis(), executable.cost_analysis(), chips, clocks)
+    return {"side": side, "batch": batch, "cores": chips.n_cores} | result | {"counted flops": float(counted)}
+
+
+def lower_tensorflow_step(size, path):
+    """Writes TensorFlow's step, of the whole batch on one core, as StableHLO that the TPU compiler takes."""
+    recipe = load_recipe()
+    side, batch = choose_size(size, recipe)
+    step, specs = make_step(build_model(recipe, jit_compile=True)), make_specs(side, batch)
+    # `mhlo.copy` only keeps a value apart, and JAX knows no such dialect; the barrier does the same.
+    text = step.experimental_get_compiler_ir(*specs)(stage="stablehlo")
+    Path(path).write_text(text.replace("mhlo.copy", "stablehlo.optimization_barrier"), encoding="utf-8")
+    return {"side": side, "batch": batch}
+
+
+def compile_text(path, name):
+    """Compiles StableHLO for one core of a machine. No public function of JAX takes such text."""
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+
+    chips = CHIPS[name]
+    devices = describe_devices(chips)
+    clocks = _read_clocks()
+    with mlir.make_ir_context():
+        module = ir.Module.parse(Path(path).read_text(encoding="utf-8"))
+        options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+        some = xla_client.DeviceList(tuple(devices[:1]))
+        executable = compiler.backend_compile_and_load(devices[0].client, module, some, options, [])
+    return describe_executable(executable.get_compiled_memory_stats(), executable.cost_analysis(), chips, clocks)
+
+
+def describe_executable(memory, cost, chips, clocks):
+    """Reports what a compiled step takes.
+
+    Args:
+        memory: the compiler's memory statistics, in bytes of one core.
+        cost: the compiler's cost analysis of one core, a dict or a list of one.
+        chips: `Chips` that the step was compiled for.
+        clocks: array of the wall clock and the CPU clock before compiling, in seconds.
+
+    Raises:
+        AssertionError: the step does not fit the memory of a core.
+    """
+    seconds, cpu_seconds = (_read_clocks() - clocks).round(1).tolist()
+    cost = cost[0] if isinstance(cost, list) else cost
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    held += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    assert held <= chips.memory, f"{held:,} bytes a core, but {chips.topology} has {chips.memory:,.0f}"
+    return {
+        "compile seconds": seconds,
+        "compile cpu seconds": cpu_seconds,  # the same on a machine that does other things as well
+        "bytes held": int(held),
+        "share of memory": round(held / chips.memory, 3),
+        "flops": float(cost["flops"]),
+        "bytes moved": float(cost["bytes accessed"]),
+    }
+
+
+def _read_clocks():
+    return np.array([time.perf_counter(), time.process_time()])

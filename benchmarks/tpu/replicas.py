@@ -1,0 +1,131 @@
+"""Notebook 2's training on several logical CPUs of this machine, compared with one."""
+
+import contextlib
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from benchmarks.tpu.recipe import build_model, load_recipe
+
+N_DEVICES = 4  # logical CPUs
+
+
+def train_briefly(study, scope, folder, *, batch_size=8, epochs=2):
+    """Trains the shallow network with notebook 2's callbacks, validates, saves and reloads as it does.
+
+    Two things are made gentler, or rounding would grow into differences. Batch normalization keeps its statistics;
+    under TensorFlow each replica would also have its own. And Adam divides by a gradient's own size, which makes whole
+    steps of mere rounding; its epsilon is raised to leave them small.
+
+    Args:
+        study: a `PackedStudy`; its validation images do not fill the last batch.
+        scope: function without arguments that returns the context in which models are built, or None.
+        folder: path to write to.
+        batch_size: int, images a step over all devices.
+        epochs: int.
+
+    Returns:
+        Dict: `loss` and `val_auc` of each epoch, and `logits` of the validation images.
+    """
+    import keras
+
+    from helpers.pipeline import count_steps, make_eval_dataset, make_train_dataset
+    from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable, predict_logits
+
+    def make_train(first_epoch, first_step, epochs):
+        return make_train_dataset(
+            study, study.side, batch_size, seed=0, epochs=epochs, first_epoch=first_epoch, first_step=first_step
+        )
+
+    val_ds, labels = make_eval_dataset(study, "val", batch_size), study.labels("val")
+    assert len(labels) % batch_size, "the last validation batch is full, so padding would not be tested"
+    steps = count_steps(study, batch_size)
+    recipe = load_recipe("quick")
+    recipe |= {"EPOCHS": epochs, "steps_per_epoch": steps}
+    with scope() or contextlib.nullcontext():
+        model, again = (build_model(recipe, shallow=True, frozen_statistics=True) for _ in range(2))
+    model.optimizer.epsilon = 1e-3
+    validation = ValidationAUC(val_ds, labels)
+    callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=epochs)]
+    store = CheckpointStore(Path(folder) / "state")
+    checkpoint = TrainingCheckpoint(store, {}, Path(folder) / "history.csv", every=1)
+    fit_resumable(
+        model,
+        checkpoint,
+        make_train,
+        stage="all",
+        epochs=epochs,
+        steps_per_epoch=steps,
+        callbacks=callbacks,
+        verbose=0,
+    )
+    TrainingCheckpoint(store, {}, Path(folder) / "history.csv").restore(again, "all")
+    store.close()
+    same = all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    assert same, "the checkpoint does not bring the weights back"
+    model.set_weights(validation.best_weights)
+    logits = predict_logits(model, val_ds, len(labels))
+    weights = Path(folder) / "model.weights.h5"
+    keras.Model(model.inputs, model.outputs).save_weights(weights)  # never compiled, so without the optimizer
+    keras.Model(again.inputs, again.outputs).load_weights(weights)
+    assert np.array_equal(predict_logits(again, val_ds, len(labels)), logits), "reloaded weights predict otherwise"
+    return {name: [row[name] for row in checkpoint.history] for name in ("loss", "val_auc")} | {"logits": logits}
+
+
+def compare_devices(one, many, tolerance=1e-3):
+    """Returns the largest differences between a run on one device and the same on several.
+
+    Raises:
+        AssertionError: one is beyond the tolerance.
+    """
+    differences = {key: float(np.max(np.abs(np.subtract(one[key], many[key])))) for key in one}
+    for key, difference in differences.items():
+        assert difference <= tolerance, f"{key}: {one[key]} on one device, {many[key]} on {N_DEVICES}"
+    return differences
+
+
+def check_mirrored(folder):
+    """Part `mirrored`: TensorFlow's MirroredStrategy."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * N_DEVICES)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(N_DEVICES)])
+    assert strategy.num_replicas_in_sync == N_DEVICES
+    return _check_devices(folder, tf.distribute.get_strategy().scope, strategy.scope)
+
+
+def check_parallel(folder):
+    """Part `parallel`: Keras's DataParallel on JAX."""
+    import keras
+
+    devices = keras.distribution.list_devices("cpu")
+    assert len(devices) == N_DEVICES, f"JAX shows {len(devices)} devices"
+    distribution = keras.distribution.DataParallel(devices=devices)
+    many = partial(keras.distribution.set_distribution, distribution)
+    return _check_devices(folder, lambda: None, many)
+
+
+def _check_devices(folder, one, many):
+    from helpers.packing import load_packed_study
+
+    study, runs = load_packed_study(folder), []
+    for scope in (one, many):
+        with tempfile.TemporaryDirectory() as weights:
+            runs.append(train_briefly(study, scope, weights))
+    found = {"devices": N_DEVICES, "loss": runs[1]["loss"], "val_auc": runs[1]["val_auc"]}
+    return found | {"largest differences": compare_devices(*runs)}
+
+
+def make_study(folder):
+    """Packs a small synthetic study, whose validation images do not fill batches of 8; returns its folder."""
+    from helpers.packing import pack_study
+    from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
+
+    write_synthetic_study(folder / "phantom", n_images=60, size=64, seed=5, n_workers=1)
+    images = list_images(folder / "phantom")
+    rows, _ = match_images(load_metadata(folder / "phantom"), images)
+    rows["split"] = make_split(rows, folder / "phantom", val_share=0.25)
+    pack_study(rows, images, folder / "packed", split_name="official", side=48, shard_images=16)
+    return folder / "packed"
