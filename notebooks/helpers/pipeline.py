@@ -1,7 +1,9 @@
 """tf.data pipelines over a packed study: `make_train_dataset` and `make_eval_dataset`.
 
-Order and augmentation of training are pure functions of (seed, epoch, position), so a run can go on at any step
-and see what it would have seen. Everything runs on the host, batched, with static shapes and known cardinality.
+Read these two functions first; what follows are their steps. The order and the augmentation of the training images
+depend on the seed, the epoch and the position within it, and on nothing else, so a run that is resumed at any step
+sees exactly what the uninterrupted run would have seen. Everything runs on the host, in batches, with static shapes
+and known cardinality.
 """
 
 from dataclasses import dataclass
@@ -12,18 +14,18 @@ import tensorflow as tf
 
 from .study.labels import PATHOLOGIES
 
-N_DRAWS = 8  # random numbers that `augment` uses for an image
+N_DRAWS = 8  # random numbers that `augment` takes for an image
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strength of the augmentation. There is no vertical flip: no image is taken upside down.
+    """Strength of the augmentation. There is no vertical flip: no radiograph is taken upside down.
 
     Attributes:
         min_area: smallest share of the image's area that a crop keeps, 0 to 1.
         max_stretch: largest ratio of width to height of a crop, and of height to width.
         rotation: degrees to either side.
-        translation: share of the image's side to every side, in which the crop may leave the image.
+        translation: how far a crop may leave the image on each side, as a share of the image's side.
         contrast: largest relative change.
         brightness: largest change as a share of the full range.
         horizontal_flip: whether half of the images are mirrored. A mirrored chest has its heart on the wrong side;
@@ -39,8 +41,198 @@ class Augmentation:
     horizontal_flip: bool = False
 
 
-def augment(rows, draws, image_size, strength):
-    """Re-exposes, crops, stretches, rotates, shifts and mirrors images. Runs inside `Dataset.map`, on the host.
+def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parallel=None, **order):
+    """Makes the training pipeline: one stream over all epochs that remain.
+
+    Args:
+        study: a `PackedStudy`.
+        image_size: int, side of the crops in pixels.
+        batch_size: int, global over all replicas and hosts.
+        strength: an `Augmentation`; None for the default.
+        n_parallel: threads that augment; None lets tf.data choose.
+        **order: `seed`, `epochs` and the other arguments of `_order_images`: where to resume, and which host this is.
+
+    Returns:
+        A Dataset of (images, labels): float32 (batch_size, image_size, image_size, 1), 0 to 255, and float32
+        (batch_size, 14); its cardinality is the number of steps that remain. Each of several hosts gets its share of
+        the batch only.
+
+    Raises:
+        ValueError: the packed images are so large that crops would alias, or see `_order_images`.
+    """
+    if study.side >= 2 * image_size:
+        raise ValueError(
+            f"Images packed at {study.side} pixels alias in crops of {image_size}. Pack at less than twice."
+        )
+    strength = strength or Augmentation()
+
+    def parse_and_augment(records, draws):
+        images, labels = study.parse(records)
+        return augment(images, draws, image_size, strength), labels
+
+    data = _order_images(study, batch_size, **order)
+    data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0)):
+    """Makes the evaluation pipeline: every image once, whole, in the order of `study.rows(subset)`.
+
+    The last batch is filled up with black images of mask 0, so that shapes are static and any number of replicas
+    divides every batch; no image is dropped.
+
+    Args:
+        study: a `PackedStudy`.
+        subset: "train", "val" or "test".
+        batch_size: int, global over all replicas.
+        image_size: int, pixels; None for the side at which the study is packed, which needs no resizing.
+        shift: pixels down and to the right by which every image is moved, see `shift_images`: a view for averaging.
+
+    Returns:
+        A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
+        (batch_size, 14) and float32 (batch_size,), 1 for images and 0 for padding. Keras takes the mask as sample
+        weights: what is in `weighted_metrics` is the mean over the images, but `loss` divides by the padding too.
+    """
+    size = image_size or study.side
+    # At less than half the side, bilinear would skip pixels. Above that, images packed at 320 pixels come within 1.05
+    # gray levels (root mean square) of those packed at 224; with `antialias=True` 1.44, at a third of the speed.
+    method = "area" if study.side >= 2 * size else "bilinear"
+
+    def parse_and_pad(records):
+        images, labels = study.parse(records)
+        images = tf.cast(images, tf.float32) if size == study.side else tf.image.resize(images, (size, size), method)
+        images = shift_images(images, shift) if any(shift) else images
+        mask = tf.ones(tf.shape(labels)[0])
+        n_missing = batch_size - tf.shape(labels)[0]
+        padded = [tf.pad(x, [[0, n_missing]] + [[0, 0]] * (len(x.shape) - 1)) for x in (images, labels, mask)]
+        shapes = (batch_size, size, size, 1), (batch_size, len(PATHOLOGIES)), (batch_size,)
+        return tuple(tf.ensure_shape(x, shape) for x, shape in zip(padded, shapes, strict=True))
+
+    data = tf.data.TFRecordDataset(study.files(subset), num_parallel_reads=None)
+    data = data.batch(batch_size)
+    data = data.map(parse_and_pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    data = data.apply(tf.data.experimental.assert_cardinality(-(-len(study.rows(subset)) // batch_size)))
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+def count_steps(study, batch_size, n_hosts=1):
+    """Returns the training steps of an epoch: as many as every host can fill, whichever shards it gets."""
+    counts = sorted(shard["count"] for shard in study.shards["train"])
+    return sum(counts[: len(counts) // n_hosts]) // (batch_size // n_hosts)
+
+
+def list_batch(study, batch_size, *, epoch, step, **order):
+    """Returns the names of the images in one training batch: where a loss that is not finite came from.
+
+    Args:
+        study: a `PackedStudy`.
+        batch_size: int.
+        epoch: int, counted from 0.
+        step: int, counted from 0.
+        **order: `seed` and the other arguments that `make_train_dataset` was given.
+    """
+    data = _order_images(study, batch_size, epochs=epoch + 1, first_epoch=epoch, first_step=step, **order)
+    records, _ = next(iter(data))
+    parsed = tf.io.parse_example(records, {"image": tf.io.FixedLenFeature([], tf.string)})
+    return [name.decode() for name in parsed["image"].numpy()]
+
+
+def _order_images(
+    study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None
+):
+    """Orders the training images: which are in which batch depends on seed, epoch and step alone.
+
+    Shuffling has two levels, so that memory does not grow with the study: an epoch takes the shards in a random order,
+    `window_shards` at a time, and shuffles the images of each such window fully. Packing put the images into shards at
+    random. Each epoch drops the images that do not fill its last batch, other ones every time. With several hosts,
+    each epoch deals the shards anew, and a host reads its own only.
+
+    Args:
+        study: a `PackedStudy`.
+        batch_size: int, global over all replicas and hosts.
+        seed: int.
+        epochs: int, epochs of the whole run.
+        first_epoch: int, the epoch to begin with; a resumed run sees what the uninterrupted one would have seen.
+        first_step: int, the step of that epoch to begin with. Shards that were used up before it are not read.
+        window_shards: int, shards in memory at a time.
+        n_hosts: int, hosts among which batches are divided.
+        host: int, the host whose share is wanted; None for the whole batches, as one machine would train on them.
+
+    Returns:
+        A Dataset of (records, draws): string (n,) and float32 (n, N_DRAWS), uniform in [0, 1), for `augment`; n is
+        `batch_size`, or a host's share of it. An epoch has `count_steps` of them.
+
+    Raises:
+        ValueError: there are fewer images than one batch, fewer shards than hosts, or the batch cannot be divided.
+    """
+    counts = [shard["count"] for shard in study.shards["train"]]
+    if n_hosts > 1 and (batch_size % n_hosts or len(counts) < n_hosts):
+        raise ValueError(
+            f"BATCH_SIZE {batch_size} and the {len(counts)} shards in {study.folder} cannot be divided among {n_hosts} "
+            "hosts. Make BATCH_SIZE a multiple of the hosts; pack anew with a smaller SHARD_IMAGES for more shards."
+        )
+    steps = count_steps(study, batch_size, n_hosts)
+    if not steps:
+        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {sum(counts)} images to train on.")
+    files, counts = tf.constant(study.files("train")), tf.constant(counts, tf.int64)
+    n_images = batch_size // n_hosts  # of a host in a batch
+    n_shards = len(files) // n_hosts  # of a host in an epoch
+    n_windows = -(-n_shards // window_shards)
+    window_images = window_shards * int(tf.reduce_max(counts))
+
+    def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of images (1) and for augmentation (2)
+        return tf.stack([tf.constant(3 * seed + purpose, tf.int64), counter])
+
+    def make_share(epoch, host):
+        """One epoch of one host."""
+        shuffled = tf.random.experimental.stateless_shuffle(tf.range(len(files)), seeds_for(0, epoch))
+        own = tf.gather(shuffled, tf.range(n_shards) * n_hosts + host)
+        n_seen = tf.where(epoch == first_epoch, tf.constant(first_step * n_images, tf.int64), tf.constant(0, tf.int64))
+        n_used_up, n_seen_of_next = _find_window(tf.gather(counts, own), window_shards, n_seen)
+
+        def read_window(number):
+            chosen = tf.gather(files, own[number * window_shards : (number + 1) * window_shards])
+            window = tf.data.Dataset.from_tensor_slices(chosen).interleave(
+                tf.data.TFRecordDataset,
+                cycle_length=window_shards,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            # Not `Dataset.shuffle`: its order also depends on TensorFlow's global seed.
+            seeds = seeds_for(1, (epoch * n_hosts + host) * n_windows + number)
+            window = window.batch(window_images)
+            return window.map(lambda records: tf.random.experimental.stateless_shuffle(records, seeds)).unbatch()
+
+        records = tf.data.Dataset.range(n_used_up, n_windows).flat_map(read_window).skip(n_seen_of_next)
+        draws = tf.random.stateless_uniform([steps * n_images, N_DRAWS], seeds_for(2, epoch * n_hosts + host))
+        data = tf.data.Dataset.zip(records, tf.data.Dataset.from_tensor_slices(draws[n_seen:]))
+        return data.batch(n_images, drop_remainder=True)
+
+    def make_epoch(epoch):
+        if host is not None or n_hosts == 1:
+            return make_share(epoch, host or 0)
+        shares = tf.data.Dataset.zip(*(make_share(epoch, number) for number in range(n_hosts)))
+        return shares.map(lambda *pairs: tuple(tf.concat(some, axis=0) for some in zip(*pairs, strict=True)))
+
+    data = tf.data.Dataset.range(first_epoch, epochs).flat_map(make_epoch)
+    # Without a known cardinality Keras miscounts steps and dilutes the loss on the TensorFlow backend.
+    return data.apply(tf.data.experimental.assert_cardinality(max(0, steps * (epochs - first_epoch) - first_step)))
+
+
+def _find_window(counts, window_shards, n_seen):
+    """Returns how many windows `n_seen` images have used up, and how many images of the next one they include.
+
+    `counts` is an int64 tensor (shards,) of the images in each shard, in the order in which they are read.
+    """
+    n_windows = -(-len(counts) // window_shards)
+    counts = tf.pad(counts, [[0, n_windows * window_shards - len(counts)]])
+    ends = tf.cumsum(tf.reduce_sum(tf.reshape(counts, (n_windows, window_shards)), axis=1))
+    n_used_up = tf.reduce_sum(tf.cast(ends <= n_seen, tf.int64))
+    return n_used_up, n_seen - tf.concat([[0], ends], axis=0)[n_used_up]
+
+
+def augment(images, draws, image_size, strength):
+    """Changes the exposure of images, crops, stretches, rotates, shifts and mirrors them. Runs inside `Dataset.map`.
 
     All geometry is one affine map, so that every image is interpolated once. OpenCV does it: TensorFlow's own
     `ImageProjectiveTransformV3` takes four times as long on a CPU (`benchmarks/input_pipeline.py`).
@@ -55,22 +247,23 @@ def augment(rows, draws, image_size, strength):
         float32 tensor (batch, image_size, image_size, 1), 0 to 255; black where a crop leaves the image.
     """
 
-    def transform(rows, draws):
-        maps = _draw_maps(draws.astype(np.float64), rows.shape[1], image_size, strength)
-        tables = _draw_exposures(draws.astype(np.float64), strength)
-        images = np.empty((len(rows), image_size, image_size, 1), np.uint8)
-        for film, table, matrix, image in zip(rows, tables, maps, images, strict=True):
-            exposed = cv2.LUT(film, table)
+    def transform(images, draws):
+        draws = draws.astype(np.float64)
+        tables = _make_exposures(draws, strength)
+        maps = _make_maps(draws, images.shape[1], image_size, strength)
+        results = np.empty((len(images), image_size, image_size, 1), np.uint8)
+        for image, table, matrix, result in zip(images, tables, maps, results, strict=True):
+            exposed = cv2.LUT(image, table)
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            cv2.warpAffine(exposed, matrix, (image_size, image_size), dst=image, flags=flags)
-        return images
+            cv2.warpAffine(exposed, matrix, (image_size, image_size), dst=result, flags=flags)
+        return results
 
-    images = tf.numpy_function(transform, [rows, draws], tf.uint8, stateful=False)
-    return tf.cast(tf.ensure_shape(images, (rows.shape[0], image_size, image_size, 1)), tf.float32)
+    results = tf.numpy_function(transform, [images, draws], tf.uint8, stateful=False)
+    return tf.cast(tf.ensure_shape(results, (draws.shape[0], image_size, image_size, 1)), tf.float32)
 
 
-def _draw_maps(draws, side, image_size, strength):
-    """Returns float64 (batch, 2, 3): to each pixel (x, y) of the result, the place in the image where it is read."""
+def _make_maps(draws, side, image_size, strength):
+    """Returns float64 (batch, 2, 3): for each pixel (x, y) of the result, the place in the image where it is read."""
     crop = side * np.sqrt(strength.min_area + (1 - strength.min_area) * draws[:, 0])
     ratio = strength.max_stretch ** (draws[:, 1] - 0.5)
     width, height = crop * ratio, crop / ratio
@@ -87,154 +280,11 @@ def _draw_maps(draws, side, image_size, strength):
     return np.stack([a, b, c, d, e, f], axis=1).reshape(-1, 2, 3)
 
 
-def _draw_exposures(draws, strength):
+def _make_exposures(draws, strength):
     """Returns uint8 (batch, 256): the new gray level of each old one. Contrast turns about the middle of the range."""
     gain = 1 + strength.contrast * (2 * draws[:, 6:7] - 1)
     offset = 127.5 * (1 - gain) + 255 * strength.brightness * (2 * draws[:, 7:8] - 1)
     return np.clip(np.rint(gain * np.arange(256) + offset), 0, 255).astype(np.uint8)
-
-
-def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parallel=None, **order):
-    """Makes the training pipeline: one stream over all epochs still to come.
-
-    Args:
-        study: a `PackedStudy`.
-        image_size: int, side of the crops in pixels.
-        batch_size: int, global over all replicas and hosts.
-        strength: an `Augmentation`; None for the default.
-        n_parallel: threads that augment; None lets tf.data choose.
-        **order: `seed`, `epochs` and the rest of what `order_images` takes.
-
-    Returns:
-        A Dataset of (images, labels): float32 (batch_size, image_size, image_size, 1), 0 to 255, and float32
-        (batch_size, 14); its cardinality is that of the remaining steps. Of several hosts each gets its part of the
-        batch only.
-
-    Raises:
-        ValueError: there are fewer images than one batch, the images are so large that crops would alias, or see
-            `order_images`.
-    """
-    if study.side >= 2 * image_size:
-        raise ValueError(
-            f"Images packed at {study.side} pixels alias in crops of {image_size}. Pack at less than twice."
-        )
-    strength = strength or Augmentation()
-    data = order_images(study, batch_size, **order)
-    n_images = data.element_spec[1].shape[0]
-
-    def parse_and_augment(serialized, draws):
-        rows, labels = study.parse(serialized)
-        images = augment(rows, draws, image_size, strength)
-        images = tf.ensure_shape(images, (n_images, image_size, image_size, 1))
-        return images, tf.ensure_shape(labels, (n_images, len(PATHOLOGIES)))
-
-    data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
-    return data.prefetch(tf.data.AUTOTUNE)
-
-
-def count_steps(study, batch_size, n_hosts=1):
-    """Returns the training steps of an epoch: those that every host can fill, whichever shards it draws."""
-    counts = sorted(shard["count"] for shard in study.shards["train"])
-    return sum(counts[: len(counts) // n_hosts]) // (batch_size // n_hosts)
-
-
-def order_images(
-    study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None
-):
-    """Orders the training images: which are in which batch is a function of seed, epoch and step alone.
-
-    Shuffling is in two levels, so that memory does not grow with the study: an epoch takes the shards in a random
-    order, `window_shards` at a time, and shuffles the images of each such window fully. Images were dealt to shards at
-    random. Each epoch drops the images that do not fill its last batch, other ones every time. With several hosts, each
-    epoch deals the shards anew, and a host reads its own only.
-
-    Args:
-        study: a `PackedStudy`.
-        batch_size: int, global over all replicas and hosts.
-        seed: int.
-        epochs: int, epochs of the whole run.
-        first_epoch: int, the epoch to begin with: a continued run sees what the uninterrupted one would have seen.
-        first_step: int, the step of that epoch to begin with. Shards that were used up before are not read.
-        window_shards: int, shards in memory at a time.
-        n_hosts: int, hosts among which batches are divided.
-        host: int, the host whose part is wanted; None for the whole batches, as one machine would train on them.
-
-    Returns:
-        A Dataset of (records, draws): string (n,) and float32 (n, N_DRAWS), uniform in [0, 1), for `augment`; n is
-        `batch_size`, or a host's part of it. An epoch has `count_steps` of them.
-
-    Raises:
-        ValueError: there are fewer images than one batch, fewer shards than hosts, or the batch cannot be divided.
-    """
-    counts = [shard["count"] for shard in study.shards["train"]]
-    if n_hosts > 1 and (batch_size % n_hosts or len(counts) < n_hosts):
-        raise ValueError(
-            f"BATCH_SIZE {batch_size} and the {len(counts)} shards in {study.folder} cannot be dealt to {n_hosts} "
-            "hosts. Make BATCH_SIZE a multiple of the hosts; pack anew with a smaller SHARD_IMAGES for more shards."
-        )
-    steps = count_steps(study, batch_size, n_hosts)
-    if not steps:
-        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {sum(counts)} images to train on.")
-    files, counts = tf.constant(study.files("train")), tf.constant(counts, tf.int64)
-    n_own, n_images = len(files) // n_hosts, batch_size // n_hosts
-    n_windows = -(-n_own // window_shards)
-    window_images = window_shards * int(tf.reduce_max(counts))
-
-    def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of images (1) and for augmentation (2)
-        return tf.stack([tf.constant(3 * seed + purpose, tf.int64), counter])
-
-    def make_part(epoch, part):
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(files)), seeds_for(0, epoch))
-        own = tf.gather(order, tf.range(n_own) * n_hosts + part)
-        seen = tf.where(epoch == first_epoch, tf.constant(first_step * n_images, tf.int64), tf.constant(0, tf.int64))
-        of_shards = tf.pad(tf.gather(counts, own), [[0, n_windows * window_shards - n_own]])
-        ends = tf.cumsum(tf.reduce_sum(tf.reshape(of_shards, (n_windows, window_shards)), axis=1))
-        n_used_up = tf.reduce_sum(tf.cast(ends <= seen, tf.int64))  # windows
-        seen_in_window = seen - tf.concat([[0], ends], axis=0)[n_used_up]
-
-        def make_window(number):
-            chosen = tf.gather(files, own[number * window_shards : (number + 1) * window_shards])
-            records = tf.data.Dataset.from_tensor_slices(chosen).interleave(
-                tf.data.TFRecordDataset,
-                cycle_length=window_shards,
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            # Not `Dataset.shuffle`: its order also depends on TensorFlow's global seed.
-            seeds = seeds_for(1, (epoch * n_hosts + part) * n_windows + number)
-            windows = records.batch(window_images)
-            return windows.map(lambda window: tf.random.experimental.stateless_shuffle(window, seeds)).unbatch()
-
-        records = tf.data.Dataset.range(n_used_up, n_windows).flat_map(make_window).skip(seen_in_window)
-        draws = tf.random.stateless_uniform([steps * n_images, N_DRAWS], seeds_for(2, epoch * n_hosts + part))
-        data = tf.data.Dataset.zip(records, tf.data.Dataset.from_tensor_slices(draws[seen:]))
-        return data.batch(n_images, drop_remainder=True)
-
-    def make_epoch(epoch):
-        if host is not None or n_hosts == 1:
-            return make_part(epoch, host or 0)
-        parts = tf.data.Dataset.zip(*(make_part(epoch, part) for part in range(n_hosts)))
-        return parts.map(lambda *pairs: tuple(tf.concat(some, axis=0) for some in zip(*pairs, strict=True)))
-
-    data = tf.data.Dataset.range(first_epoch, epochs).flat_map(make_epoch)
-    # Without a known cardinality Keras miscounts steps and dilutes the loss on the TensorFlow backend.
-    return data.apply(tf.data.experimental.assert_cardinality(max(0, steps * (epochs - first_epoch) - first_step)))
-
-
-def list_batch(study, batch_size, *, epoch, step, **order):
-    """Returns the images of one training batch, list of str: what a loss that is not finite came from.
-
-    Args:
-        study: a `PackedStudy`.
-        batch_size: int.
-        epoch: int, counted from 0.
-        step: int, counted from 0.
-        **order: `seed` and the rest of what `order_images` was given.
-    """
-    data = order_images(study, batch_size, epochs=epoch + 1, first_epoch=epoch, first_step=step, **order)
-    records, _ = next(iter(data))
-    parsed = tf.io.parse_example(records, {"image": tf.io.FixedLenFeature([], tf.string)})
-    return [name.decode() for name in parsed["image"].numpy()]
 
 
 def shift_images(images, shift):
@@ -252,46 +302,3 @@ def shift_images(images, shift):
     height, width = images.shape[1:3]
     top, left = max(-down, 0), max(-right, 0)
     return tf.pad(images, padding, mode="SYMMETRIC")[:, top : top + height, left : left + width]
-
-
-def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0)):
-    """Makes the evaluation pipeline: every image once, whole, in the order of `study.rows(subset)`.
-
-    The last batch is filled up with black images of mask 0, so that shapes are static and any number of replicas
-    divides every batch; nobody is dropped.
-
-    Args:
-        study: a `PackedStudy`.
-        subset: "train", "val" or "test".
-        batch_size: int, global over all replicas.
-        image_size: int, pixels; None for the side at which the study is packed, which needs no resizing.
-        shift: pixels down and to the right by which every image is moved, see `shift_images`: a view for averaging.
-
-    Returns:
-        A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
-        (batch_size, 14) and float32 (batch_size,), 1 for images and 0 for padding. Keras takes the mask as sample
-        weights: what is in `weighted_metrics` is the mean over the images, but `loss` divides by the padding too.
-    """
-    n_images = sum(shard["count"] for shard in study.shards[subset])
-    size = image_size or study.side
-    steps = -(-n_images // batch_size)
-    # At less than half the side, bilinear would skip pixels. Above that, images packed at 320 pixels come within 1.05
-    # gray levels (root mean square) of those packed at 224; with `antialias=True` 1.44, at a third of the speed.
-    method = "area" if study.side >= 2 * size else "bilinear"
-
-    def parse_and_pad(serialized):
-        rows, labels = study.parse(serialized)
-        images = tf.cast(rows, tf.float32) if size == study.side else tf.image.resize(rows, (size, size), method)
-        images = shift_images(images, shift) if any(shift) else images
-        short = batch_size - tf.shape(rows)[0]
-        images = tf.pad(images, [[0, short], [0, 0], [0, 0], [0, 0]])
-        labels = tf.pad(labels, [[0, short], [0, 0]])
-        mask = tf.pad(tf.ones(batch_size - short), [[0, short]])
-        images = tf.ensure_shape(images, (batch_size, size, size, 1))
-        return images, tf.ensure_shape(labels, (batch_size, len(PATHOLOGIES))), tf.ensure_shape(mask, (batch_size,))
-
-    data = tf.data.TFRecordDataset(study.files(subset), num_parallel_reads=None)
-    data = data.batch(batch_size)
-    data = data.map(parse_and_pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    data = data.apply(tf.data.experimental.assert_cardinality(steps))
-    return data.prefetch(tf.data.AUTOTUNE)

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from helpers.packing import decode_images, fit_images
+from helpers.packing.decoding import decode_images, fit_images
 from helpers.study import PATHOLOGIES
 
 SIDE, CELLS = 64, 4  # the gate takes no smaller images

@@ -1,7 +1,7 @@
 """From the bytes of a PNG or JPEG to a square gray image, the same way in packing and inside the exported model.
 
-The functions run eagerly, inside `Dataset.map` and inside a SavedModel, so that an image is read with the very same
-operations wherever it is met.
+The functions run eagerly, inside `Dataset.map` and inside a SavedModel, so an image is read with the same operations
+everywhere.
 """
 
 import tensorflow as tf
@@ -24,7 +24,7 @@ def decode_gray(data):
     Raises:
         tf.errors.InvalidArgumentError: the bytes are no complete PNG or JPEG.
     """
-    header = tf.strings.join([tf.strings.substr(data, 0, 25), 25 * b"\0"])  # padded, lest `substr` run out of range
+    header = tf.strings.join([tf.strings.substr(data, 0, 25), 25 * b"\0"])  # padded: `substr` fails beyond the end
     is_png = tf.strings.substr(header, 0, 4) == b"\x89PNG"
     is_deep = is_png & (tf.strings.substr(header, 24, 1) == b"\x10")  # byte 24 of a PNG is its bit depth
 
@@ -54,8 +54,8 @@ def resize_image(image, side):
         shrink = _average_fours if image.shape[:2] == (4 * side, 4 * side) else _fit_and_pad
         return tf.ensure_shape(shrink(image, side), (side, side, 1))
     is_four_times = tf.reduce_all(tf.shape(image)[:2] == 4 * side)
-    film = tf.cond(is_four_times, lambda: _average_fours(image, side), lambda: _fit_and_pad(image, side))
-    return tf.ensure_shape(film, (side, side, 1))
+    resized = tf.cond(is_four_times, lambda: _average_fours(image, side), lambda: _fit_and_pad(image, side))
+    return tf.ensure_shape(resized, (side, side, 1))
 
 
 def _average_fours(image, side):
@@ -121,7 +121,7 @@ def fit_images(images, side):
 def refuse_pixels(pixels):
     """Returns the op that fails unless pixels (n, height, width, 1) are 0 to 255, and sides `MIN_SIDE` or more.
 
-    The network would answer anything else with confidence: what is no number vanishes in a ReLU.
+    The network would answer anything else with confidence: even a NaN vanishes in a ReLU.
     """
     is_gray = tf.reduce_all(tf.math.is_finite(pixels) & (pixels >= 0) & (pixels <= 255))
     is_image = tf.reduce_all(tf.shape(pixels)[1:3] >= MIN_SIDE)
@@ -145,8 +145,8 @@ def decode_image(data, side):
 def decode_images(data, side):
     """Decodes a batch of encoded images of any sizes, several at a time. Runs in a graph, that of a served model too.
 
-    Headers are read before any pixel, so that a small file that declares a huge picture is refused, not decoded. One
-    bad item fails the batch with an error that names it and every other bad one; nothing else is harmed.
+    Headers are read before any pixel, so that a small file that declares a huge image is refused, not decoded. One
+    bad item fails the batch with an error that names it and every other bad one.
 
     Args:
         data: string tensor (n,), PNG or JPEG files.
@@ -186,7 +186,7 @@ def read_header(data):
 
     Returns:
         int64 tensor (4,): width and height in pixels, bits a channel, and PNG's number of the kind of colors (0 gray,
-        2 RGB, 3 palette, 4 gray with alpha, 6 RGBA; a JPEG is 0 or 2, and -1 in the four colors of printing).
+        2 RGB, 3 palette, 4 gray with alpha, 6 RGBA; a JPEG is 0 or 2, and -1 in CMYK).
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes begin neither like a PNG nor like a JPEG, or declare more than

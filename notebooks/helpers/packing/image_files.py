@@ -1,7 +1,4 @@
-"""Image files before they are decoded: what their header says, and whether they may be read.
-
-No TensorFlow here: a folder of images can be looked through without it.
-"""
+"""Image files before they are decoded, without TensorFlow: what their header says, and whether they may be read."""
 
 import io
 
@@ -10,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..runtime.files import as_path
 
-MAX_PIXELS = 2**25  # 33.5 megapixels: the largest chest detectors give about 18; a bomb declares hundreds
+MAX_PIXELS = 2**25  # 33.5 megapixels: the largest chest detectors give about 18; a decompression bomb has hundreds
 MAX_BYTES = 2**27  # 134 MB, of a file: twice what an image of MAX_PIXELS takes at 16 bits and without compression
 MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a broken thumbnail
 
@@ -30,7 +27,7 @@ _KINDS = {
 
 
 class ImageError(ValueError):
-    """A file that is not an image that can be read; the message says why and quotes nothing of the file."""
+    """A file is not an image that can be read; the message says why and quotes nothing of the file."""
 
 
 def inspect_image(source):
@@ -64,7 +61,7 @@ def _read_header(file, beginning):
         if beginning.startswith((b"\x89PNG", b"\xff\xd8")):
             raise ImageError("broken header: begins like a PNG or JPEG, but is damaged or cut short") from None
         kind = next((f", but {kind}" for sign, kind in _KINDS.items() if beginning.startswith(sign)), "")
-        raise ImageError(f"neither PNG nor JPEG{kind}") from None  # not what it begins with: that may be a name
+        raise ImageError(f"neither PNG nor JPEG{kind}") from None  # without quoting it: that may be a name
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"declares more than the {MAX_PIXELS:,} pixels allowed") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
@@ -72,7 +69,7 @@ def _read_header(file, beginning):
     if header["mode"] == "I":  # Pillow's older name
         header["mode"] = "I;16"
     if header["mode"] == "CMYK":
-        raise ImageError("a JPEG in the four colors of printing, which no image is; save it in gray")
+        raise ImageError("a JPEG in CMYK, the colors of printing, which no radiograph has: save it in gray")
     assert_image_size(header["width"], header["height"])
     return header
 
@@ -96,7 +93,7 @@ def assert_image_decodes(data):
 
 
 def read_image_bytes(source):
-    """Reads a file that is to be an image, but no more of it than `MAX_BYTES`.
+    """Reads an image file of at most `MAX_BYTES`.
 
     Args:
         source: path of a file, also `gs://`, or its bytes, which are only measured.
@@ -121,26 +118,26 @@ def read_image_bytes(source):
 
 
 def looks_inverted(image):
-    """Tells by its pixels alone whether a frontal chest radiograph is a negative of what it should be (bone bright).
+    """Judges from the pixels alone whether a frontal chest radiograph is a negative of what it should be (bone bright).
 
     On an image with bone bright, the column of spine and heart is brighter than the lungs beside it, and the upper
     corners, which show air over the shoulders, are darker than the image as a whole. Both differences are measured in
     standard deviations of the image, shrunk to 32 x 32, and added; inverting the image changes the sign of the sum
-    and nothing else. It speaks only beyond +-1. Of 304 images of ChestX-ray14 (its public sample of PNGs) 297 were
-    told right, 0 wrong and 7 not told; of the 247 images of the JSRT database 247, 0 and 0; the same numbers with
-    every image inverted. With 0 wrong in 551 the true share may still be 0.5 % (upper end of 95 %, the rule of
-    three). What is not told: collimators that are white in both upper corners, washed-out bedside images. Lateral
+    and nothing else. Between -1 and +1 there is no answer. Of 304 images of ChestX-ray14 (its public sample of PNGs)
+    297 were right, 0 wrong and 7 without an answer; of the 247 images of the JSRT database 247, 0 and 0; the same
+    numbers with every image inverted. With 0 wrong in 551 the true share may still be 0.5 % (upper end of 95 %, the
+    rule of three). No answer: collimators that are white in both upper corners, washed-out bedside images. Lateral
     images and other parts of the body were not measured.
 
     Args:
         image: uint8 array (height, width), 0 to 255.
 
     Returns:
-        True, False, or None where the pixels do not tell.
+        True, False, or None where the pixels give no clear answer.
     """
     small = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), np.float32)
     spread = small.std()
-    if spread < 1:  # gray level: nothing is on it
+    if spread < 1:  # gray level: the image is blank
         return None
     middle = slice(8, 20)  # rows, from the clavicles to the diaphragm
     lungs = (small[middle, 6:11].mean() + small[middle, 21:26].mean()) / 2

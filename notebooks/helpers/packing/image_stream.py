@@ -1,9 +1,8 @@
 """A stream of images, decoded from their files and shrunk, as fast as the cores decode.
 
-Files are read, checked, decoded, shrunk and encoded in one tf.data graph, in which the interpreter's lock plays no
-part: Python gets images by the batch, in order. In memory at a time are, for each thread, one file and its decoded image
-(1 MB for a gray image of 1024 pixels, at most 134 MB: `MAX_PIXELS` at four bytes), and of shrunk images one for each
-thread and three batches of 16.
+Files are read, checked, decoded, shrunk and encoded in one tf.data graph, without Python's global lock; Python gets
+images by the batch, in order. Memory holds for each thread one file and its decoded image (1 MB for a gray image of
+1024 pixels, at most 134 MB: `MAX_PIXELS` at four bytes) and one shrunk image, and three batches of 16 shrunk images.
 """
 
 import functools
@@ -16,17 +15,17 @@ import tensorflow as tf
 from ..runtime.files import local_copy, measure_file
 from .decoding import decode_image, read_header
 from .image_files import PNG_MODES, ImageError, inspect_image
+from .records import encode_image
 
 BATCH = 16  # images that Python takes from the graph at a time
-PNG_LEVEL = 4  # of compression, 0 to 9: higher ones take longer and save nothing, see benchmarks/packing.py
 
 
 class ShrunkImage(NamedTuple):
-    """An image as it goes into a record, and what its file was.
+    """An image as it goes into a record, and facts about its file.
 
     Attributes:
         data: bytes, pixels row by row or a PNG of them.
-        width: int, pixels, of the file's picture.
+        width: int, pixels, of the image in the file.
         height: int, pixels.
         mode: Pillow's name of the file's pixel format: "L", "RGBA", "I;16", ...
         n_bytes: int, of the file.
@@ -47,18 +46,13 @@ def count_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def encode_image(image, encoding):
-    """Encodes a uint8 image (side, side, 1) for a record, to a scalar string tensor, or leaves it as it is if "raw"."""
-    return tf.io.encode_png(image, compression=PNG_LEVEL) if encoding == "png" else image
-
-
 @functools.lru_cache  # traced once a process, not once a call
 def _make_reader(side, encoding):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def read(path):
         data = tf.io.read_file(path)
         header = read_header(data)
-        is_gray_or_rgb = tf.debugging.Assert(header[3] >= 0, ["a JPEG in the four colors of printing"])
+        is_gray_or_rgb = tf.debugging.Assert(header[3] >= 0, ["a JPEG in CMYK"])
         with tf.control_dependencies([header, is_gray_or_rgb]):  # before any pixel is decoded
             image = decode_image(tf.identity(data), side)
         n_bytes = tf.cast(tf.strings.length(data), tf.int64)
@@ -69,9 +63,8 @@ def _make_reader(side, encoding):
 
 def _make_shrunk(image, facts):
     width, height, depth, color, n_bytes = facts
-    return ShrunkImage(
-        image if isinstance(image, bytes) else image.tobytes(), width, height, PNG_MODES[depth, color], n_bytes
-    )
+    data = image if isinstance(image, bytes) else image.tobytes()
+    return ShrunkImage(data, width, height, PNG_MODES[depth, color], n_bytes)
 
 
 class ImageFiles:
@@ -91,24 +84,20 @@ class ImageFiles:
         self._n_threads = n_threads or count_cores()
 
     def lacking(self, images):
-        """Returns those of the images that there is no path for."""
+        """Returns those of the images that have no path."""
         return [image for image in images if image not in self._paths]
 
     def measure(self, images):
-        """Returns the bytes of each image's file, -1 where that cannot be told: reading it will say why."""
-        with ThreadPoolExecutor(self._n_threads) as pool:
-            return list(pool.map(_measure_image, [self._paths[image] for image in images]))
+        """Returns the bytes of each image's file, -1 where that is unknown: reading it will say why."""
+        return self._map_paths(_measure_or_not, images)
 
     def inspect(self, images):
         """Returns `ShrunkImage`'s facts (width, height, mode, bytes) of files that can be read, from their headers."""
+        return self._map_paths(_inspect_file, images)
 
-        def look(path):
-            with local_copy(path) as file:
-                header = inspect_image(file)
-                return header["width"], header["height"], header["mode"], measure_file(file)
-
+    def _map_paths(self, function, images):
         with ThreadPoolExecutor(self._n_threads) as pool:
-            return list(pool.map(look, [self._paths[image] for image in images]))
+            return list(pool.map(function, [self._paths[image] for image in images]))
 
     def read(self, images):
         """Yields a `ShrunkImage` for each image, in order, or the reason why there is none.
@@ -122,17 +111,17 @@ class ImageFiles:
         number, batches = 0, iter(self._make_dataset(images))
         while number < len(images):
             try:
-                numbers, rows, facts = (tensor.numpy() for tensor in next(batches, [tf.constant([len(images)])] * 3))
+                numbers, pixels, facts = (tensor.numpy() for tensor in next(batches, [tf.constant([len(images)])] * 3))
             except tf.errors.OpError:  # of one image, which costs the batch; the stream goes on behind it
                 yield self.read_one(images[number])  # at once, lest every image be tried while a bucket is down
                 number += 1
                 continue
-            for place, film, of_image in zip(numbers.tolist(), rows, facts.tolist(), strict=True):
+            for place, image, facts_of_one in zip(numbers.tolist(), pixels, facts.tolist(), strict=True):
                 while number < place:
                     yield self.read_one(images[number])
                     number += 1
                 if number == place < len(images):
-                    yield _make_shrunk(film, of_image)
+                    yield _make_shrunk(image, facts_of_one)
                     number += 1
 
     def _make_dataset(self, images):
@@ -148,29 +137,35 @@ class ImageFiles:
     def read_one(self, image):
         """Reads one image carefully, which takes longer; returns a `ShrunkImage`, or the reason why there is none.
 
-        A bucket that cannot be reached is no such reason but an error, after which packing can go on later.
+        A bucket that cannot be reached is not such a reason but an error, after which packing can be resumed later.
         """
         try:
             with local_copy(self._paths[image]) as file:
-                return self._read_copy(file)
+                inspect_image(file)
+                return self._decode_copy(file)
+        except ImageError as error:
+            return str(error)
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
 
-    def _read_copy(self, file):
+    def _decode_copy(self, file):
         try:
-            inspect_image(file)
-            film, facts = self._read(str(file))
-            return _make_shrunk(film.numpy(), facts.numpy().tolist())
-        except ImageError as error:
-            return str(error)
+            image, facts = self._read(str(file))
         except tf.errors.InvalidArgumentError:
             return "the pixels cannot be decoded: the file is damaged or cut short"
         except tf.errors.OpError as error:
             return f"cannot be read: {error.message}"
+        return _make_shrunk(image.numpy(), facts.numpy().tolist())
 
 
-def _measure_image(path):
+def _measure_or_not(path):
     try:
         return measure_file(path)
     except OSError:
         return -1
+
+
+def _inspect_file(path):
+    with local_copy(path) as file:
+        header = inspect_image(file)
+        return header["width"], header["height"], header["mode"], measure_file(file)

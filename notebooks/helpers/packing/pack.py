@@ -14,18 +14,12 @@ import pandas as pd
 import tensorflow as tf
 
 from ..runtime.files import as_path, copy_file, hash_file, local_draft, measure_file, write_text
-from ..study.labels import PATHOLOGIES, list_small_files, name_some
+from ..study.labels import PATHOLOGIES
 from ..study.splits import SUBSETS, hash_split
+from ..study.study_folder import list_small_files, name_some
 from .image_cache import CachedImages
 from .image_stream import FACTS, ImageFiles
-from .packed import (
-    COLUMNS,
-    assert_split_by_patient,
-    is_intact,
-    load_packed_study,
-    read_index,
-    read_manifest,
-)
+from .packed import COLUMNS, assert_split_by_patient, list_intact, load_packed_study, read_index, read_manifest
 from .records import ENCODINGS, FORMAT, encode_record
 
 
@@ -74,12 +68,12 @@ def pack_study(
     study_dir=None,
     name=None,
 ):
-    """Packs images into TFRecord shards, shard by shard; an interrupted run goes on where it stopped.
+    """Packs images into TFRecord shards, shard by shard; an interrupted run resumes where it stopped.
 
     A finished shard is recognized by the hash of what went into it, kept beside it until the manifest is there. The
-    bytes depend neither on interruptions, threads and parts, nor on whether images come from files or from stores. Images
-    that cannot be read are left out and listed; they are tried again each time, and a shard is rewritten once one of
-    them can be read. Where a finished and intact study is asked for again, nothing is written.
+    bytes depend neither on interruptions, threads and parts, nor on whether images come from files or from caches.
+    Images that cannot be read are left out and listed; they are tried again each time, and a shard is rewritten once
+    one of them can be read. Where a finished and intact study is asked for again, nothing is written.
 
     Several processes, also on several hosts, pack a `part` of the shards each, into one folder or into folders whose
     files are then copied together; a call without `part` afterwards checks them, packs what is lacking and writes index
@@ -92,13 +86,13 @@ def pack_study(
         folder: path to write to; made if missing.
         split_name: which split this is, kept in the manifest.
         side: pixels, of the square images to write.
-        shard_images: images a shard at most; 512 images of 256 pixels are 33 MB.
+        shard_images: images in a shard at most; 512 images of 256 pixels are 33 MB.
         seed: of the order in which images are dealt to shards.
         n_threads: threads that read and decode; by default one a core.
         progress: callable such as `tqdm`, called with `total=` and `unit=`, returning an object with `update(n)` and
             `close()`.
         encoding: of the images, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
-        part: tuple (i, n) to pack every n-th shard from the i-th, counted from 1; None for all, and for the manifest.
+        part: tuple (i, n) to pack every n-th shard from the i-th, see `parse_part`; None for all, and for the manifest.
         study_dir: folder of the study, whose label files and lists are copied to `study/`; None for no copies.
         name: of the study, kept in the manifest; by default that of `study_dir`.
 
@@ -107,51 +101,49 @@ def pack_study(
 
     Raises:
         ValueError: `folder` holds a finished study of other images, another split, side or encoding; one patient is in
-            two subsets of a split that is meant to be by patient; rows have no image in `films`; or none can be read.
+            two subsets of a split that is meant to be by patient; rows have no image in `images`; or none can be read.
         OSError: the disk is full; finished shards stay.
         tf.errors.OpError: the bucket that the images' files are in cannot be reached.
     """
     folder = as_path(folder)
     if encoding not in ENCODINGS:
         raise ValueError(f"RECORDS is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
-    number, n_parts = part or (1, 1)
-    if not 1 <= number <= n_parts:
-        raise ValueError(f"part is {part}; expected (1, {n_parts}) to ({n_parts}, {n_parts}).")
     assert_split_by_patient(folder, split_name, rows["patient_id"], rows["split"])
     make_source = ImageFiles if isinstance(images, dict) else CachedImages
     source = make_source(images, side, encoding=encoding, n_threads=n_threads)
     if lacking := source.lacking(rows["image"]):
         raise ValueError(f"{name_some(lacking)} in the rows, but there is no image: drop the rows, or add the images.")
-    asked = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
-    asked |= {"seed": seed, "shard_images": shard_images, "asked_sha256": hash_split(rows["image"], rows["split"])}
-    held = _read_held_manifest(folder, asked)
-    plans = _plan_shards(rows, source, shard_images, seed, json.dumps(asked), number, n_parts)
-    bar = progress(total=sum(len(plan.rows) for plan in plans), unit="film") if progress else None
+    # Both are keys of the manifest, and go into the hash by which finished shards are recognized.
+    settings = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
+    settings |= {"seed": seed, "shard_films": shard_images, "asked_sha256": hash_split(rows["image"], rows["split"])}
+    held = _read_held_manifest(folder, settings)
+    plans = _plan_shards(rows, source, settings, part)
+    bar = progress(total=sum(len(plan.rows) for plan in plans), unit="image") if progress else None
     shards = _find_current_shards(folder, plans, source, held, bar)
     _write_shards(folder, [plan for plan in plans if plan.file not in shards], source, shards, bar)
     if bar:
         bar.close()
     if part:
         return None
-    left_out = [film for plan in plans for film in shards[plan.file]["excluded"]]
+    left_out = [entry for plan in plans for entry in shards[plan.file]["excluded"]]
     if len(left_out) == len(rows):
         some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
         raise ValueError(f"none of the {len(rows)} images can be read{some}. Fetch or unpack them again.")
     name = name or (as_path(study_dir).name if study_dir else "")
-    _write_manifest(folder, asked | {"name": name}, plans, shards, study_dir)
+    _write_manifest(folder, settings | {"name": name}, plans, shards, study_dir)
     _remove_leftovers(folder, {plan.file for plan in plans})
     return load_packed_study(folder)
 
 
-def _read_held_manifest(folder, asked):
+def _read_held_manifest(folder, settings):
     """Returns the manifest in a folder, {} if there is none; ValueError if it is one of another study."""
     if not (folder / "manifest.json").exists():
         return {}
     held = read_manifest(folder)
-    differing = ["format"] if held.get("format") != FORMAT else [key for key in asked if held.get(key) != asked[key]]
+    differing = ["format"] if held.get("format") != FORMAT else [k for k in settings if held.get(k) != settings[k]]
     if differing:
-        changes = [f"{key} was {held.get(key)}, now {asked[key]}" for key in differing if key != "asked_sha256"]
-        changes += ["the images or their split are others than then"] if "asked_sha256" in differing else []
+        changes = [f"{key} was {held.get(key)}, now {settings[key]}" for key in differing if key != "asked_sha256"]
+        changes += ["it has other images or another split"] if "asked_sha256" in differing else []
         raise ValueError(
             f"{folder} already holds another packed study ({'; '.join(changes)}). Delete that folder to pack anew, or "
             "set PACKED_DIR to another one; a run trained on the old one needs a new RUN_DIR too."
@@ -159,41 +151,38 @@ def _read_held_manifest(folder, asked):
     return held
 
 
-def _plan_shards(rows, source, shard_images, seed, settings, number, n_parts):
+def _plan_shards(rows, source, settings, part):
     """Deals the rows of each subset to shards at random, so that any few shards are a fair sample; returns `_Plan`s."""
-    dealt = []
+    dealt, (number, n_parts) = [], part or (1, 1)
     for subset in SUBSETS:
         of_subset = rows[rows["split"].eq(subset)].sort_values("image")
-        order = np.random.default_rng([seed, SUBSETS.index(subset)]).permutation(len(of_subset))
-        pieces = np.array_split(order, -(-len(of_subset) // shard_images)) if len(of_subset) else []
+        order = np.random.default_rng([settings["seed"], SUBSETS.index(subset)]).permutation(len(of_subset))
+        pieces = np.array_split(order, -(-len(of_subset) // settings["shard_films"])) if len(of_subset) else []
         for k, piece in enumerate(pieces):
             dealt.append((subset, f"{subset}-{k:05d}-of-{len(pieces):05d}.tfrecord", of_subset.iloc[piece]))
     dealt = dealt[number - 1 :: n_parts]
-    n_bytes = iter(source.measure([image for *_, part in dealt for image in part["image"]]))
+    n_bytes = iter(source.measure([image for *_, piece in dealt for image in piece["image"]]))
     plans = []
-    for subset, file, part in dealt:
+    for subset, file, piece in dealt:
         # The size of the image files stands for their content.
-        described = part.assign(n_bytes=list(itertools.islice(n_bytes, len(part))))
-        text = f"{settings}, TensorFlow image ops\n" + described.to_csv(index=False)
-        plans.append(_Plan(subset, file, part, hashlib.sha256(text.encode()).hexdigest()))
+        described = piece.assign(n_bytes=list(itertools.islice(n_bytes, len(piece))))
+        text = f"{json.dumps(settings)}, TensorFlow image ops\n" + described.to_csv(index=False)
+        plans.append(_Plan(subset, file, piece, hashlib.sha256(text.encode()).hexdigest()))
     return plans
 
 
 def _find_current_shards(folder, plans, source, held, bar):
     """Returns what earlier runs or other parts have packed and is intact: dict file name -> shard with its facts."""
     found = _list_shards(folder, held)
-    planned = [plan for plan in plans if plan.file in found and found[plan.file]["key"] == plan.key]
-    with ThreadPoolExecutor() as pool:
-        intact = list(pool.map(lambda plan: is_intact(folder, found[plan.file]), planned))
+    planned = {plan.file: plan for plan in plans if plan.file in found and found[plan.file]["key"] == plan.key}
     current = {}
-    for plan in (plan for plan, is_good in zip(planned, intact, strict=True) if is_good):
-        shard = found[plan.file]
-        left_out = {film["image"] for film in shard["excluded"]}
+    for shard in list_intact(folder, [found[file] for file in planned]):
+        plan, left_out = planned[shard["file"]], {entry["image"] for entry in shard["excluded"]}
         if any(not isinstance(source.read_one(image), str) for image in left_out):
-            continue  # an image has been mended; its file may well have kept its size
+            continue  # an image has been repaired; its file may well have kept its size
         if shard["facts"] is None:
             shard["facts"] = source.inspect(plan.rows["image"][~plan.rows["image"].isin(left_out)])
-        current[plan.file] = shard
+        current[shard["file"]] = shard
         if bar:
             bar.update(len(plan.rows))
     return current
@@ -268,8 +257,8 @@ def _open_writer(draft):
         raise OSError(errno.ENOSPC, remedy, str(draft.parent)) from error
 
 
-def _write_manifest(folder, asked, plans, shards, study_dir):
-    """Writes the copies of the study's small files, the index, and last the manifest, so far as they are not there."""
+def _write_manifest(folder, settings, plans, shards, study_dir):
+    """Writes the copies of the study's small files, the index, and last the manifest, unless they are there already."""
     study_files = {}
     for path in list_small_files(study_dir) if study_dir else []:
         study_files[path.name] = hash_file(path)
@@ -278,14 +267,14 @@ def _write_manifest(folder, asked, plans, shards, study_dir):
             copy_file(path, copy)
     index = []
     for plan in plans:
-        left_out = {image["image"] for image in shards[plan.file]["excluded"]}
+        left_out = {entry["image"] for entry in shards[plan.file]["excluded"]}
         kept = plan.rows[~plan.rows["image"].isin(left_out)].assign(subset=plan.subset)
         facts = pd.DataFrame(shards[plan.file]["facts"], columns=list(FACTS), index=kept.index)
         index.append(pd.concat([kept[list(COLUMNS)], facts], axis=1))
     index = pd.concat(index)
     text = index.to_csv(index=False)
     _write_if_other(folder / "index.csv", text)
-    manifest = asked | {
+    manifest = settings | {
         "split_sha256": hash_split(index["image"], index["subset"]),
         "counts": {subset: int(index["subset"].eq(subset).sum()) for subset in SUBSETS},
         "index_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -1,8 +1,8 @@
 """Packed studies: what packing leaves in a folder, and how it is found, checked and read.
 
-A packed study is one folder: `train-00000-of-00004.tfrecord`, ..., `index.csv` (a row an image, in the order of the
-records), `study/` (the study's label files and lists) and `manifest.json`, written last. Everything in it is relative,
-so the folder can be moved, attached or put into a bucket.
+A packed study is one folder: `train-00000-of-00004.tfrecord`, ..., `index.csv` (a row for each image, in the order of
+the records), `study/` (the study's label files and lists) and `manifest.json`, written last. Everything in it is
+relative, so the folder can be moved, attached or put into a bucket.
 """
 
 import json
@@ -17,8 +17,9 @@ import tensorflow as tf
 
 from ..runtime.files import as_path, hash_file, measure_file, read_csv
 from ..runtime.settings import read_json, resolve_path
-from ..study.labels import PATHOLOGIES, list_images
+from ..study.labels import PATHOLOGIES
 from ..study.splits import SUBSETS, assert_no_patient_overlap
+from ..study.study_folder import list_images
 from .records import FORMAT, parse_records
 
 COLUMNS = ("subset", "image", "patient_id", "follow_up", "age", "sex", "view", *PATHOLOGIES)
@@ -69,13 +70,59 @@ class PackedStudy:
         """Labels of one subset: float32 array (images, 14) of 0 and 1, in the order of `rows`."""
         return self.rows(subset)[list(PATHOLOGIES)].to_numpy(np.float32)
 
-    def parse(self, serialized):
+    def parse(self, records):
         """Images and labels of a batch of its records, see `records.parse_records`."""
-        return parse_records(serialized, self.side, self.encoding)
+        return parse_records(records, self.side, self.encoding)
+
+
+def load_packed_study(folder):
+    """Loads and checks a packed study: every file's presence, size and SHA-256, the class order, the patients.
+
+    A TFRecord file that is cut off between two records reads as a shorter file without any error, so sizes and hashes
+    are compared before the first record is used. Hashing runs at about a gigabyte a second and core.
+
+    Args:
+        folder: path of the folder that `pack_study` wrote.
+
+    Returns:
+        The `PackedStudy`.
+
+    Raises:
+        FileNotFoundError: no manifest, or a shard is missing.
+        ValueError: a file differs from the manifest, the classes or the format are not those of this code, or one
+            patient is in two subsets of a split that is meant to be by patient.
+    """
+    folder = as_path(folder)
+    manifest = read_manifest(folder)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / 'manifest.json'} has record format {manifest['format']}, this code reads {FORMAT}. "
+            "Delete that folder and run 01_prepare_data.ipynb."
+        )
+    if manifest["classes"] != list(PATHOLOGIES):
+        raise ValueError(
+            f"{folder / 'manifest.json'} has the classes {manifest['classes']}, this code has {list(PATHOLOGIES)}. "
+            "Delete that folder and run 01_prepare_data.ipynb."
+        )
+    _assert_files_are_intact(folder, manifest)
+    index = read_index(folder)
+    assert_split_by_patient(folder, manifest["split"], index["patient_id"], index["subset"])
+    return PackedStudy(
+        folder=folder,
+        name=manifest["name"],
+        side=manifest["side"],
+        encoding=manifest["encoding"],
+        split_name=manifest["split"],
+        split_sha256=manifest["split_sha256"],
+        index_sha256=manifest["index_sha256"],
+        shards={subset: [s for s in manifest["shards"] if s["subset"] == subset] for subset in SUBSETS},
+        index=index,
+        excluded=[left_out for shard in manifest["shards"] for left_out in shard["excluded"]],
+    )
 
 
 def read_manifest(folder):
-    """Reads the manifest of a packed study, whose format may be another one than this code's.
+    """Reads the manifest of a packed study, which may have another format than this code's.
 
     Args:
         folder: path object of the folder.
@@ -98,7 +145,7 @@ def read_manifest(folder):
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} holds no manifest.json: it is no packed study, or packing did not finish. "
-            "Run 01_prepare_data.ipynb; it goes on where it stopped."
+            "Run 01_prepare_data.ipynb, which resumes where it stopped."
         ) from None
     except ValueError as error:
         raise ValueError(
@@ -106,42 +153,29 @@ def read_manifest(folder):
         ) from None
 
 
-def load_packed_study(folder, classes=PATHOLOGIES):
-    """Loads and checks a packed study: every file's presence, size and SHA-256, the class order, the patients.
+def read_index(folder):
+    """Reads `index.csv` of a packed study as it was written."""
+    text = {"subset": str, "image": str, "sex": str, "view": str, "mode": str}
+    return read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
 
-    A TFRecord file cut at the border of a record reads as a shorter file without any error, so sizes and hashes are
-    compared before the first record is used. Hashing runs at about a gigabyte a second and core.
 
-    Args:
-        folder: path of the folder that `pack_study` wrote.
-        classes: sequence of class names in the order that the caller will use.
+def list_intact(folder, shards):
+    """Returns those of some shards, entries of a manifest, whose files are there with their size and SHA-256."""
 
-    Returns:
-        The `PackedStudy`.
+    def is_intact(shard):
+        path = folder / shard["file"]
+        return path.exists() and measure_file(path) == shard["bytes"] and hash_file(path) == shard["sha256"]
 
-    Raises:
-        FileNotFoundError: no manifest, or a shard is missing.
-        ValueError: a file differs from the manifest, the classes or the format differ, or one patient is in two
-            subsets of a split that is meant to be by patient.
-    """
-    folder = as_path(folder)
-    manifest = read_manifest(folder)
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / 'manifest.json'} has record format {manifest['format']}, this code reads {FORMAT}. "
-            "Delete that folder and run 01_prepare_data.ipynb."
-        )
-    if list(manifest["classes"]) != list(classes):
-        raise ValueError(
-            f"{folder / 'manifest.json'} has the classes {manifest['classes']}, asked for are {list(classes)}. "
-            "Ask for the packed order, or delete that folder and run 01_prepare_data.ipynb."
-        )
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
+        return [shard for shard, ok in zip(shards, pool.map(is_intact, shards), strict=True) if ok]
+
+
+def _assert_files_are_intact(folder, manifest):
     missing = [shard["file"] for shard in manifest["shards"] if not (folder / shard["file"]).exists()]
     if missing:
         raise FileNotFoundError(f"{folder / missing[0]} is missing ({len(missing)} in all). Run 01_prepare_data.ipynb.")
-    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
-        intact = list(pool.map(lambda shard: is_intact(folder, shard), manifest["shards"]))
-    damaged = [shard["file"] for shard, ok in zip(manifest["shards"], intact, strict=True) if not ok]
+    intact = list_intact(folder, manifest["shards"])
+    damaged = [shard["file"] for shard in manifest["shards"] if shard not in intact]
     if damaged:
         raise ValueError(
             f"{folder / damaged[0]} does not match its size and SHA-256 in manifest.json ({len(damaged)} in all): "
@@ -152,32 +186,6 @@ def load_packed_study(folder, classes=PATHOLOGIES):
     for name, sha256 in small.items():
         if not (folder / name).exists() or hash_file(folder / name) != sha256:
             raise ValueError(f"{folder / name} is missing or altered. Run 01_prepare_data.ipynb.")
-    index = read_index(folder)
-    assert_split_by_patient(folder, manifest["split"], index["patient_id"], index["subset"])
-    return PackedStudy(
-        folder=folder,
-        name=manifest["name"],
-        side=manifest["side"],
-        encoding=manifest["encoding"],
-        split_name=manifest["split"],
-        split_sha256=manifest["split_sha256"],
-        index_sha256=manifest["index_sha256"],
-        shards={subset: [s for s in manifest["shards"] if s["subset"] == subset] for subset in SUBSETS},
-        index=index,
-        excluded=[image for shard in manifest["shards"] for image in shard["excluded"]],
-    )
-
-
-def read_index(folder):
-    """Reads `index.csv` of a packed study as it was written."""
-    text = {"subset": str, "image": str, "sex": str, "view": str, "mode": str}
-    return read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
-
-
-def is_intact(folder, shard):
-    """Whether a shard has the size and the SHA-256 that its entry in the manifest says."""
-    path = folder / shard["file"]
-    return path.exists() and measure_file(path) == shard["bytes"] and hash_file(path) == shard["sha256"]
 
 
 def assert_split_by_patient(folder, split_name, patient_ids, subsets):
@@ -207,46 +215,21 @@ def load_image_files(study, subset, n_images, study_dir):
     """
     names = study.rows(subset)["image"].head(n_images)
     try:
-        images = list_images(study_dir)
+        paths = list_images(study_dir)
     except FileNotFoundError:
-        images = {}
-    if images.keys() >= set(names):
-        return [images[name].read_bytes() for name in names]
+        paths = {}
+    if paths.keys() >= set(names):
+        return [paths[name].read_bytes() for name in names]
     records = tf.data.TFRecordDataset(study.files(subset)).take(len(names)).batch(1)
-    rows = records.map(lambda record: tf.io.encode_png(study.parse(record)[0][0]), tf.data.AUTOTUNE)
-    return list(rows.as_numpy_iterator())
-
-
-def find_packed_studies(root, split_name):
-    """Finds packed studies of a split below a folder, such as where Kaggle attaches data sets.
-
-    Args:
-        root: path of the folder; one that is not there holds none.
-        split_name: one of `splits.SPLITS`.
-
-    Returns:
-        dict path of the packed study's folder -> its name, in the order of the paths.
-    """
-    found = {}
-    for path, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("images"))  # NIH's take minutes to list
-        if "manifest.json" not in files:
-            continue
-        folders.clear()  # a packed study holds no other one
-        try:
-            manifest = read_manifest(as_path(path))
-        except ValueError:  # another program's manifest
-            continue
-        if manifest.get("format") == FORMAT and manifest.get("split") == split_name:
-            found[as_path(path)] = manifest["name"]
-    return found
+    pngs = records.map(lambda record: tf.io.encode_png(study.parse(record)[0][0]), tf.data.AUTOTUNE)
+    return list(pngs.as_numpy_iterator())
 
 
 def resolve_paths(data_dir, run_dir, packed_dir, split, profile, attached="/kaggle/input"):
     """Turns the path settings of the notebooks into paths; relative ones are relative to the repository's root.
 
-    A packed study is enough to train and evaluate on: it is looked for where Kaggle attaches data sets if no other one
-    is named or at its usual place, and its copies of the label files serve where the study itself is not there.
+    A packed study is enough to train and evaluate on: it is searched for where Kaggle attaches data sets if no other
+    one is named or at its usual place, and its copies of the label files are used where the study itself is missing.
 
     Args:
         data_dir: folder of a study in NIH layout; only the synthetic study is ever written to.
@@ -269,16 +252,30 @@ def resolve_paths(data_dir, run_dir, packed_dir, split, profile, attached="/kagg
     if attached is None:
         return SimpleNamespace(study=study, packed=packed, run=run, name=name)
     is_missing = not study.is_dir()
-    if not packed_dir and not packed.is_dir() and as_path(attached).is_dir():
-        packed = _choose_packed(attached, split, packed, None if is_missing else name)
+    if not packed_dir and not packed.is_dir():
+        found = [path for path, of in _find_packed_studies(attached, split).items() if is_missing or of == name]
+        if len(found) > 1:
+            raise ValueError(
+                f"Several packed studies fit: {', '.join(map(str, found))}. Set PACKED_DIR to one of them."
+            )
+        packed = found[0] if found else packed
     if is_missing and (packed / "study").is_dir() and (packed / "manifest.json").is_file():
         study, name = packed / "study", read_json(packed / "manifest.json")["name"]
     return SimpleNamespace(study=study, packed=packed, run=run, name=name)
 
 
-def _choose_packed(attached, split, usual, name):
-    """Returns the folder of the one packed study of a split, and of a name unless that is None; else the usual one."""
-    found = [path for path, called in find_packed_studies(attached, split).items() if name in (None, called)]
-    if len(found) > 1:
-        raise ValueError(f"Several packed studies fit: {', '.join(map(str, found))}. Set PACKED_DIR to one of them.")
-    return found[0] if found else usual
+def _find_packed_studies(root, split_name):
+    """Returns a dict path -> name of the packed studies of a split below a folder; empty if there is no such folder."""
+    found = {}
+    for path, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("images"))  # NIH's take minutes to list
+        if "manifest.json" not in files:
+            continue
+        folders.clear()  # a packed study holds no other one
+        try:
+            manifest = read_manifest(as_path(path))
+        except ValueError:  # another program's manifest
+            continue
+        if manifest.get("format") == FORMAT and manifest.get("split") == split_name:
+            found[as_path(path)] = manifest["name"]
+    return found

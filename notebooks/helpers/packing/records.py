@@ -6,6 +6,12 @@ from ..study.labels import PATHOLOGIES
 
 FORMAT = 2  # of records, index and manifest; a reader refuses any other
 ENCODINGS = ("raw", "png")  # of the image in a record: its pixels as they are, or a PNG of them
+_PNG_LEVEL = 4  # of compression, 0 to 9: higher ones take longer and save nothing, see benchmarks/packing.py
+
+
+def encode_image(image, encoding):
+    """Encodes a uint8 image (side, side, 1) as a scalar string tensor, or leaves it as it is if "raw"."""
+    return tf.io.encode_png(image, compression=_PNG_LEVEL) if encoding == "png" else image
 
 
 def encode_record(image, row):
@@ -21,7 +27,7 @@ def encode_record(image, row):
     """
     example = tf.train.Example()
     feature = example.features.feature  # filled in place: messages handed to a constructor are copied, images with them
-    feature["film"].bytes_list.value.append(image)
+    feature["film"].bytes_list.value.append(image)  # the key that packed studies have had from the beginning
     feature["labels"].int64_list.value.extend([int(row[name]) for name in PATHOLOGIES])
     feature["patient_id"].int64_list.value.append(int(row["patient_id"]))
     feature["follow_up"].int64_list.value.append(int(row["follow_up"]))
@@ -31,11 +37,11 @@ def encode_record(image, row):
     return example.SerializeToString(deterministic=True)
 
 
-def parse_records(serialized, side, encoding="raw"):
+def parse_records(records, side, encoding="raw"):
     """Parses a batch of records to images and labels. Runs inside `Dataset.map`.
 
     Args:
-        serialized: string tensor (batch,).
+        records: string tensor (batch,).
         side: int, pixels, of the packed images.
         encoding: how the images are encoded, one of `ENCODINGS`.
 
@@ -46,11 +52,11 @@ def parse_records(serialized, side, encoding="raw"):
         "film": tf.io.FixedLenFeature([], tf.string),
         "labels": tf.io.FixedLenFeature([len(PATHOLOGIES)], tf.int64),
     }
-    parsed = tf.io.parse_example(serialized, spec)
+    parsed = tf.io.parse_example(records, spec)
     if encoding == "png":  # by a dataset: `tf.map_fn` takes twice as long; the pipelines read several batches at a time
         images = tf.data.Dataset.from_tensor_slices(parsed["film"])
         images = images.map(lambda data: tf.ensure_shape(tf.io.decode_png(data, channels=1), (side, side, 1)))
-        images = images.batch(tf.size(serialized, out_type=tf.int64)).get_single_element()
+        images = images.batch(tf.size(records, out_type=tf.int64)).get_single_element()
     else:
         images = tf.io.decode_raw(parsed["film"], tf.uint8, fixed_length=side * side)
     return tf.reshape(images, (-1, side, side, 1)), tf.cast(parsed["labels"], tf.float32)
