@@ -5,9 +5,9 @@ decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew
 rounds, on the same images in one run; the ratios are medians over the rounds. Packing has a benchmark of its own,
 packing.py.
 
-Usage: input_pipeline.py [--films FOLDER] [--rounds 5]
+Usage: input_pipeline.py [--images FOLDER] [--rounds 5]
 FOLDER holds PNGs as NIH distributes them, 1024 pixels wide. Without it, those in ../shared/data/nih_original are taken,
-and where they are missing, synthetic images of that size are drawn.
+and where they are missing, synthetic images of that size are made.
 """
 
 import argparse
@@ -41,16 +41,16 @@ SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
 
 
 def find_images(folder):
-    """Returns paths of 1024-pixel images, drawn ones where there are no others."""
+    """Returns paths of 1024-pixel images, synthetic ones where there are no others, and what they are."""
     at_hand = ROOT.parent / "shared" / "data" / "nih_original"
     if folder or at_hand.is_dir():
         folder = folder or at_hand
         return sorted(Path(folder).rglob("*.png")), "real radiographs"
-    drawn = Path(tempfile.mkdtemp())
+    made = Path(tempfile.mkdtemp())
     for seed in range(48):
         image, _ = draw_image(seed, size=1024)
-        Image.fromarray(image).save(drawn / f"{seed:08d}_000.png")
-    return sorted(drawn.glob("*.png")), "synthetic images"
+        Image.fromarray(image).save(made / f"{seed:08d}_000.png")
+    return sorted(made.glob("*.png")), "synthetic images"
 
 
 def make_rows(paths, n_images, subset):
@@ -108,28 +108,28 @@ def eval_batches(study, image_size):
     return measure(make_eval_dataset(study, "train", BATCH_SIZE, image_size=image_size), len(study.labels("train")))
 
 
-def warp_alone(films, engine):
+def warp_alone(images, engine):
     """The geometry of augmentation alone, by OpenCV or by TensorFlow's own operation, on all cores."""
-    draws = np.random.default_rng(0).random((len(films), 8), np.float32)
-    maps = pipeline._draw_maps(draws, SIDE, IMAGE_SIZE, Augmentation())
-    rows = tf.constant(np.pad(maps.reshape(-1, 6), [[0, 0], [0, 2]]), tf.float32)
+    draws = np.random.default_rng(0).random((len(images), pipeline.N_DRAWS), np.float32)
+    maps = pipeline._make_maps(draws, SIDE, IMAGE_SIZE, Augmentation())
+    transforms = tf.constant(np.pad(maps.reshape(-1, 6), [[0, 0], [0, 2]]), tf.float32)
 
-    def by_opencv(films):
+    def by_opencv(images):
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return np.stack(
-            [cv2.warpAffine(f, m, (IMAGE_SIZE, IMAGE_SIZE), flags=flags) for f, m in zip(films, maps, strict=True)]
+            [cv2.warpAffine(i, m, (IMAGE_SIZE, IMAGE_SIZE), flags=flags) for i, m in zip(images, maps, strict=True)]
         )
 
-    def warp(films):
+    def warp(images):
         if engine == "opencv":
-            return tf.numpy_function(by_opencv, [films], tf.uint8, stateful=False)
+            return tf.numpy_function(by_opencv, [images], tf.uint8, stateful=False)
         return tf.raw_ops.ImageProjectiveTransformV3(
-            images=films, transforms=rows, output_shape=[IMAGE_SIZE, IMAGE_SIZE], fill_value=0.0,
+            images=images, transforms=transforms, output_shape=[IMAGE_SIZE, IMAGE_SIZE], fill_value=0.0,
             interpolation="BILINEAR", fill_mode="CONSTANT",
         )  # fmt: skip
 
-    data = tf.data.Dataset.from_tensors(films).repeat(32).map(warp, num_parallel_calls=tf.data.AUTOTUNE)
-    return measure(data.prefetch(2), 32 * len(films))
+    data = tf.data.Dataset.from_tensors(images).repeat(32).map(warp, num_parallel_calls=tf.data.AUTOTUNE)
+    return measure(data.prefetch(2), 32 * len(images))
 
 
 def memory_of_epochs(study, n_epochs):
@@ -145,10 +145,10 @@ def memory_of_epochs(study, n_epochs):
 def main():
     """Measures, prints a table and writes benchmarks/results/input_pipeline.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--films", help="folder of 1024-pixel PNGs")
+    parser.add_argument("--images", help="folder of 1024-pixel PNGs")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    paths, kind = find_images(arguments.films)
+    paths, kind = find_images(arguments.images)
     some = (list(paths) * (192 // len(paths) + 1))[:192]
     with tempfile.TemporaryDirectory() as folder:
         rows, images = make_rows(paths, 4096, "train")
@@ -181,8 +181,8 @@ def main():
     parse, train, whole, resized = list(tasks)[2:6]
     results = {
         "machine": describe_machine(tf),
-        "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE}, crops of {IMAGE_SIZE}, batches of {BATCH_SIZE}",
-        "films_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
+        "images": f"{len(paths)} {kind} of 1024 px, packed at {SIDE}, crops of {IMAGE_SIZE}, batches of {BATCH_SIZE}",
+        "images_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
         "ratios": {
             "training batches / predecessor": ratio(train, "predecessor, training"),
             "training batches / record parse alone": ratio(train, parse),

@@ -2,11 +2,11 @@
 
 Packing is compared with its ceiling, PNG decoding alone, in turn on the same images, several rounds; ratios are medians
 over the rounds, of time and of all threads' processor time, which other work on the machine disturbs less. Python's
-part is the processor time of the one thread that runs it, per image, from the difference of two packings; how many cores
-it could feed is the processor time of an image over that. Memory is the largest resident set of a process of its own. Two
-processes pack parts 1/2 and 2/2 beside one process that packs all.
+share is the processor time of the one thread that runs it, per image, from the difference of two packings; how many
+cores it could feed is the processor time of an image over that. Memory is the largest resident set of a process of its
+own. Two processes pack parts 1/2 and 2/2 beside one process that packs all.
 
-Usage: packing.py [--films FOLDER] [--rounds 3]
+Usage: packing.py [--images FOLDER] [--rounds 3]
 FOLDER holds PNGs as NIH distributes them, see input_pipeline.py.
 """
 
@@ -51,7 +51,7 @@ def pack(paths, n_images, **options):
 
 def start_process(paths, n_images, folder, part=None):
     """Starts this script as a process that packs, and then prints when it began and ended, and its peak memory."""
-    command = [sys.executable, __file__, "--films", str(paths[0].parent), "--pack", str(n_images), str(folder)]
+    command = [sys.executable, __file__, "--images", str(paths[0].parent), "--pack", str(n_images), str(folder)]
     return subprocess.Popen(
         [*command, *map(str, part or ())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -108,11 +108,11 @@ def eval_batches(study):
 def main():
     """Measures, prints a table and writes benchmarks/results/packing.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--films", help="folder of 1024-pixel PNGs")
+    parser.add_argument("--images", help="folder of 1024-pixel PNGs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pack", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    paths, kind = find_images(arguments.films)
+    paths, kind = find_images(arguments.images)
     if arguments.pack:
         return be_process(paths, *arguments.pack)
     some = (list(paths) * (192 // len(paths) + 1))[:192]
@@ -142,7 +142,7 @@ def main():
         for encoding in ("raw", "png"):
             pack(paths, 16, side=side, encoding=encoding)  # traces the graph
             seconds, _, n_bytes = pack(paths, 128, side=side, encoding=encoding)
-            sides[f"{side} px, {encoding}"] = {"films_per_second": round(128 / seconds, 1), "bytes": round(n_bytes)}
+            sides[f"{side} px, {encoding}"] = {"images_per_second": round(128 / seconds, 1), "bytes": round(n_bytes)}
     python = np.median([(pack(paths, 1024)[1] - pack(paths, 256)[1]) / 768 for _ in range(arguments.rounds)])
     milliseconds = {name: float(np.median(values)) for name, values in cpu.items()}
 
@@ -151,8 +151,8 @@ def main():
 
     results = {
         "machine": describe_machine(tf),
-        "films": f"{len(paths)} {kind} of 1024 px, packed at {SIDE} unless said otherwise, batches of {BATCH_SIZE}",
-        "films_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
+        "images": f"{len(paths)} {kind} of 1024 px, packed at {SIDE} unless said otherwise, batches of {BATCH_SIZE}",
+        "images_per_second": {name: round(float(np.median(values)), 1) for name, values in rates.items()},
         "ratios": {
             "packing / PNG decode alone": ratio("packing, raw", "PNG decode alone"),
             "packing / PNG decode alone, by processor time": round(

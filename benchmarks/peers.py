@@ -1,13 +1,13 @@
 """Do images reach the model faster than by other means?
 
 Training and evaluation batches of ours beside torchxrayvision, albumentations and torchvision in PyTorch's DataLoader,
-beside what Keras offers, and beside the way of this project's predecessor: from images as NIH distributes them, and from
-images that were shrunk once, in the form that suits each. Every way runs in a process of its own with two workers or
-threads; rounds in which all take their turn follow each other, and ratios are medians over the rounds. Measured are
-images a second after the first batches, the time to the first batch, the processor's time an image, and memory, that of
-workers included.
+beside what Keras offers, and beside the way of this project's predecessor: from images as NIH distributes them, and
+from images that were shrunk once, in the form that suits each. Every way runs in a process of its own with two workers
+or threads; all take turns in each of several rounds, and ratios are medians over the rounds. Measured are images a
+second after the first batches, the time to the first batch, the processor's time an image, and memory, that of workers
+included.
 
-Usage: peers.py [--peers-python /path/to/venv/bin/python] [--films FOLDER] [--rounds 3] [--seconds 3] [--only WORD ...]
+Usage: peers.py [--peers-python /path/to/venv/bin/python] [--images FOLDER] [--rounds 3] [--seconds 3] [--only WORD ...]
 The Python of the peers has what requirements/peers.txt lists, and is by default that of .venv/peers; without it, or
 without one of its packages, those ways are left out, and the results say so. FOLDER is that of `input_pipeline.py`.
 Renews `results/peers.json` and the tables of `docs/scale.md`.
@@ -100,30 +100,30 @@ def prepare(paths, folder):
         if sources is None:
             shrunk = [decode_image(tf.io.read_file(str(path)), SIDE).numpy()[..., 0] for path in paths]
             sources = [folder / f"{number}.png" for number in range(len(paths))]
-            for path, film in zip(sources, shrunk, strict=True):
-                Image.fromarray(film).save(path)
-        rows, images = make_rows(sources, n_images, "train")
-        for image, path in images.items():
+            for path, image in zip(sources, shrunk, strict=True):
+                Image.fromarray(image).save(path)
+        rows, files = make_rows(sources, n_images, "train")
+        for image, path in files.items():
             (folder / name / "images" / image).symlink_to(Path(path).resolve())
         write_table(rows, folder / name)
-    np.save(folder / "small" / "films.npy", np.array([shrunk[i % len(paths)] for i in range(N_SMALL)]))
-    pack_study(rows, images, folder / "packed", split_name="official", side=SIDE)
+    np.save(folder / "small" / "images.npy", np.array([shrunk[i % len(paths)] for i in range(N_SMALL)]))
+    pack_study(rows, files, folder / "packed", split_name="official", side=SIDE)
 
 
 def read_apart(python, module, way, folder, seconds):
-    """Lets one way read in a process of its own; returns all it told and its largest memory, or raises RuntimeError."""
+    """Lets one way read in a process of its own; returns its report and its largest memory, or raises RuntimeError."""
     command = [python, ROOT / "benchmarks" / "peer_readers" / "read.py", module, way, folder, "--seconds", str(seconds)]
-    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as errors:
-        process = psutil.Popen(command, stdout=told, stderr=errors)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = psutil.Popen(command, stdout=output, stderr=errors)
         largest = 0
         while process.poll() is None:
             largest = max(largest, measure_memory(process))
             time.sleep(0.25)
-        told.seek(0), errors.seek(0)
+        output.seek(0), errors.seek(0)
         if process.returncode:
             raise RuntimeError(([line for line in errors.read().splitlines() if line.strip()] or ["it ended"])[-1])
         found = {}
-        for line in told:
+        for line in output:
             if line.startswith("{"):
                 found |= json.loads(line)
     return found | {"memory_mib": largest / 2**20}
@@ -133,7 +133,7 @@ def measure_memory(process):
     """Returns bytes of a process and all below it, pages that several share counted once.
 
     Pages of files are left out, as libraries and mapped arrays, of which the system keeps what it has room for; where
-    Linux does not tell them apart, all resident pages count.
+    Linux does not separate them, all resident pages count.
     """
     total = 0
     try:
@@ -205,8 +205,8 @@ def summarize(runs):
     """Returns medians over the rounds of one way."""
     median = {key: float(np.median([run[key] for run in runs])) for key in runs[0] if key not in ("images", "labels")}
     return {
-        "films_per_second": round(median["films_per_second"], 1),
-        "in_each_round": [round(run["films_per_second"], 1) for run in runs],
+        "images_per_second": round(median["images_per_second"], 1),
+        "in_each_round": [round(run["images_per_second"], 1) for run in runs],
         "processor_ms_per_image": round(median["processor_ms_per_image"], 3),
         "import_seconds": round(median["import_seconds"], 2),
         "first_batch_seconds": round(median["first_batch_seconds"], 2),
@@ -227,8 +227,8 @@ def compare(runs):
         return round(float(np.median([b / a if over else a / b for a, b in pairs])), 2)
 
     return {
-        "best_peer": max(peers, key=lambda name: np.median([run["films_per_second"] for run in runs[name]])),
-        "times_as_fast": {name: divide("films_per_second", name) for name in peers},
+        "best_peer": max(peers, key=lambda name: np.median([run["images_per_second"] for run in runs[name]])),
+        "times_as_fast": {name: divide("images_per_second", name) for name in peers},
         "images_per_processor_second": {name: divide("processor_ms_per_image", name, over=True) for name in peers},
         "time_to_first_batch": {name: divide("first_batch_seconds", name) for name in peers},
         "memory": {name: divide("memory_mib", name) for name in peers},
@@ -249,8 +249,8 @@ def find_versions(python):
 
 def draw_tables(results):
     """Returns the results as tables in Markdown."""
-    columns = "films/s | ms of a core an image | s to import | s to the first batch | memory, MiB"
-    keys = ("films_per_second", "processor_ms_per_image", "import_seconds", "first_batch_seconds", "memory_mib")
+    columns = "images/s | ms of a core an image | s to import | s to the first batch | memory, MiB"
+    keys = ("images_per_second", "processor_ms_per_image", "import_seconds", "first_batch_seconds", "memory_mib")
     lines = []
     for group, ways in results["ways"].items():
         lines.append(f"| {group} | {columns} | ours is faster, times: by the clock, by the processor |")
@@ -265,7 +265,7 @@ def draw_tables(results):
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     decoded = ", ".join(f"{name} {rate}" for name, rate in results["decoding_alone_images_per_second_and_core"].items())
-    lines.append(f"The limit of reading files, films/s and core of decoding alone: {decoded}.")
+    lines.append(f"The limit of reading files, images/s and core of decoding alone: {decoded}.")
     if results["not_run"]:
         lines += [
             "",
@@ -282,7 +282,7 @@ def main():
         default=PEERS if PEERS.exists() else sys.executable,
         help="the Python that has requirements/peers.txt",
     )
-    parser.add_argument("--films", help="folder of 1024-pixel PNGs")
+    parser.add_argument("--images", help="folder of 1024-pixel PNGs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--seconds", type=float, default=3, help="that each way is measured in each round, doubled for files"
@@ -308,13 +308,13 @@ def main():
                     runs[group].pop(name, None)
                     continue
                 runs[group].setdefault(name, []).append(found)
-                rate, memory = found["films_per_second"], found["memory_mib"]
-                print(f"round {number + 1}, {way}: {rate:,.0f} films/s, {memory:,.0f} MiB", flush=True)
+                rate, memory = found["images_per_second"], found["memory_mib"]
+                print(f"round {number + 1}, {way}: {rate:,.0f} images/s, {memory:,.0f} MiB", flush=True)
     results = {
         "machine": describe_machine(tf, cv2, PIL),
         "peers": find_versions(arguments.peers_python),
         "busy": load,
-        "films": f"{len(paths)} {kind} of 1024 px under {N_FILES} names; shrunk to {SIDE} px, under {N_SMALL} names",
+        "images": f"{len(paths)} {kind} of 1024 px under {N_FILES} names; shrunk to {SIDE} px, under {N_SMALL} names",
         "method": f"medians of {arguments.rounds} rounds of {arguments.seconds:g} s, twice that from files, each way "
         "in a fresh process; batches of 64, crops of 224 px; memory is the largest of all rounds, workers included, "
         "without pages of files",
@@ -327,7 +327,7 @@ def main():
     tables = draw_tables(results)
     print(f"\n{tables}")
     if not arguments.only and arguments.target == RESULTS:
-        about = "; ".join([results["machine"], ", ".join(results["peers"]), results["films"], results["busy"]])
+        about = "; ".join([results["machine"], ", ".join(results["peers"]), results["images"], results["busy"]])
         renew_page(PAGE, "peers", f"{about}.\n\n{tables}")
 
 

@@ -1,8 +1,8 @@
 """Does all of ChestX-ray14 go through, and what does it take?
 
-NIH's own label file and lists, 112,120 rows of 30,805 patients, on images drawn at 64 pixels: some hundred of them, each
-linked under many names. Every stage of notebooks 1 to 3 that is not the network runs over a tenth of the patients and
-over all, in a process of its own, so that its peak of memory is its own: resident memory at most, less what was
+NIH's own label file and lists, 112,120 rows of 30,805 patients, on synthetic images of 64 pixels: some hundred of them,
+each linked under many names. Every stage of notebooks 1 to 3 that is not the network runs over a tenth of the patients
+and over all, in a process of its own, so that its peak of memory is its own: resident memory at most, less what was
 resident once everything was imported. Between the two studies a stage that is linear takes ten times as long, or less
 where a part of it is the same for both, and one that streams takes as much memory.
 
@@ -73,8 +73,8 @@ def write_studies(metadata, folder):
     write_synthetic_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
     drawn = sorted((folder / "drawn" / "images").glob("*.png"))
     patients = np.random.default_rng(SEED).permutation(table["Patient ID"].unique())
-    n_films = table["Patient ID"].value_counts()[patients].cumsum()
-    chosen = patients[: int(np.searchsorted(n_films, SHARE * len(table))) + 1]
+    n_images = table["Patient ID"].value_counts()[patients].cumsum()
+    chosen = patients[: int(np.searchsorted(n_images, SHARE * len(table))) + 1]
     studies = []
     for name, rows in (("tenth", table[table["Patient ID"].isin(chosen)]), ("all", table)):
         study = folder / name
@@ -114,7 +114,7 @@ def make_up_tables(folder, n_images=112_120, n_patients=30_805):
 
 
 def draw_predictions(study):
-    """Returns validation and test rows with drawn probabilities, as notebook 3 has them."""
+    """Returns validation and test rows with random probabilities, as notebook 3 has them."""
     rows = pd.read_pickle(study / "rows.pickle").rename(columns=dict(zip(PATHOLOGIES, LABELS, strict=True)))
     rows = rows[rows["split"].isin(("val", "test"))].reset_index(drop=True)
     labels = rows[LABELS].to_numpy()
@@ -122,10 +122,10 @@ def draw_predictions(study):
     return pd.concat([rows, pd.DataFrame(1 / (1 + np.exp(-logits)), columns=PROBS)], axis=1)
 
 
-def take_part(predictions, name):
-    """Returns one part's rows, labels and probabilities."""
-    part = predictions[predictions["split"].eq(name)].reset_index(drop=True)
-    return part, part[LABELS].to_numpy(), part[PROBS].to_numpy()
+def take_subset(predictions, name):
+    """Returns one subset's rows, labels and probabilities."""
+    rows = predictions[predictions["split"].eq(name)].reset_index(drop=True)
+    return rows, rows[LABELS].to_numpy(), rows[PROBS].to_numpy()
 
 
 # Each stage prepares what earlier ones left, and returns the task to be measured. The task returns how many images it
@@ -138,18 +138,18 @@ def read_metadata(study):
     def task():
         images = list_images(study)
         rows, _ = match_images(load_metadata(study), images)
-        return len(rows), {"films.pickle": rows, "images.pickle": pd.Series(images)}
+        return len(rows), {"matched.pickle": rows, "images.pickle": pd.Series(images)}
 
     return task
 
 
 def split(study):
     """NIH's test list, and validation by whole patients."""
-    images = pd.read_pickle(study / "films.pickle")
+    rows = pd.read_pickle(study / "matched.pickle")
 
     def task():
-        images["split"] = make_split(images, study, split="official", val_share=0.1, seed=SEED)
-        return len(images), {"rows.pickle": images}
+        rows["split"] = make_split(rows, study, split="official", val_share=0.1, seed=SEED)
+        return len(rows), {"rows.pickle": rows}
 
     return task
 
@@ -182,12 +182,12 @@ def train(study):
 
 
 def read_evaluation(study):
-    """Every image of every part once, in order."""
+    """Every image of every subset once, in order."""
     packed = load_packed_study(study / "packed")
 
     def task():
-        parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
-        return int(sum(mask.numpy().sum() for part in parts for _, _, mask in part)), {}
+        datasets = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
+        return int(sum(mask.numpy().sum() for data in datasets for _, _, mask in data)), {}
 
     return task
 
@@ -197,19 +197,19 @@ def hash_pixels(study):
     packed = load_packed_study(study / "packed")
 
     def task():
-        parts = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
-        rows = (images.numpy()[mask.numpy() > 0].astype("uint8") for part in parts for images, _, mask in part)
-        hashes = hash_images(rows)
+        datasets = [make_eval_dataset(packed, subset, BATCH) for subset in ("train", "val", "test")]
+        batches = (images.numpy()[mask.numpy() > 0].astype("uint8") for data in datasets for images, _, mask in data)
+        hashes = hash_images(batches)
         return len(hashes.exact), {"perceptual.pickle": pd.DataFrame(hashes.perceptual)}
 
     return task
 
 
 def search_duplicates(study):
-    """All pairs of near hashes, within and across parts."""
+    """All pairs of near hashes, within and across subsets."""
     rows = pd.read_pickle(study / "rows.pickle")
     rows["subset"] = rows["split"]
-    # Each synthetic image is there hundreds of times, so that its copies are told apart by bits turned at random: as far
+    # Each synthetic image is there hundreds of times, so its copies are made different by bits turned at random: as far
     # from each other as different images are, 0.4 of the bits turned in each being 0.48 between two.
     rng = np.random.default_rng(SEED)
     perceptual = pd.read_pickle(study / "perceptual.pickle").to_numpy("uint8")
@@ -226,22 +226,22 @@ def search_duplicates(study):
 
 def table_aucs(study):
     """AUCs and average precision, 1,000 resamples of the patients."""
-    part, labels, probs = take_part(draw_predictions(study), "test")
-    patients = part["patient_id"].to_numpy()
-    return lambda: (len(auc_table(labels, probs, patients, PATHOLOGIES, **BOOTSTRAP)) and len(part), {})
+    test, labels, probs = take_subset(draw_predictions(study), "test")
+    patients = test["patient_id"].to_numpy()
+    return lambda: (len(auc_table(labels, probs, patients, PATHOLOGIES, **BOOTSTRAP)) and len(test), {})
 
 
 def calibrate(study):
     """Platt scaling on validation images, calibration errors of test images in 1,000 resamples."""
     predictions = draw_predictions(study)
-    (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
-    patients = part["patient_id"].to_numpy()
+    (val, val_labels, val_probs), (test, labels, probs) = (take_subset(predictions, name) for name in ("val", "test"))
+    patients = test["patient_id"].to_numpy()
 
     def task():
         slope, intercept = fit_platt(val_labels, np.log(val_probs / (1 - val_probs)))
         calibrated = apply_platt(np.log(probs / (1 - probs)), slope, intercept)
         bootstrap_calibration_error(labels, calibrated, patients, **BOOTSTRAP)
-        return len(val) + len(part), {}
+        return len(val) + len(test), {}
 
     return task
 
@@ -249,24 +249,24 @@ def calibrate(study):
 def choose_thresholds(study):
     """Thresholds on validation images, rates at them on test images in 1,000 resamples."""
     predictions = draw_predictions(study)
-    (val, val_labels, val_probs), (part, labels, probs) = (take_part(predictions, name) for name in ("val", "test"))
-    choose, patients = evaluation.choose_thresholds, part["patient_id"].to_numpy()
+    (val, val_labels, val_probs), (test, labels, probs) = (take_subset(predictions, name) for name in ("val", "test"))
+    choose, patients = evaluation.choose_thresholds, test["patient_id"].to_numpy()
 
     def task():
         rates_table(labels, probs, choose(val_labels, val_probs), patients, PATHOLOGIES, **BOOTSTRAP)
-        return len(val) + len(part), {}
+        return len(val) + len(test), {}
 
     return task
 
 
 def table_subgroups(study):
     """AUC and sensitivity of each finding in each sex, view and band of age, 1,000 resamples each."""
-    part, labels, probs = take_part(draw_predictions(study), "test")
-    masks, patients = list_subgroups(part), part["patient_id"].to_numpy()
+    test, labels, probs = take_subset(draw_predictions(study), "test")
+    masks, patients = list_subgroups(test), test["patient_id"].to_numpy()
 
     def task():
         subgroup_table(labels, probs, np.full(len(PATHOLOGIES), 0.3), masks, patients, PATHOLOGIES, **BOOTSTRAP)
-        return len(part), {}
+        return len(test), {}
 
     return task
 
@@ -307,7 +307,7 @@ def run_stage(name, study):
     growth = read_status("VmHWM") - before
     for file, table in left.items():
         table.to_pickle(study / file)
-    taken = {"films": n_images, "seconds": seconds, "processor_seconds": spent}
+    taken = {"images": n_images, "seconds": seconds, "processor_seconds": spent}
     print(json.dumps(taken | {"mib_before": before, "mib_growth": growth}))
 
 
@@ -326,16 +326,16 @@ def summarize(runs):
     for name, some in runs.items():
         median = {key: float(np.median([run[key] for run in some])) for key in some[0]}
         sizes[name] = {
-            "films": round(median["films"]),
+            "images": round(median["images"]),
             "seconds": round(median["seconds"], 3),
             "processor_seconds": round(median["processor_seconds"], 3),
-            "films_per_second": round(median["films"] / median["seconds"]),
+            "images_per_second": round(median["images"] / median["seconds"]),
             "mib_once_imported": round(median["mib_before"]),
             "mib_growth": round(median["mib_growth"], 1),
         }
     tenth, everything = sizes["tenth"], sizes["all"]
     return sizes | {
-        "times_the_images": round(everything["films"] / tenth["films"], 2),
+        "times_the_images": round(everything["images"] / tenth["images"], 2),
         "times_the_seconds": round(everything["seconds"] / tenth["seconds"], 2),
         "times_the_processor_seconds": round(everything["processor_seconds"] / tenth["processor_seconds"], 2),
         "more_mib": round(everything["mib_growth"] - tenth["mib_growth"], 1),
@@ -345,14 +345,14 @@ def summarize(runs):
 def draw_table(stages):
     """Returns a table in Markdown."""
     lines = [
-        "| stage | images | s | films/s | times the images, s, processor s | memory grows by, MiB: tenth, all |",
+        "| stage | images | s | images/s | times the images, s, processor s | memory grows by, MiB: tenth, all |",
         "|---|---:|---:|---:|---|---|",
     ]
     for name, row in stages.items():
         tenth, whole = row["tenth"], row["all"]
-        times = ", ".join(f"{row[f'times_the_{key}']:.1f}" for key in ("films", "seconds", "processor_seconds"))
+        times = ", ".join(f"{row[f'times_the_{key}']:.1f}" for key in ("images", "seconds", "processor_seconds"))
         lines.append(
-            f"| {name} | {whole['films']:,} | {whole['seconds']:.1f} | {whole['films_per_second']:,} | {times} "
+            f"| {name} | {whole['images']:,} | {whole['seconds']:.1f} | {whole['images_per_second']:,} | {times} "
             f"| {tenth['mib_growth']:.0f}, {whole['mib_growth']:.0f} |"
         )
     return "\n".join(lines)
@@ -396,8 +396,8 @@ def main():
     results = {
         "machine": describe_machine(np, pd),
         "busy": load,
-        "study": f"{'NIH’s label file and lists' if is_real else 'tables of NIH’s size, made up'}, on {N_DRAWN} drawn "
-        f"images of {SIDE} px under all names; a tenth of the patients, and all",
+        "study": f"{'NIH’s label file and lists' if is_real else 'tables of NIH’s size, made up'}, on {N_DRAWN} "
+        f"synthetic images of {SIDE} px under all names; a tenth of the patients, and all",
         "method": f"each stage in a process of its own; on all {arguments.rounds} time(s), on the tenth three times as "
         "often, medians; memory is the peak less what was resident before the stage",
         "stages": stages,

@@ -35,7 +35,7 @@ def count_processor_seconds():
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def tell(**found):
+def report(**found):
     """Prints a line that `peers.py` reads."""
     print(json.dumps(found), flush=True)
 
@@ -50,12 +50,12 @@ def main():
     arguments = parser.parse_args()
     started = time.perf_counter()
     module = importlib.import_module(f"peer_readers.{arguments.module}")
-    tell(import_seconds=round(time.perf_counter() - started, 2))
+    report(import_seconds=round(time.perf_counter() - started, 2))
     started = time.perf_counter()
     batches = iter(getattr(module, arguments.way)(arguments.folder))
     images, labels = next(batches)[:2]
     first = time.perf_counter() - started
-    tell(first_batch_seconds=round(first, 2), images=[*images.shape], labels=[*labels.shape])
+    report(first_batch_seconds=round(first, 2), images=[*images.shape], labels=[*labels.shape])
     for _ in range(N_WARM):
         next(batches)
     n_images, spent, began = 0, count_processor_seconds(), time.perf_counter()
@@ -63,7 +63,7 @@ def main():
         n_images += len(next(batches)[0])
     seconds = time.perf_counter() - began
     spent = count_processor_seconds() - spent
-    tell(films_per_second=n_images / seconds, processor_ms_per_image=1000 * spent / n_images)
+    report(images_per_second=n_images / seconds, processor_ms_per_image=1000 * spent / n_images)
     os._exit(0)  # workers need not be waited for
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.packing import load_packed_study
 from helpers.packing.decoding import decode_image
-from helpers.pipeline import Augmentation, augment, make_eval_dataset, make_train_dataset
+from helpers.pipeline import N_DRAWS, Augmentation, augment, make_eval_dataset, make_train_dataset
 
 SIDE, CROP, BATCH = 256, 224, 64
 ENDLESS = 1_000_000  # epochs
@@ -30,7 +30,7 @@ def ours_from_files(folder):
     data = data.map(lambda path, label: (decode_image(tf.io.read_file(path), SIDE), label), tf.data.AUTOTUNE)
     data = data.batch(BATCH, drop_remainder=True)
     data = data.map(
-        lambda images, labels: (augment(images, tf.random.uniform((BATCH, 8)), CROP, STRENGTH), labels),
+        lambda images, labels: (augment(images, tf.random.uniform((BATCH, N_DRAWS)), CROP, STRENGTH), labels),
         tf.data.AUTOTUNE,
     )
     return data.prefetch(tf.data.AUTOTUNE)
@@ -134,12 +134,12 @@ class _Images(keras.utils.PyDataset):
             image[..., 0] = self._change(self._read(self.source[row]))
         return images, self.labels[rows.start : rows.stop]
 
-    def _read(self, film):
-        if isinstance(film, str):
-            return Image.open(film).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-        return Image.fromarray(film)
+    def _read(self, image):
+        if isinstance(image, str):
+            return Image.open(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+        return Image.fromarray(image)
 
-    def _change(self, film):
+    def _change(self, image):
         rng = np.random.default_rng()
         area, stretch, x, y, angle, side, gain, offset = rng.random(8)
         scale = np.sqrt(0.75 + 0.25 * area) * SIDE / CROP
@@ -150,9 +150,9 @@ class _Images(keras.utils.PyDataset):
         a, d = facing * a, facing * d
         shift = 0.03 * SIDE * (2 * np.array([x, y]) - 1) + SIDE / 2 - (np.array([a + b, d + e]) * CROP / 2)
         affine = (a, b, shift[0], d, e, shift[1])
-        film = film.transform((CROP, CROP), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+        image = image.transform((CROP, CROP), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
         gain, offset = 0.8 + 0.4 * gain, 51 * offset - 25.5
-        return film.point([min(255, max(0, round(gain * (level - 127.5) + 127.5 + offset))) for level in range(256)])
+        return image.point([min(255, max(0, round(gain * (level - 127.5) + 127.5 + offset))) for level in range(256)])
 
 
 def _read_with_keras(source, labels):
@@ -168,5 +168,5 @@ def keras_pillow(folder):
 def keras_pillow_small(folder):
     """The same on an array of images shrunk once, mapped into memory."""
     return _read_with_keras(
-        np.load(folder / "small" / "films.npy", mmap_mode="r"), np.load(folder / "small/labels.npy")
+        np.load(folder / "small" / "images.npy", mmap_mode="r"), np.load(folder / "small/labels.npy")
     )

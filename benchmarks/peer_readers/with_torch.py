@@ -39,7 +39,7 @@ def _list_files(folder):
 
 
 def _map_array(folder):
-    return np.load(folder / "small" / "films.npy", mmap_mode="r"), np.load(folder / "small" / "labels.npy")
+    return np.load(folder / "small" / "images.npy", mmap_mode="r"), np.load(folder / "small" / "labels.npy")
 
 
 def _xrayvision(folder, engine, augmented=True):
@@ -125,8 +125,8 @@ def _albumentations(resize=None, augmented=True):
         ]
     compose = A.Compose(steps)
 
-    def change(film):
-        return torch.from_numpy(compose(image=film)["image"][None].astype(np.float32))
+    def change(image):
+        return torch.from_numpy(compose(image=image)["image"][None].astype(np.float32))
 
     return change
 

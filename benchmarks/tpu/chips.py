@@ -76,4 +76,4 @@ def read_host_speed():
     """Returns images per second that one core augments, from the committed benchmark."""
     bench = json.loads((RESULTS / "input_pipeline.json").read_text(encoding="utf-8"))
     n_cores = int(re.search(r"(\d+) cores", bench["machine"])[1])
-    return bench["films_per_second"]["training batches"] / n_cores
+    return bench["images_per_second"]["training batches"] / n_cores
