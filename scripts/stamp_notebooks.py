@@ -1,7 +1,7 @@
 """Keeps what all notebooks share in one place: the fetch cell, the badges, clean metadata.
 
 The repository's address is `repository-code` in CITATION.cff. `make address REPOSITORY=https://github.com/you/fork`
-writes it there and into every notebook and the README; `make lint` checks that nothing has drifted.
+writes it there, into every notebook and its executed copy, and into the README; `make lint` compares.
 
 Usage: stamp_notebooks.py [--check | --address URL]
 """
@@ -47,13 +47,14 @@ METADATA = {
 }
 
 
-def _badges(name, address):
+def _badges(name, address, executed=False):
     path = address.removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{name}"
     kaggle = f"https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{name}"
+    copy = f" [As executed, with every figure]({address}/blob/main/docs/quick_run/executed/{name})" if executed else ""
     return (
         f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})"
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle}){copy}"
     )
 
 
@@ -63,7 +64,7 @@ def stamp(name, notebook, address):
     for number, cell in enumerate(notebook["cells"]):
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            text = BADGES.sub(_badges(name, address), text)
+            text = BADGES.sub(_badges(name, address, executed=True), text)
             cell = {"cell_type": "markdown", "metadata": {}, "source": text}
         else:
             text = FETCH.format(address=address) if text.startswith(("# <fetch>", FETCH[:40])) else text
@@ -93,6 +94,8 @@ def main():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = stamp(path.name, json.loads(path.read_text()), new)
         wanted[path] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    for path in sorted((ROOT / "docs" / "quick_run" / "executed").glob("*.ipynb")):
+        wanted[path] = path.read_text().replace(old, new)
     stale = [path for path, text in wanted.items() if path.read_text() != text]
     if arguments.check and stale:
         sys.exit("Run scripts/stamp_notebooks.py: " + ", ".join(str(path.relative_to(ROOT)) for path in stale))

@@ -1,0 +1,212 @@
+"""Copies a finished run of `make run` into docs/quick_run, and renews what README and docs say of measured numbers.
+
+What is copied: the executed notebooks, with figures small enough for a web page, and the files behind the tables.
+Everything measured stands in the pages between `<!-- NAME -->` and `<!-- end of NAME -->` and is written from files;
+tests/test_committed_results.py refuses pages that differ from them.
+
+Usage: renew_results.py [--run-dir DIR | --pages-only]
+"""
+
+import argparse
+import base64
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK_RUN = ROOT / "docs" / "quick_run"
+COPIED = {  # from the run's folder, under which name
+    "aucs.csv": "aucs.csv",
+    "history.csv": "history.csv",
+    "localization.csv": "localization.csv",
+    "exports/parity.json": "parity.json",
+    "run.json": "run.json",
+    "figures/03_aucs.png": "aucs.png",
+    "figures/04_localization.png": "localization.png",
+    "figures/04_hits_and_misses.png": "hits_and_misses.png",
+    "xvision-phantom/scores.csv": "xvision/scores.csv",
+    "xvision-phantom/study.json": "xvision/study.json",
+    "xvision-phantom/figures/06_flaws.csv": "xvision/flaws.csv",
+    "xvision-phantom/figures/06_scores.png": "xvision/scores.png",
+    "xvision-phantom/figures/06_confusion_roc.png": "xvision/confusion_roc.png",
+    "xvision-phantom/figures/06_saliency.png": "xvision/saliency.png",
+}
+MAX_WIDTH = 1000  # pixels, of a figure in an executed notebook: 10 inches at 100 dpi
+FORMATS = {
+    "saved_model": "SavedModel",
+    "model.onnx": "ONNX",
+    "model.tflite": "LiteRT",
+    "model_int8.tflite": "LiteRT, int8 weights",
+}
+
+
+def shrink_figure(png):
+    """Returns a PNG of at most `MAX_WIDTH` pixels across and 256 colors; `png` and the result are base64 text."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    if picture.width > MAX_WIDTH:
+        picture = picture.resize((MAX_WIDTH, round(picture.height * MAX_WIDTH / picture.width)), Image.Resampling.BOX)
+    file = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def clean_notebook(notebook):
+    """Removes from an executed notebook (a dict) what is of one machine, and shrinks its figures."""
+    notebook["metadata"].pop("papermill", None)
+    for cell in notebook["cells"]:
+        cell["metadata"] = {key: cell["metadata"][key] for key in ("tags", "cellView") if cell["metadata"].get(key)}
+        cell["metadata"].pop("execution", None)
+        for output in cell.get("outputs", []):
+            output.pop("metadata", None) if output["output_type"] == "stream" else None
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = shrink_figure(data["image/png"])
+    text = json.dumps(notebook, indent=1, ensure_ascii=False)
+    return re.sub(re.escape(str(ROOT)) + "/?", "", text) + "\n"
+
+
+def copy_run(run_dir):
+    """Copies the executed notebooks and the files behind the tables of a run into docs/quick_run."""
+    run = json.loads((run_dir / "run.json").read_text())
+    if not (run["synthetic"] and run["finished"]):
+        sys.exit(f"{run_dir} is no finished run on the synthetic study; `make run` makes one")
+    for source, target in COPIED.items():
+        (QUICK_RUN / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run_dir / source, QUICK_RUN / target)
+    executed = QUICK_RUN / "executed"
+    executed.mkdir(exist_ok=True)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = clean_notebook(json.loads((run_dir / "executed" / path.name).read_text()))
+        (executed / path.name).write_text(text, encoding="utf-8")
+    return [str(path.relative_to(ROOT)) for path in sorted(executed.glob("*.ipynb"))]
+
+
+def draw_aucs(aucs, run):
+    """Returns the table of AUCs of a run's test images, with a sentence on the machine."""
+    machine, split = run["runtime"], run["split"]
+    lines = [
+        f"{machine['processor']}, no GPU, TensorFlow {machine['tensorflow']}, Keras {machine['keras']}: "
+        f"{run['epochs_run']} epochs from random weights on {split['films']['train']:,} synthetic images in "
+        f"{run['seconds']['wall_clock'] / 60:.0f} minutes; {split['films']['test']:,} test images of "
+        f"{split['patients']['test']:,} other patients.",
+        "",
+        "| finding | AUC (95 % interval over patients) | images | finding | AUC | images |",
+        "|---|---|---|---|---|---|",
+    ]
+    test = aucs[aucs["split"].eq("test")].set_index("pathology")
+    cells = [
+        f"{name.replace('_', ' ')} | {row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f}) | {row.n_pos}"
+        for name, row in test.drop("mean").iterrows()
+    ]
+    lines += [f"| {left} | {right} |" for left, right in zip(cells[:7], cells[7:], strict=True)]
+    mean = test.loc["mean"]
+    return "\n".join([*lines, "", f"Mean AUC: **{mean.auc:.3f}** ({mean.auc_low:.3f} to {mean.auc_high:.3f})."])
+
+
+def draw_heatmaps(localization):
+    """Returns what the heatmaps' scores say, flattering or not, as text."""
+    mean = localization.set_index("pathology").loc["mean"]
+    pointing = {name: f"{mean[f'pointing_{name}']:.0%}" for name in ("low", "high", "random", "center", "location")}
+    return (
+        f"The hottest place of a heatmap lies in the box on {mean['pointing']:.0%} of the images ({pointing['low']}\n"
+        f"to {pointing['high']}, mean of eight findings). Controls: random weights {pointing['random']}, the image's\n"
+        f"center {pointing['center']}, the usual place of such boxes in other patients {pointing['location']}. Of a\n"
+        f"heatmap's energy, {mean['energy']:.2f} lies inside the box; of a blob at the center\n"
+        f"{mean['energy_center']:.2f}, and of the usual place {mean['energy_location']:.2f}."
+    )
+
+
+def draw_nodules(scores, study):
+    """Returns the table of the study of nodules: accuracy and AUC for each kind of features and classifier."""
+    counts, majority = study["counts"], next(row for row in study["scores"] if row["figure"] == "majority")
+    lines = ["| features | classifier | accuracy | AUC |", "|---|---|---|---|"]
+    lines.append(f"| none: always the majority class | | {majority['value']:.3f} | 0.5 |")
+    for (features, classifier), rows in scores.groupby(["features", "classifier"], sort=False):
+        figures = rows.set_index("figure")
+        cells = [
+            f"{figures.loc[name, 'value']:.3f} ({figures.loc[name, 'low']:.3f} to {figures.loc[name, 'high']:.3f})"
+            for name in ("accuracy", "auc")
+        ]
+        lines.append(f"| {features} | {classifier} | {cells[0]} | {cells[1]} |")
+    about = f"{counts['films']:,} images of {counts['patients']:,} patients, {counts['Nodule']:,} with a nodule."
+    return f"{about}\n\n" + "\n".join(lines)
+
+
+def draw_saliency(study):
+    """Returns how often each kind of saliency map points into a nodule, as a sentence."""
+    rows = study["saliency"]
+    shares = [
+        f"{row['method']} on {row['pointing']:.0%} ({row['pointing_low']:.0%} to {row['pointing_high']:.0%})"
+        for row in rows
+    ]
+    center = rows[0]["pointing_center"]
+    return (
+        f"Saliency maps of {rows[0]['n_images']} test images with nodules point into one: {', '.join(shares)}; the "
+        f"image's center on {center:.0%}."
+    )
+
+
+def draw_parity(parity):
+    """Returns the table of export formats: size, difference from Keras, speed."""
+    lines = [
+        "| format | MB | largest difference of a probability from Keras | same top 5 | load, s | "
+        "one 1024 px PNG, ms: p50, p95 | images/s in batches of 32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in parity.items():
+        lines.append(
+            f"| {FORMATS[name]} | {row['bytes'] / 1e6:.0f} | {row['max_difference']:.0e} | {row['same_top5']:.1%} | "
+            f"{row['load_seconds']:.1f} | {row['p50_ms']:.0f}, {row['p95_ms']:.0f} | {row['films_per_second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_pages():
+    """Returns what stands between marks: a dict from (page, name) to text."""
+    read = lambda name: json.loads((QUICK_RUN / name).read_text())  # noqa: E731
+    study, jsrt = read("xvision/study.json"), ROOT / "docs" / "xvision_jsrt"
+    jsrt_study = json.loads((jsrt / "study.json").read_text())
+    readme, xvision = ROOT / "README.md", ROOT / "docs" / "xvision.md"
+    return {
+        (readme, "quick run"): draw_aucs(pd.read_csv(QUICK_RUN / "aucs.csv"), read("run.json")),
+        (readme, "heatmaps"): draw_heatmaps(pd.read_csv(QUICK_RUN / "localization.csv")),
+        (readme, "xvision"): draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study),
+        (xvision, "saliency"): draw_saliency(study),
+        (xvision, "jsrt"): draw_nodules(pd.read_csv(jsrt / "scores.csv"), jsrt_study),
+        (ROOT / "docs" / "model_formats.md", "parity"): draw_parity(read("parity.json")),
+    }
+
+
+def replace_between(page, name, text):
+    """Returns a page's text with `text` between the marks of `name`.
+
+    Raises:
+        ValueError: the page lacks one of the marks.
+    """
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"expected {begin.strip()} and {end.strip()} once each")
+    return page.partition(begin)[0] + begin + text + end + page.partition(end)[2]
+
+
+def main():
+    """Copies the run, then renews the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "models" / "densenet121", help="a finished default run")
+    parser.add_argument("--pages-only", action="store_true", help="copy nothing, only renew the pages")
+    arguments = parser.parse_args()
+    if not arguments.pages_only:
+        print("\n".join(copy_run(arguments.run_dir.resolve())))
+    for (page, name), text in draw_pages().items():
+        page.write_text(replace_between(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+        print(f"{page.relative_to(ROOT)}: {name}")
+
+
+if __name__ == "__main__":
+    main()
