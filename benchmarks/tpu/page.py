@@ -67,7 +67,7 @@ def _list_roofline(results):
     host = read_host_speed()
     lines = [
         "",
-        "| machine | films/s at peak arithmetic | at peak bandwidth | at best | what binds | "
+        "| machine | images/s at peak arithmetic | at peak bandwidth | at best | what binds | "
         "host: CPUs that keep up with the best | with peak arithmetic | CPUs it has |",
         "|---|---:|---:|---:|---|---:|---:|---:|",
     ]
@@ -77,4 +77,4 @@ def _list_roofline(results):
             f"{row['binds']} | {row['cpus for best']:.1f} | {row['cpus for peak']:.1f} | "
             f"{row['cpus'] or 'not documented'} |"
         ]
-    return [*lines, "", f"One core of the machine of `input_pipeline.json` augments {host:,.0f} films/s."]
+    return [*lines, "", f"One core of the machine of `input_pipeline.json` augments {host:,.0f} images/s."]
