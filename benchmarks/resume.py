@@ -1,10 +1,10 @@
-"""What does it cost to be able to go on after a kill, and does it?
+"""What does exact resume cost, and is it exact?
 
-First: seconds and bytes of writing and reading the state of the full DenseNet-121 with AdamW and averaged weights,
-beside `keras.callbacks.BackupAndRestore` on the same model, and what share of training the default interval makes of
-it. Both keep the state before. Then: a small run, see tests/resumable_run.py, is killed again and again at random
-moments, some of them amid the writing of its state, with ours on both backends and with Keras's callback. Is what comes
-out, bit by bit, what an uninterrupted run gives?
+First: seconds and bytes of writing and reading a checkpoint of the full DenseNet-121 with AdamW and averaged weights,
+compared with `keras.callbacks.BackupAndRestore` on the same model, and the share of training time at the default
+interval. Both keep the checkpoint before. Then a small run, see tests/support/resumable_run.py, is killed many times at
+random moments, some of them amid a write, with ours on both backends and with Keras's callback. Is the result that of a
+run without interruption, to the last bit?
 
 Usage: resume.py [--rounds 5] [--kills 20]
 """
@@ -60,16 +60,16 @@ def measure_costs(rounds, folder):
         steps.append(time.perf_counter() - started)
 
     store = CheckpointStore(folder / "ours")
-    state = TrainingCheckpoint(store, {}, folder / "history.csv")
-    state.set_model(model)
-    state.restore(model, "all")
-    state.begin_part()
+    checkpoint = TrainingCheckpoint(store, {}, folder / "history.csv")
+    checkpoint.set_model(model)
+    checkpoint.restore(model, "all")
+    checkpoint.begin_part()
     peer = keras.callbacks.BackupAndRestore(folder / "peer", save_freq=1, double_checkpoint=True)
     peer.set_model(model)
     seconds = {"ours": [], "keras": []}
     reading = {"ours": [], "keras": []}
     for _ in range(rounds + 1):
-        for name, write in (("ours", state._save), ("keras", peer._save_model)):
+        for name, write in (("ours", checkpoint._save), ("keras", peer._save_model)):
             started = time.perf_counter()
             write()
             seconds[name].append(time.perf_counter() - started)
@@ -79,7 +79,7 @@ def measure_costs(rounds, folder):
         TrainingCheckpoint(store, {}, folder / "history.csv").restore(other, "all")
         reading["ours"].append(time.perf_counter() - started)
         same = all(np.array_equal(a, b) for a, b in zip(other.get_weights(), model.get_weights(), strict=True))
-        assert same, "the state did not bring the weights back"
+        assert same, "the checkpoint did not restore the weights"
         peer.set_model(other)
         started = time.perf_counter()
         peer.on_train_begin()
@@ -98,7 +98,7 @@ def measure_costs(rounds, folder):
     write = result["ours"]["write_seconds"]
     result["step"] = {
         "seconds": round(step, 2),
-        "films": BATCH,
+        "images": BATCH,
         "interval_steps": INTERVAL,
         "share_of_training_percent": round(100 * write / (INTERVAL * step), 4),
         "step_seconds_at_which_it_is_one_percent": round(100 * write / INTERVAL, 3),
@@ -107,7 +107,7 @@ def measure_costs(rounds, folder):
 
 
 def train_with_peer(packed, run_dir):
-    """The same small run with Keras's own callback, as its documentation says; writes outcome.json at the end."""
+    """Trains the small run with Keras's own callback, used as documented; writes outcome.json at the end."""
     from helpers.packing import load_packed_study
     from helpers.pipeline import count_steps, make_eval_dataset, make_train_dataset
     from helpers.training import ValidationAUC
@@ -196,7 +196,7 @@ def kill_again_and_again(kills, packed, folder, backend, peer=False):
 
 
 def pack_small_study(folder):
-    """Draws and packs the study of the small run; returns its folder."""
+    """Writes and packs the synthetic study of the small run; returns its folder."""
     from helpers.packing import pack_study
     from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
 

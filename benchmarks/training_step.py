@@ -1,10 +1,10 @@
-"""Where does the time of a training step go on a CPU, and how fast is it beside PyTorch's and beside its ceiling?
+"""Where does the time of a training step go on a CPU, and how fast is it compared with PyTorch and with the hardware?
 
 Notebook 2's step, DenseNet-121 with its loss and optimizer, takes turns with the same step on Keras's own batch
-normalization and, where there is a Python with torchvision, with torchvision's DenseNet-121 in PyTorch. Each is a
-process of its own and waits while others work. In each round all of them take a step, and each framework
-multiplies large float32 matrices: the most operations a second that it gets out of these cores. Then a profile of the
-step on one thread, so that the time of an operation is its own.
+normalization and, if there is a Python with torchvision, with torchvision's DenseNet-121 in PyTorch. Each is a process
+of its own and waits while the others work. In each round all of them take a step, and each framework multiplies large
+float32 matrices, which gives its highest rate on these cores. Then the step is profiled on one thread, where the times
+of operations do not overlap.
 
 Operations of an image: two for each product in convolutions and dense layers, from the layers' shapes, and three times
 those of the forward pass, since gradients of maps and of weights take as many again.
@@ -94,7 +94,7 @@ class Worker:
 
 
 def start(jobs, limit=900):
-    """Starts processes at once; returns those that came up, and why the others did not, both by name."""
+    """Starts processes at once; returns those that started, and why the others did not, both by name."""
     workers, failed = {name: Worker(*job) for name, job in jobs.items()}, {}
     until = time.time() + limit
     for name, worker in workers.items():
@@ -124,7 +124,7 @@ def summarize(workers, batch, flops):
         rates = flops * batch / seconds
         peak = max(worker.peaks)  # a round in which the cores were busy with others is no ceiling
         table[name] = {
-            "films_per_second": round(batch / float(np.median(seconds)), 2),
+            "images_per_second": round(batch / float(np.median(seconds)), 2),
             "cpu_seconds_per_image": round(float(np.median(cpu)) / batch, 4),
             "gigaflops": round(1e-9 * float(np.median(rates)), 1),
             "matrix_product_gigaflops": round(1e-9 * peak, 1),

@@ -63,7 +63,7 @@ def build_model(setup):
 
 
 def open_batches(setup, folder):
-    """Returns an endless iterator of batches: one drawn batch again and again, or the repository's own input."""
+    """Returns an endless iterator of batches: one random batch again and again, or the repository's own input."""
     side, batch = setup["side"], setup["batch"]
     if setup["images"] == "packed":
         from helpers.packing import pack_study
@@ -78,9 +78,9 @@ def open_batches(setup, folder):
         return iter(make_train_dataset(study, side, batch, seed=0, epochs=100_000))
     rng = np.random.default_rng(0)
     shape = (batch, side, side, 1) if setup["layout"] == "channels_last" else (batch, 3, side, side)
-    rows = rng.integers(0, 256, shape).astype(setup["images"])
+    images = rng.integers(0, 256, shape).astype(setup["images"])
     labels = rng.integers(0, 2, (batch, 14)).astype("float32")
-    return iter(tf.data.Dataset.from_tensors((rows, labels)).repeat().prefetch(2))
+    return iter(tf.data.Dataset.from_tensors((images, labels)).repeat().prefetch(2))
 
 
 def time_steps(model, batches, calls):

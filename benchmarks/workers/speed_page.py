@@ -15,13 +15,13 @@ def draw_results(results):
         for name, speed in found["speeds"].items():
             ratio = next((r for pair, r in found["ratios"].items() if pair.endswith(f"/ {name}")), None)
             times = f"{ratio['speed']:.2f} ({ratio['by_processor_time']:.2f})" if ratio else ""
-            columns = ("films_per_second", "cpu_seconds_per_image", "gigaflops", "matrix_product_gigaflops")
+            columns = ("images_per_second", "cpu_seconds_per_image", "gigaflops", "matrix_product_gigaflops")
             rows.append([name, *(speed[column] for column in columns), f"{speed['share_of_that']:.0%}", times])
         text += f"\n{size}, {found['gigaflop_per_image']} GFLOP an image:\n\n"
         text += draw_table(
             [
                 "step",
-                "films/s",
+                "images/s",
                 "processor seconds an image",
                 "GFLOP/s",
                 "matrix product, GFLOP/s",
@@ -43,5 +43,5 @@ def draw_results(results):
             [name, found["speed"], found["by_processor_time"]] if isinstance(found, dict) else [name, found, ""]
             for name, found in experiments.items()
         ]
-        text += draw_table(["against notebook 2's step", "times as fast", "by processor time"], rows)
+        text += draw_table(["compared with notebook 2's step", "times as fast", "by processor time"], rows)
     return text
