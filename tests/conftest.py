@@ -1,4 +1,4 @@
-"""What the tests share: the path to the helpers, real radiographs where they are, a small study packed once."""
+"""Shared by the tests: the path to the helpers, real radiographs if available, and a small study packed once."""
 
 import os
 import sys
@@ -11,15 +11,15 @@ sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tests" / "support"), str(RO
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Longest first. A worker takes whole files, and one that began with a chain of notebooks at the end would work alone.
+# Longest first: a worker takes whole files, and would run the last chain of notebooks alone.
 SLOW_FILES = (
     "end_to_end",
     "chains",
     "fetch_chains",
-    "training",
+    "tpu_check",
+    "resume",
     "export",
     "remote_files",
-    "tpu_check",
     "devices",
     "pipeline",
 )
@@ -33,14 +33,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def same_draws_each_time():
-    """Random weights that are the same in every run of a test: a network may be dead from the start."""
+    """Gives a test the same random weights in every run: some make a network that cannot learn."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Folder with real radiographs and metadata beside the repository; tests that need it skip where it is missing."""
+    """Folder with real radiographs and metadata beside the repository; tests that need it skip if it is missing."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs real radiographs in {folder}, which are not part of the repository")
@@ -62,10 +62,10 @@ def rows_and_paths(phantom_dir):
     """The rows of `phantom_dir` with their official split, and the paths of its images."""
     from helpers.study import list_images, load_metadata, make_split, match_images
 
-    images = list_images(phantom_dir)
-    rows, _ = match_images(load_metadata(phantom_dir), images)
+    paths = list_images(phantom_dir)
+    rows, _ = match_images(load_metadata(phantom_dir), paths)
     rows["split"] = make_split(rows, phantom_dir, val_share=0.15)
-    return rows, images
+    return rows, paths
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +73,13 @@ def packed(rows_and_paths, tmp_path_factory):
     """`phantom_dir` packed at 48 pixels in shards of 16 images; never written to by a test."""
     from helpers.packing import pack_study
 
-    rows, images = rows_and_paths
-    return pack_study(rows, images, tmp_path_factory.mktemp("packed"), split_name="official", side=48, shard_images=16)
+    rows, paths = rows_and_paths
+    return pack_study(rows, paths, tmp_path_factory.mktemp("packed"), split_name="official", side=48, shard_images=16)
 
 
 @pytest.fixture(scope="session")
 def make_images():
-    """A function that writes a study of images of noise, each with its number as its labels in binary."""
+    """A function that writes images of noise; the labels of each are its number in binary."""
     import numpy as np
     import pandas as pd
     from PIL import Image
@@ -104,7 +104,7 @@ def make_images():
         }
         bits = {name: (numbers >> k & 1).astype("uint8") for k, name in enumerate(PATHOLOGIES)}
         rows = pd.DataFrame(columns | bits)
-        # Dealt by a fixed shuffle, so that a subset is no run of names.
+        # By a fixed shuffle, so that a subset is not a run of names.
         rows["split"] = rng.permutation(["train"] * train + ["val"] * val + ["test"] * test)
         return rows, {name: folder / name for name in names}
 
@@ -112,16 +112,20 @@ def make_images():
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory):
-    """Folder of a SavedModel with the signatures of this repository's export and a network of one layer."""
-    from tiny_export import write_tiny_model
+def tiny_run(tmp_path_factory):
+    """A run's folder with seeded weights of a small network, exported as a SavedModel; never written to by a test."""
+    from seeded_run import write_seeded_run
 
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny" / "saved_model")
+    from helpers.export.formats import write_formats
+
+    folder = write_seeded_run(tmp_path_factory.mktemp("models") / "tiny", blocks=(1, 1, 1, 1))
+    write_formats(folder, ["saved_model"])
+    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_export):
-    """The model of `tiny_export`, opened."""
+def tiny_model(tiny_run):
+    """The SavedModel of `tiny_run`, opened."""
     from helpers.export import ExportedModel
 
-    return ExportedModel(tiny_export)
+    return ExportedModel(tiny_run / "saved_model")

@@ -1,4 +1,4 @@
-"""What is chosen to run on, and the cell that fetches the helpers."""
+"""The choice of what to run on, and the notebook cell that fetches the helpers."""
 
 import json
 import os
@@ -6,30 +6,32 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from helpers.runtime import accelerator
 from helpers.runtime.accelerator import BACKENDS, Runtime, choose_runtime, list_choices, prepare_runtime
-from helpers.runtime.probes import Finding
+from helpers.runtime.probes import Trial
 from helpers.runtime.settings import ROOT
 
-YES, NO = Finding(True, "it computed"), Finding(False, "it did not")
-QUESTIONS = ("tensorflow", "tensorflow-tpu", "jax", "gpu")
+YES, NO = Trial(True, "it computed"), Trial(False, "it did not")
+WAYS = ("tensorflow", "tensorflow-tpu", "jax", "gpu")
 
 
-def answer_with(*working):
-    """Returns a function that answers, and the list of what it was asked."""
-    asked = []
+def allow(*working):
+    """Returns a stand-in for `try_way`, and the list of the ways it was called with."""
+    tried = []
 
-    def ask(question):
-        asked.append(question)
-        return YES if question in (*working, "cpu") else NO
+    def attempt(way):
+        tried.append(way)
+        return YES if way in (*working, "cpu") else NO
 
-    return ask, asked
+    return attempt, tried
 
 
 @pytest.mark.parametrize(
-    ("choice", "chips", "working", "name", "asked"),
+    ("choice", "chips", "working", "name", "tried"),
     [
         ("auto", 8, ["tensorflow", "tensorflow-tpu", "jax"], "tf-tpu", ["tensorflow"]),
         ("auto", 8, ["tensorflow-tpu", "jax"], "tf-tpu", ["tensorflow", "tensorflow-tpu"]),
@@ -44,30 +46,30 @@ def answer_with(*working):
         ("cpu", 8, ["tensorflow", "jax", "gpu"], "cpu", ["cpu"]),
     ],
 )
-def test_the_first_that_works_is_chosen_and_no_more_is_asked(choice, chips, working, name, asked):
-    ask, seen = answer_with(*working)
-    assert choose_runtime(list_choices(choice, ""), chips, ask)[0] == name
-    assert seen == asked
+def test_the_first_that_works_is_chosen_and_no_more_are_tried(choice, chips, working, name, tried):
+    attempt, seen = allow(*working)
+    assert choose_runtime(list_choices(choice, ""), chips, attempt)[0] == name
+    assert seen == tried
 
 
 @pytest.mark.parametrize(
     ("choice", "chips", "working", "said"),
     [
         ("tf-tpu", 8, ["jax", "gpu"], "it did not; it did not"),
-        ("tf-tpu", 0, QUESTIONS, "no TPU chip was found.*accelerator"),
+        ("tf-tpu", 0, WAYS, "no TPU chip was found.*accelerator"),
         ("jax", 8, ["tensorflow", "tensorflow-tpu", "gpu"], "it did not"),
         ("gpu", 0, ["jax"], "it did not.*accelerator"),
     ],
 )
 def test_a_forced_choice_that_cannot_work_is_an_error_with_the_reason(choice, chips, working, said):
     with pytest.raises(RuntimeError, match=f"RUNTIME = '{choice}' cannot work here: {said}"):
-        choose_runtime(list_choices(choice, ""), chips, answer_with(*working)[0])
+        choose_runtime(list_choices(choice, ""), chips, allow(*working)[0])
 
 
-def test_the_reason_tells_what_was_tried_in_vain():
-    _, why, _ = choose_runtime(list_choices("auto", ""), 8, answer_with("jax")[0])
+def test_the_reason_names_what_failed_before():
+    _, why, _ = choose_runtime(list_choices("auto", ""), 8, allow("jax")[0])
     assert why == "it did not; it did not; it computed"
-    assert choose_runtime(list_choices("auto", ""), 0, answer_with("gpu")[0])[1] == "no TPU was found; it computed"
+    assert choose_runtime(list_choices("auto", ""), 0, allow("gpu")[0])[1] == "no TPU was found; it computed"
 
 
 @pytest.mark.parametrize(
@@ -99,62 +101,84 @@ def test_settings_that_contradict_each_other_are_refused(choice, keras_backend, 
 
 
 def run(code, **variables):
-    """Runs code in a fresh kernel, where no backend is chosen; returns its last line, or what it raised."""
+    """Runs code in a new kernel, where no backend is chosen; returns the lines that it prints."""
     kept = {name: text for name, text in os.environ.items() if name not in ("KERAS_BACKEND", "RUNTIME")}
-    code = "from helpers.runtime import prepare_runtime\n" + code
+    code = "import os; from helpers.runtime import prepare_runtime\n" + code
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "notebooks", env=kept | variables, capture_output=True, text=True
     )
-    return (answer.stderr if answer.returncode else answer.stdout).strip().splitlines()[-1]
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip().splitlines()
 
 
-def test_a_machine_without_accelerators_takes_the_cpu_and_says_how_to_get_one(tmp_path):
-    said = run(f"print(prepare_runtime('auto', root={str(tmp_path)!r}))")
-    assert "Found: no TPU, no GPU, Python 3" in said and "because no TPU was found; this machine shows no GPU." in said
-    assert "choose one as the accelerator" in said
+@pytest.mark.slow
+def test_a_kernel_without_accelerators_is_prepared_once_for_the_cpu(tmp_path):
+    text, same, variables, error = run(f"""
+first = prepare_runtime("auto", root={str(tmp_path)!r})
+print(first)
+print(prepare_runtime("auto") is first, prepare_runtime("cpu") is first)
+print(os.environ["KERAS_BACKEND"], os.environ["CUDA_VISIBLE_DEVICES"])
+try: prepare_runtime("jax")
+except RuntimeError as error: print(error)
+""")
+    assert "Found: no TPU, no GPU, Python 3" in text and "because no TPU was found; this machine shows no GPU." in text
+    assert "choose one as the accelerator" in text
+    assert (same, variables) == ("True True", "tensorflow -1")
+    assert error == "This kernel is prepared for cpu. Restart it for RUNTIME = 'jax'."
 
 
+@pytest.mark.slow
 def test_chips_that_nothing_drives_end_on_the_cpu_with_every_reason(tmp_path):
-    """KERAS_BACKEND keeps JAX out and the cache is no folder, so that neither takes its minutes."""
+    """KERAS_BACKEND excludes JAX and the cache is not a folder, so that neither takes its minutes."""
     (tmp_path / "dev").mkdir()
     for number in range(4):
         (tmp_path / "dev" / f"accel{number}").touch()
     (tmp_path / "cache").touch()
     code = f"print(prepare_runtime('auto', root={str(tmp_path)!r}))"
-    said = run(code, KERAS_BACKEND="tensorflow", XDG_CACHE_HOME=str(tmp_path / "cache"), PIP_NO_INDEX="1")
-    assert "Found: 4 TPU chips" in said and "Chosen: Keras on TensorFlow with the CPU" in said
-    assert re.search(r"as installed does not drive the TPU \(exit status 1: \w+Error: ", said)
-    assert "File exists" in said and "Unset KERAS_BACKEND to have JAX tried as well." in said
+    [text] = run(code, KERAS_BACKEND="tensorflow", XDG_CACHE_HOME=str(tmp_path / "cache"), PIP_NO_INDEX="1")
+    assert "Found: 4 TPU chips" in text and "Chosen: Keras on TensorFlow with the CPU" in text
+    assert re.search(r"as installed does not drive the TPU \(exit status 1: \w+Error: ", text)
+    assert "File exists" in text and "Unset KERAS_BACKEND to have JAX tried as well." in text
 
 
-def test_a_forced_gpu_that_is_not_there_is_an_error(tmp_path):
-    said = run(f"prepare_runtime('gpu', root={str(tmp_path)!r})")
-    assert said.startswith("RuntimeError: RUNTIME = 'gpu' cannot work here: this machine shows no GPU.")
-
-
-def test_jax_is_chosen_by_either_variable_and_keras_then_runs_on_it(tmp_path):
+@pytest.mark.slow
+def test_keras_runs_on_jax_where_jax_was_chosen():
     pytest.importorskip("jax")
-    code = "runtime = prepare_runtime({!r}); import keras; print(keras.backend.backend(), runtime)"
-    assert re.match("jax Found.*because RUNTIME asks for it; JAX .* computed on", run(code.format("jax")))
-    assert re.match("jax Found.*because KERAS_BACKEND asks for it;", run(code.format("auto"), KERAS_BACKEND="jax"))
+    [text] = run("runtime = prepare_runtime('jax'); import keras; print(keras.backend.backend(), runtime)")
+    assert re.match("jax Found.*because RUNTIME asks for it; JAX .* computed on", text)
 
 
-def test_a_kernel_is_readied_once():
-    """Again, it gives the same without trying anything; another choice needs another kernel."""
-    assert run("first = prepare_runtime('cpu'); print(prepare_runtime('cpu') is first)") == "True"
-    said = run("prepare_runtime('cpu'); prepare_runtime('jax')")
-    assert said == "RuntimeError: This kernel is readied for cpu. Restart it for RUNTIME = 'jax'."
+@pytest.fixture
+def kernel(monkeypatch):
+    """This process as a kernel that nothing was chosen for; what is chosen is undone afterwards."""
+    monkeypatch.setattr(accelerator, "_prepared", None)
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "TPU_LOAD_LIBRARY", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.setenv(name, "")
+    return monkeypatch
 
 
-def test_a_notebooks_kernel_gets_the_variables_that_keep_off_what_was_not_chosen():
-    code = "import os; prepare_runtime('cpu'); print(*map(os.environ.get, ['KERAS_BACKEND', 'CUDA_VISIBLE_DEVICES']))"
-    assert run(code) == "tensorflow -1"
+@pytest.mark.parametrize(
+    ("choice", "variable", "reason"),
+    [("jax", "", "RUNTIME asks for it; it computed"), ("auto", "jax", "KERAS_BACKEND asks for it; it computed")],
+)
+def test_the_reason_names_who_forced_the_choice(kernel, tmp_path, choice, variable, reason):
+    kernel.setattr(accelerator, "try_way", lambda way, chips, root: YES)
+    kernel.setenv("KERAS_BACKEND", variable)
+    runtime = prepare_runtime(choice, root=tmp_path)
+    assert (runtime.name, runtime.why, os.environ["KERAS_BACKEND"]) == ("jax", reason, "jax")
+    assert runtime.installed == ()  # all is there
 
 
-def test_another_backend_than_the_imported_one_is_refused():
-    code = "import os; os.environ['KERAS_BACKEND'] = 'tensorflow'; import keras; del os.environ['KERAS_BACKEND']"
-    said = run(f"{code}; prepare_runtime('jax')")
-    assert said.endswith("Keras was already imported with another backend than jax. Restart the kernel.")
+def test_a_forced_gpu_that_is_missing_is_an_error(kernel, tmp_path):
+    with pytest.raises(RuntimeError, match=r"^RUNTIME = 'gpu' cannot work here: this machine shows no GPU."):
+        prepare_runtime("gpu", root=tmp_path)
+
+
+def test_another_backend_than_the_imported_one_is_refused(kernel):
+    kernel.setitem(sys.modules, "keras", SimpleNamespace(backend=SimpleNamespace(backend=lambda: "tensorflow")))
+    with pytest.raises(RuntimeError, match=r"already imported with another backend than jax. Restart the kernel."):
+        prepare_runtime("jax")
 
 
 def test_the_paragraph_names_the_first_of_many_installed():
@@ -163,20 +187,14 @@ def test_the_paragraph_names_the_first_of_many_installed():
     assert str(runtime) == f"{said} Installed: a, b, c, d and 2 more. Do that."
 
 
-def test_nothing_is_installed_where_all_is_there(monkeypatch):
-    monkeypatch.setattr("helpers.runtime.accelerator._prepared", None)
-    assert prepare_runtime().installed == ()
+def test_the_runtime_package_needs_only_the_standard_library():
+    """It is imported before anything is installed, and before a Keras backend is chosen."""
+    code = "from helpers.runtime import choose_settings, prepare_runtime, read_csv; print(choose_settings({}))"
+    answer = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT / "notebooks", capture_output=True, text=True)
+    assert answer.stdout == "{}\n", answer.stderr
 
 
-def test_importing_the_helpers_imports_neither_keras_nor_tensorflow():
-    code = (
-        "import sys; from helpers.runtime import choose_settings, prepare_runtime; "
-        "print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "notebooks", capture_output=True, text=True)
-    assert answer.stdout.strip() == "[]", answer.stderr
-
-
+@pytest.mark.slow
 def test_fetch_cell_clones_the_repository_where_a_notebook_comes_alone(tmp_path):
     """The cell as it stands in the notebooks, with a local clone URL, in an empty folder."""
     notebook = json.loads((ROOT / "notebooks" / "01_prepare_data.ipynb").read_text())
@@ -193,8 +211,8 @@ def test_fetch_cell_clones_the_repository_where_a_notebook_comes_alone(tmp_path)
     code = re.sub(r'REPOSITORY = ".*"', f'REPOSITORY = "{source}"', cell) + "\nprint(os.getcwd(), sys.path[0])"
     empty = tmp_path / "empty"
     empty.mkdir()
+    forced = os.environ | {"RUNTIME": "cpu"}  # whatever the machine has
     for _ in range(2):  # the second time the clone is there
-        forced = os.environ | {"RUNTIME": "cpu"}  # what the machine has is not the question
         answer = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, env=forced)
         assert answer.stdout.split()[-2:] == [str(empty / "chest" / "notebooks")] * 2, answer.stderr
         assert "Chosen: Keras on TensorFlow with the CPU, because RUNTIME asks for it." in answer.stdout
@@ -208,15 +226,15 @@ def test_fetch_cell_without_an_address_says_what_to_set(tmp_path):
     assert answer.returncode != 0 and "Set REPOSITORY" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_new_address_reaches_notebooks_badges_and_citation(tmp_path):
     for name in ("CITATION.cff", "README.md", "notebooks", "scripts"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     stamp = [sys.executable, str(tmp_path / "scripts" / "stamp_notebooks.py")]
     subprocess.run([*stamp, "--address", "https://github.com/jane/cxr/"], check=True)
-    old = re.search(r"^repository-code: https://github.com/(\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[
-        1
-    ]
+    citation = (ROOT / "CITATION.cff").read_text()
+    old = re.search(r"^repository-code: https://github.com/(\S+)$", citation, re.MULTILINE)[1]
     for path in [tmp_path / "CITATION.cff", tmp_path / "README.md", *(tmp_path / "notebooks").glob("*.ipynb")]:
         assert "jane/cxr" in path.read_text() and old not in path.read_text(), path
     assert subprocess.run([*stamp, "--check"]).returncode == 0

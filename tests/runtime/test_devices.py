@@ -1,4 +1,4 @@
-"""How the work is spread over devices and processes, and the record of it."""
+"""How the work is spread over devices and processes, and how that is described."""
 
 import json
 import os
@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from helpers.runtime import Runtime, connect_devices, describe_runtime
+from helpers.runtime import connect_devices, describe_runtime
+from helpers.runtime.accelerator import Runtime
 from helpers.runtime.settings import ROOT
 
-RUNTIME = Runtime("cpu", "tensorflow", 0, "a CPU", "it is there", "")
+RUNTIME = Runtime("cpu", "tensorflow", 0, "a CPU", "it works", "")
 FIT = """
 import json, sys
 from helpers.runtime import connect_devices, describe_runtime, prepare_runtime
@@ -77,15 +78,15 @@ def finish(processes):
     return [json.loads(output.splitlines()[-1]) for output, _ in answers]
 
 
+@pytest.mark.slow
 def test_jax_spreads_a_step_over_devices_and_over_processes_with_the_same_result():
     """A fit on 1, on 4 and on 2 times 2 devices, each process with its own half of the batch."""
     pytest.importorskip("jax")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     pair = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
-    [one] = finish([start(1)])
-    [four] = finish([start(4)])
-    hosts = finish([start(2, **pair, KERAS_DISTRIBUTION_PROCESS_ID=str(number)) for number in range(2)])
+    hosts = [start(2, **pair, KERAS_DISTRIBUTION_PROCESS_ID=str(number)) for number in range(2)]
+    one, four, *hosts = finish([start(1), start(4), *hosts])
     assert one[:5] == ["DataParallel", 1, 0, 1, True] and four[:5] == ["DataParallel", 4, 0, 1, True]
     assert [host[:5] for host in hosts] == [["DataParallel", 4, 0, 2, True], ["DataParallel", 4, 1, 2, False]]
     assert [answer[6] for answer in (one, four, *hosts)] == ["1", "4", "4", "4"]

@@ -8,19 +8,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers.runtime import (
+from helpers.runtime.files import (
     as_path,
     copy_file,
+    hash_file,
     is_remote,
     local_copy,
     local_draft,
+    measure_file,
     read_csv,
     read_text,
     remove_folder,
     write_csv,
     write_text,
 )
-from helpers.runtime.files import hash_file, measure_file
 from helpers.runtime.settings import ROOT
 
 
@@ -83,7 +84,6 @@ import sys
 sys.path.insert(0, {str(ROOT / "notebooks")!r})
 from helpers.runtime import resolve_path
 from helpers.study import load_metadata
-from helpers.packing import resolve_paths
 load_metadata({str(phantom_dir)!r})
 assert "etils" not in sys.modules
 assert str(resolve_path("gs://bucket/run") / "a") == "gs://bucket/run/a"

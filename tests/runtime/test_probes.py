@@ -1,4 +1,4 @@
-"""What a machine shows and what works on it, tried with real processes and folders that stand for its devices."""
+"""Chips and GPUs in folders that stand for a machine's devices, and probes in real processes."""
 
 import http.server
 import os
@@ -11,8 +11,6 @@ import time
 import pytest
 
 from helpers.runtime.probes import find_reason, find_tpu_chips, has_metadata_server, probe, shows_gpu
-
-ANSWER = 'import json; print("chatter"); print(json.dumps({"platform": "tpu", "devices": 8}))'
 
 
 def make_root(folder, *files, pci=()):
@@ -48,13 +46,9 @@ def test_gpus_are_seen_by_their_device_files(tmp_path, file, shown):
     assert shows_gpu(make_root(tmp_path, file)) is shown
 
 
-def test_a_probe_that_works_gives_its_last_line():
-    assert probe(ANSWER) == ({"platform": "tpu", "devices": 8}, "")
-
-
-def test_a_probe_sees_the_variables_it_is_given():
-    code = 'import json, os; print(json.dumps({"platform": os.environ["PLACE"], "devices": 1}))'
-    assert probe(code, {"PLACE": "here"})[0]["platform"] == "here"
+def test_a_probe_that_works_gives_its_last_line_and_sees_its_variables():
+    code = 'import json, os; print("chatter"); print(json.dumps({"platform": os.environ["PLACE"], "devices": 8}))'
+    assert probe(code, {"PLACE": "tpu"}) == ({"platform": "tpu", "devices": 8}, "")
 
 
 @pytest.mark.parametrize(
@@ -68,10 +62,11 @@ def test_a_probe_sees_the_variables_it_is_given():
     ],
 )
 def test_a_probe_that_fails_gives_a_reason_and_this_process_survives(code, reason):
-    answer, said = probe(code)
-    assert answer is None and reason in said
+    answer, text = probe(code)
+    assert answer is None and reason in text
 
 
+@pytest.mark.slow
 def test_a_probe_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     note = tmp_path / "pid"
     code = f"""
@@ -82,12 +77,13 @@ print("waiting for metadata", file=sys.stderr, flush=True)
 time.sleep(600)
 """
     started = time.monotonic()
-    answer, said = probe(code, limit=3)
-    assert answer is None and said == "no answer within 3 s; last words: waiting for metadata"
+    answer, text = probe(code, limit=3)
+    assert answer is None and text == "no answer within 3 s; last words: waiting for metadata"
     assert time.monotonic() - started < 20
     assert not is_running(int(note.read_text()))
 
 
+@pytest.mark.slow
 def test_a_probe_that_is_interrupted_leaves_nothing_running(tmp_path):
     """As by the stop button of a notebook."""
     note = tmp_path / "pid"
@@ -107,7 +103,7 @@ def test_a_probe_that_is_interrupted_leaves_nothing_running(tmp_path):
 
 
 def is_running(pid):
-    # What was killed but has no parent to ask for it stays in the table for a moment, as a zombie or not at all.
+    # A killed process without a parent stays in the table for a moment, as a zombie or not at all.
     for _ in range(50):
         try:
             os.kill(pid, 0)
@@ -120,7 +116,7 @@ def is_running(pid):
     return True
 
 
-def test_the_reason_is_the_line_that_says_why():
+def test_the_reason_is_the_line_that_gives_it():
     abort = """2026-11-23 00:07:57.8: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.
 2026-11-23 00:07:58.4: F external/xla/tpu_init_fns.inc:128] TpuExecutable_Free not available in this library.
 Fatal Python error: Aborted

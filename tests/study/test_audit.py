@@ -1,4 +1,4 @@
-"""Tests of study.audit and study.tables: NIH's own metadata, and a study damaged in every way."""
+"""Tests of study.audit: NIH's own metadata, and a study damaged in every way."""
 
 import json
 import shutil
@@ -10,95 +10,24 @@ import pytest
 from PIL import Image
 
 from helpers.packing import pack_study
-from helpers.study import (
-    PATHOLOGIES,
-    audit_study,
-    find_study_duplicates,
-    list_images,
-    load_metadata,
-    make_split,
-    match_images,
-)
+from helpers.study import audit_study, find_study_duplicates, list_images, load_metadata, make_split, match_images
 from helpers.study.audit import count_duplicates, find_oddities, judge, patient_overlap, take_census
-from helpers.study.tables import (
-    age_table,
-    band_table,
-    count_together,
-    finding_table,
-    findings_per_image,
-    subset_table,
-    view_table,
-)
-
-NAMES = list(PATHOLOGIES)
-
-
-@pytest.fixture(scope="module")
-def nih(shared_data):
-    """All rows of NIH, with `subset` of the official split."""
-    folder = shared_data / "nih_metadata"
-    metadata = load_metadata(folder)
-    return metadata.assign(subset=make_split(metadata, folder))
 
 
 def by(table, *columns):
     return table.set_index(list(columns))
 
 
-def test_parts_of_nih_are_two_populations(nih):
-    official = nih.assign(subset=np.where(nih["subset"].eq("test"), "test", "train"))
-    table = by(subset_table(official), "subset").round(3)
-    assert table.loc["train", ["films", "patients"]].tolist() == [86_524, 28_008]
-    assert table.loc["test", ["films", "patients"]].tolist() == [25_596, 2_797]
-    assert table["no_finding"].tolist() == [0.584, 0.385] and table["ap"].tolist() == [0.350, 0.566]
-    assert table["images_per_patient"].round(1).tolist() == [3.1, 9.2]
-    assert patient_overlap(nih)["patients"].tolist() == [0, 0, 0]
-    assert patient_overlap(nih)["images_of_b"].tolist() == [0, 0, 0]
-
-
-def test_findings_of_nih(nih):
-    table = by(finding_table(nih), "subset", "pathology")
-    assert table.loc[("test", "Hernia"), ["films", "patients"]].tolist() == [86, 32]
-    assert table["films"].groupby("pathology").sum().loc["Infiltration"] == 19_894
-    assert table.loc[("test", "Effusion"), "prevalence"] == pytest.approx(4_658 / 25_596)
-    per_image = by(findings_per_image(nih), "findings").sum(axis=1)
-    assert per_image.loc[0] == 60_361 and per_image.loc[2:].sum() == 20_796 and per_image.sum() == 112_120
-    together = count_together(nih)
-    assert together.loc["Hernia", "Hernia"] == 227 and together.equals(together.T)
-    assert together.loc["Edema", "Pneumonia"] == (nih["Edema"] & nih["Pneumonia"]).sum() == 340
-
-
-def test_edema_of_nih_is_eleven_times_commoner_in_ap(nih):
-    table = by(view_table(nih), "pathology")
-    assert table.loc["Edema", "ratio"] == pytest.approx(11, abs=0.05)
-    assert table.loc["No Finding", ["images_pa", "images_ap"]].sum() == 60_361
-    assert table.loc["Edema", "images_ap"] == by(finding_table(nih), "pathology").loc["Edema"].eval("images * ap").sum()
-
-
-def test_follow_ups_and_ages_of_nih(nih):
-    table = by(band_table(nih, nih["follow_up"]), "band")
-    assert table["films"].sum() == 112_120 and table.index[0] == "0" and table.index[-1] == "64 and more"
-    assert table.loc["0", ["films", "patients"]].tolist() == [30_805, 30_805]
-    assert table.loc["4 to 7", "films"] == nih["follow_up"].between(4, 7).sum()
-    assert table["any_finding"].is_monotonic_increasing and table["any_finding"].iloc[0] == pytest.approx(
-        0.305, abs=0.001
-    )
-    ages = by(age_table(nih), "age", "sex")
-    assert (
-        ages["films"].sum() == 112_120
-        and ages.loc[(90, "F"), "films"] == (nih["age"].ge(90) & nih["sex"].eq("F")).sum()
-    )
-
-
 def test_a_split_by_image_leaves_patients_in_train(nih):
-    parts = np.where(np.random.default_rng(0).random(len(nih)) < 0.2, "val", "train")
-    overlap = by(patient_overlap(nih.assign(subset=parts)), "a", "b").loc[("train", "val")]
+    assert patient_overlap(nih)["patients"].tolist() == patient_overlap(nih)["images_of_b"].tolist() == [0, 0, 0]
+    subset = np.where(np.random.default_rng(0).random(len(nih)) < 0.2, "val", "train")
+    overlap = by(patient_overlap(nih.assign(subset=subset)), "a", "b").loc[("train", "val")]
     assert overlap["images_of_b"] == pytest.approx(0.829, abs=0.006) and overlap["patients"] > 8_000
 
 
-def test_oddities_of_nih(shared_data):
-    """The 2020 edition counts follow-ups anew, by age, but for nothing else contradicts itself."""
-    found = {name: odd["count"] for name, odd in find_oddities(load_metadata(shared_data / "nih_metadata")).items()}
+def test_oddities_of_nih(nih):
+    """The 2020 edition numbers follow-ups again, by age; nothing else in it contradicts itself."""
+    found = {name: odd["count"] for name, odd in find_oddities(nih).items()}
     assert found.pop("named with another number") == 24_106
     assert set(found.values()) == {0}
 
@@ -144,12 +73,11 @@ def test_census_of_files():
     modes = ["L"] * 6 + ["RGBA", "I;16"]
     files = {"width": [64] * 7 + [32], "height": [64] * 8, "mode": modes, "n_bytes": np.arange(8) + 100}
     census = take_census(pd.DataFrame({"image": [f"{i}.png" for i in range(8)], **files}))
-    assert census["sizes"] == [{"width": 64, "height": 64, "films": 7}, {"width": 32, "height": 64, "films": 1}]
-    assert census["modes"][0] == {"mode": "L", "films": 6} and len(census["modes"]) == 3
-    assert census["depths"] == [{"bits": 8, "films": 7}, {"bits": 16, "films": 1}]
+    assert census["sizes"] == [{"width": 64, "height": 64, "images": 7}, {"width": 32, "height": 64, "images": 1}]
+    assert census["modes"][0] == {"mode": "L", "images": 6} and len(census["modes"]) == 3
     assert census["not_square"]["count"] == 1 and census["not_square"]["examples"][0]["image"] == "7.png"
     assert [image["image"] for image in census["uncommon"]["examples"]] == ["6.png", "7.png"]
-    assert census["bytes"] == {"min": 100, "median": 103, "max": 107, "total": 828}
+    assert census["bytes"] == {"min": 100, "median": 103, "max": 107, "sum": 828}
 
 
 @pytest.fixture(scope="module")
@@ -204,59 +132,50 @@ def test_every_damage_is_named(damaged):
         "rows without an image": 1,
         "images without a row": 1,
         "images that cannot be read": 1,
-        "exact copies across parts, pairs": found["exact copies across parts, pairs"],
-        "exact copies within a part, pairs": found["exact copies within a part, pairs"],
+        "exact copies across subsets, pairs": found["exact copies across subsets, pairs"],
+        "exact copies within a subset, pairs": found["exact copies within a subset, pairs"],
         "images that are not square": 1,
         "images of uncommon size or mode": 3,
     } | {name: n for name, n in found.items() if name.startswith("near copies")}
-    assert sum(found[f"exact copies {where}, pairs"] for where in ("across parts", "within a part")) == 3
+    assert sum(found[f"exact copies {where}, pairs"] for where in ("across subsets", "within a subset")) == 3
     assert {line["status"] for line in report["verdict"]} == {"ok", "look", "not compared"}
 
 
-def test_copies_are_counted_by_kind_patient_part_and_findings(damaged):
+def test_copies_are_counted_by_kind_patient_subset_and_findings(damaged):
     report, study, _ = damaged
     table = by(pd.DataFrame(report["duplicates"]), "kind", "patient", "subset").sort_index()
     exact = table.loc[("exact", "other")]
-    assert exact["pairs"].sum() == 3 and exact["labels_differ"].sum() == 2 and exact.loc["other", "films"] == 3
+    assert exact["pairs"].sum() == 3 and exact["labels_differ"].sum() == 2 and exact.loc["other", "images"] == 3
     assert table.loc[("exact", "same"), "pairs"].sum() == 0
     nothing = find_study_duplicates(study).head(0)
-    assert not count_duplicates(nothing, study.index)[["pairs", "films", "labels_differ"]].to_numpy().any()
+    assert not count_duplicates(nothing, study.index)[["pairs", "images", "labels_differ"]].to_numpy().any()
 
 
 def test_report_is_plain_json_and_counts_the_packed_images(damaged):
     report, study, _ = damaged
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["found"] == len(study.index) + 1 and len(report["unreadable"]) == 1
-    assert sum(part["films"] for part in report["parts"]) == len(study.index)
+    assert sum(subset["images"] for subset in report["parts"]) == len(study.index)
     assert report["kind"] == "synthetic" and all(row["difference"] is None for row in report["published"])
-    images = next(row for row in report["published"] if (row["count"], row["part"]) == ("films", "all"))
+    images = next(row for row in report["published"] if (row["count"], row["part"]) == ("images", "all"))
     assert images["share"] == round(len(study.index) / 112_120, 6)
 
 
-def test_counts_other_than_nihs_and_patients_in_two_parts_are_wrong(nih, shared_data, damaged):
-    """A label is flipped and a patient's images are torn apart in a study that has all of NIH."""
-    folder = shared_data / "nih_metadata"
-    metadata = load_metadata(folder)
+def test_counts_other_than_nihs_and_patients_in_two_subsets_are_wrong(nih, nih_folder, damaged):
+    """A wrong label, and a patient's images in two subsets, in a study that has all of NIH."""
+    metadata = nih.drop(columns="subset")
     metadata.loc[metadata["Hernia"].eq(1).idxmax(), "Hernia"] = 0
     _, matched = match_images(metadata, metadata["image"])
-    files = {"width": 1024, "height": 1024, "mode": "L", "n_bytes": 400_000}
-    rows = nih.assign(**files)
+    rows = nih.assign(width=1024, height=1024, mode="L", n_bytes=400_000)
     rows.loc[nih["patient_id"].eq(13).idxmax(), "subset"] = "val"
     facts = {"split_name": "official", "split_sha256": "", "index_sha256": "", "side": 256, "excluded": []}
     nothing = find_study_duplicates(damaged[1]).head(0)
-    report = audit_study(folder, metadata, matched, SimpleNamespace(index=rows, **facts), nothing)
+    report = audit_study(nih_folder, metadata, matched, SimpleNamespace(index=rows, **facts), nothing)
     wrong = {line["check"]: line for line in report["verdict"] if line["status"] == "wrong"}
-    assert set(wrong) == {"counts other than NIH's", "patients in two parts"}
+    assert set(wrong) == {"counts other than NIH's", "patients in two subsets"}
     assert "Hernia (all) 226, not 227" in wrong["counts other than NIH's"]["detail"]
-    parts = wrong["patients in two parts"]
-    assert (parts["found"], parts["detail"]) == (1, "1 in val and test")
+    overlap = wrong["patients in two subsets"]
+    assert (overlap["found"], overlap["detail"]) == (1, "1 in val and test")
     verdict = judge(report | {"split": "leaky_images"})
-    (parts,) = [line for line in verdict if line["check"] == "patients in two parts"]
-    assert parts["status"] == "look"  # it is the purpose
-
-
-def test_a_study_that_tells_neither_view_nor_age_is_audited(packed):
-    rows = packed.index.assign(view="", sex="", age=np.nan)
-    assert view_table(rows)[["pa", "ap", "ratio"]].isna().all(axis=None)
-    assert len(age_table(rows)) == 0 and subset_table(rows)["median_age"].isna().all()
-    assert band_table(rows, rows["follow_up"])["ap"].eq(0).all()
+    (overlap,) = [line for line in verdict if line["check"] == "patients in two subsets"]
+    assert overlap["status"] == "look"  # it is the purpose

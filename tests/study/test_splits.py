@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.study.labels import PATHOLOGIES, list_images, load_metadata, match_images
+from helpers.study.labels import PATHOLOGIES
 from helpers.study.splits import SPLITS, assert_no_patient_overlap, hash_split, make_split
+from helpers.study.study_folder import list_images, match_images
 
 NAMES = list(PATHOLOGIES)
 
@@ -31,11 +32,11 @@ def write_lists(folder, frame, n_test):
     return folder
 
 
-def val_coverage(frame, parts):
+def val_coverage(frame, subsets):
     """Pathologies with two or more patients outside test that are lacking in train or in val."""
     lacking = []
     for name in NAMES:
-        patients = {part: set(frame["patient_id"][(parts == part) & (frame[name] == 1)]) for part in ("train", "val")}
+        patients = {part: set(frame["patient_id"][(subsets == part) & (frame[name] == 1)]) for part in ("train", "val")}
         if len(patients["train"] | patients["val"]) >= 2 and not (patients["train"] and patients["val"]):
             lacking.append(name)
     return lacking
@@ -43,11 +44,11 @@ def val_coverage(frame, parts):
 
 def test_official_split_keeps_the_test_list_and_balances_val(tmp_path):
     frame = make_metadata(1500)
-    parts = make_split(frame, write_lists(tmp_path, frame, 300))
-    assert isinstance(parts, np.ndarray)
-    np.testing.assert_array_equal(parts == "test", frame["patient_id"] <= 300)
-    assert_no_patient_overlap(frame["patient_id"], parts)
-    rest, val = frame[parts != "test"], frame[parts == "val"]
+    subsets = make_split(frame, write_lists(tmp_path, frame, 300))
+    assert isinstance(subsets, np.ndarray)
+    np.testing.assert_array_equal(subsets == "test", frame["patient_id"] <= 300)
+    assert_no_patient_overlap(frame["patient_id"], subsets)
+    rest, val = frame[subsets != "test"], frame[subsets == "val"]
     assert len(val) / len(rest) == pytest.approx(0.1, rel=0.05)
     common = [name for name in NAMES if 0.1 * rest[name].sum() >= 20]
     assert len(common) >= 5
@@ -58,13 +59,13 @@ def test_official_split_keeps_the_test_list_and_balances_val(tmp_path):
 def test_split_depends_on_rows_and_seed_but_not_on_order(tmp_path, split):
     frame = make_metadata(200)
     write_lists(tmp_path, frame, 40)
-    parts = pd.Series(make_split(frame, tmp_path, split, seed=5), index=frame["image"])
+    subsets = pd.Series(make_split(frame, tmp_path, split, seed=5), index=frame["image"])
     shuffled = frame.sample(frac=1, random_state=1)
     again = pd.Series(make_split(shuffled, tmp_path, split, seed=5), index=shuffled["image"])
-    pd.testing.assert_series_equal(again[parts.index], parts)
+    pd.testing.assert_series_equal(again[subsets.index], subsets)
     other = pd.Series(make_split(frame, tmp_path, split, seed=6), index=frame["image"])
-    assert not other.equals(parts)
-    assert set(parts) == {"train", "val", "test"}
+    assert not other.equals(subsets)
+    assert set(subsets) == {"train", "val", "test"}
 
 
 def test_splits_are_the_same_on_every_machine(tmp_path):
@@ -76,30 +77,30 @@ def test_splits_are_the_same_on_every_machine(tmp_path):
 
 def test_community_and_leaky_splits():
     frame = make_metadata(1000)
-    parts = make_split(frame, split="random_patients")
-    assert_no_patient_overlap(frame["patient_id"], parts)
-    patients = frame.groupby(parts)["patient_id"].nunique()
+    subsets = make_split(frame, split="random_patients")
+    assert_no_patient_overlap(frame["patient_id"], subsets)
+    patients = frame.groupby(subsets)["patient_id"].nunique()
     assert patients.to_dict() == {"train": 700, "val": 100, "test": 200}
     leaky = make_split(frame, split="leaky_images")
     assert pd.Series(leaky).value_counts(normalize=True).round(2).to_dict() == {"train": 0.7, "test": 0.2, "val": 0.1}
-    with pytest.raises(ValueError, match="more than one split"):
+    with pytest.raises(ValueError, match="more than one subset"):
         assert_no_patient_overlap(frame["patient_id"], leaky)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_small_studies_have_every_repeated_pathology_on_both_sides(tmp_path, seed):
     frame = make_metadata(25, seed, share=0.25, max_images=1)
-    parts = make_split(frame, write_lists(tmp_path, frame, 0), seed=seed)
-    assert val_coverage(frame, parts) == []
-    assert 1 <= (parts == "val").sum() < 15
-    assert not (parts == "test").any()
+    subsets = make_split(frame, write_lists(tmp_path, frame, 0), seed=seed)
+    assert val_coverage(frame, subsets) == []
+    assert 1 <= (subsets == "val").sum() < 15
+    assert not (subsets == "test").any()
 
 
 def test_studies_without_findings_and_with_two_patients(tmp_path):
     frame = make_metadata(2, share=0)
     for val_share in (0.01, 0.99):
-        parts = make_split(frame, write_lists(tmp_path, frame, 0), val_share=val_share)
-        assert frame.groupby(parts)["patient_id"].nunique().to_dict() == {"train": 1, "val": 1}
+        subsets = make_split(frame, write_lists(tmp_path, frame, 0), val_share=val_share)
+        assert frame.groupby(subsets)["patient_id"].nunique().to_dict() == {"train": 1, "val": 1}
     with pytest.raises(ValueError, match="1 patients"):
         make_split(frame, write_lists(tmp_path, frame, 1))
     with pytest.raises(ValueError, match="too few"):
@@ -147,24 +148,21 @@ def test_hash_is_of_the_sorted_lines():
         hash_split(["a.png"], ["val", "train"])
 
 
-def test_nih_official_split(shared_data):
-    study = shared_data / "nih_metadata"
-    frame = load_metadata(study)
-    parts = make_split(frame, study)
-    assert_no_patient_overlap(frame["patient_id"], parts)
-    assert (parts == "test").sum() == 25596
-    rest, val = frame[parts != "test"], frame[parts == "val"]
+def test_nih_official_split(nih):
+    assert_no_patient_overlap(nih["patient_id"], nih["subset"])
+    assert (nih["subset"] == "test").sum() == 25596
+    rest, val = nih[nih["subset"] != "test"], nih[nih["subset"] == "val"]
     assert len(val) / len(rest) == pytest.approx(0.1, rel=0.01)
     assert rest["patient_id"].nunique() == 28008
     np.testing.assert_allclose(val[NAMES].mean(), rest[NAMES].mean(), rtol=0.05)
 
 
 @pytest.mark.parametrize(("folder", "n_images"), [("nih_sample", 304), ("nih_original", 48)])
-def test_partial_nih_downloads_split(shared_data, folder, n_images):
-    frame, report = match_images(load_metadata(shared_data / "nih_metadata"), list_images(shared_data / folder))
+def test_partial_nih_downloads_split(nih, nih_folder, shared_data, folder, n_images):
+    frame, report = match_images(nih, list_images(shared_data / folder))
     assert (report.n_rows, report.n_found, report.n_extra) == (112120, n_images, 0)
-    parts = make_split(frame, shared_data / "nih_metadata")
-    assert_no_patient_overlap(frame["patient_id"], parts)
-    assert set(parts) == {"train", "val", "test"}
-    assert val_coverage(frame, parts) == []
-    assert (parts == "val").sum() < 0.25 * (parts != "test").sum()
+    subsets = make_split(frame, nih_folder)
+    assert_no_patient_overlap(frame["patient_id"], subsets)
+    assert set(subsets) == {"train", "val", "test"}
+    assert val_coverage(frame, subsets) == []
+    assert (subsets == "val").sum() < 0.25 * (subsets != "test").sum()

@@ -1,4 +1,4 @@
-"""What a notebook runs on: TPU, GPU or CPU, and TensorFlow or JAX under Keras, chosen before Keras is imported."""
+"""Chooses what a notebook runs on before Keras is imported: TPU, GPU or CPU, with TensorFlow or JAX."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from .packages import find_version, install, list_missing
-from .probes import find_out, find_tpu_chips, has_metadata_server, shows_gpu
+from .probes import find_tpu_chips, has_metadata_server, shows_gpu, try_way
 
 BACKENDS = {"tf-tpu": "tensorflow", "jax": "jax", "gpu": "tensorflow", "cpu": "tensorflow"}
 LABELS = {
@@ -16,7 +16,7 @@ LABELS = {
     "gpu": "Keras on TensorFlow with the GPU",
     "cpu": "Keras on TensorFlow with the CPU",
 }
-QUESTIONS = {"tf-tpu": ("tensorflow", "tensorflow-tpu"), "jax": ("jax",), "gpu": ("gpu",), "cpu": ("cpu",)}
+WAYS = {"tf-tpu": ("tensorflow", "tensorflow-tpu"), "jax": ("jax",), "gpu": ("gpu",), "cpu": ("cpu",)}
 GET_ACCELERATOR = (
     "For a TPU or a GPU choose one as the accelerator (Colab: Runtime > Change runtime type; Kaggle: Settings > "
     "Accelerator) and start again."
@@ -25,15 +25,15 @@ GET_ACCELERATOR = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """What was chosen to run on; as text, a paragraph for the reader of a notebook.
+    """What was chosen to run on; `str` gives a paragraph for the reader of a notebook.
 
     Attributes:
         name: "tf-tpu", "jax", "gpu" or "cpu".
         backend: Keras backend, "tensorflow" or "jax".
         chips: number of TPU chips that the machine shows.
         found: what the machine has.
-        why: why this one was chosen.
-        other: what to do for another one.
+        why: reason of the choice.
+        other: how to get another one.
         installed: tuple of the requirements that were installed.
     """
 
@@ -46,41 +46,41 @@ class Runtime:
     installed: tuple = ()
 
     def __str__(self):
-        """Says what was found, what was chosen, why, and what to do for the other."""
+        """Returns what was found, what was chosen and why, and how to get another one."""
         more = f" and {len(self.installed) - 4} more" if len(self.installed) > 4 else ""
         installed = f" Installed: {', '.join(self.installed[:4])}{more}." if self.installed else ""
         return f"Found: {self.found}. Chosen: {LABELS[self.name]}, because {self.why}.{installed} {self.other}"
 
 
-_prepared = None  # (choice, Runtime) of this kernel: once it holds the TPU, no probe can have it
+_prepared = None  # (choice, Runtime) of this kernel; once the kernel holds the TPU, no probe can use it
 
 
 def prepare_runtime(choice="auto", root="/"):
-    """Readies a kernel before Keras is imported: installs what is missing and chooses what to run on.
+    """Prepares a kernel before Keras is imported: installs what is missing and chooses what to run on.
 
-    Installed packages are never up- or downgraded: on Colab and Kaggle they are tuned to the machine. On a TPU host
-    the order is: TensorFlow as it is, where it drives the TPU; a tensorflow-tpu known to fit, in a folder of its own;
-    Keras on JAX. Elsewhere it is the GPUs that TensorFlow drives. The CPU comes last. Each is tried in a process of its
-    own first.
+    Installed packages are never up- or downgraded: on Colab and Kaggle they are tuned to the machine. The order on a
+    TPU host is: TensorFlow as installed, if it drives the TPU; a tensorflow-tpu known to fit, in a folder of its own;
+    Keras on JAX. Elsewhere the GPUs come first, if TensorFlow drives them. The CPU comes last. Each is first tried in a
+    process of its own.
 
     Args:
-        choice: "auto", or "tf-tpu", "jax", "gpu" or "cpu" for that one and no other. The environment's `KERAS_BACKEND`
+        choice: "auto", or "tf-tpu", "jax", "gpu" or "cpu" for only that one. The environment variable `KERAS_BACKEND`
             limits "auto" to what runs on that backend.
-        root: folder that holds `dev` and `sys`; another than "/" only in tests.
+        root: folder that holds `dev` and `sys`; other than "/" only in tests.
 
     Returns:
         A `Runtime`; the same one when called again.
 
     Raises:
         ValueError: no such choice, or `KERAS_BACKEND` contradicts it.
-        RuntimeError: the choice cannot work here, Keras or TensorFlow was imported too early, this kernel was readied
+        RuntimeError: the choice cannot work here, Keras or TensorFlow was imported too early, this kernel was prepared
             for another choice, or pip failed.
     """
     global _prepared
     if _prepared and choice in (_prepared[0], _prepared[1].name):
         return _prepared[1]
     if _prepared:
-        raise RuntimeError(f"This kernel is readied for {_prepared[1].name}. Restart it for RUNTIME = {choice!r}.")
+        raise RuntimeError(f"This kernel is prepared for {_prepared[1].name}. Restart it for RUNTIME = {choice!r}.")
     keras_backend = os.environ.get("KERAS_BACKEND", "")
     choices = list_choices(choice, keras_backend)
     if len(choices) == 1:
@@ -92,18 +92,18 @@ def prepare_runtime(choice="auto", root="/"):
     found = _describe_machine(chips, root)
     installed = install(list_missing())
 
-    def ask(question):
-        finding = find_out(question, chips, root)
-        installed.extend(finding.installed)
-        return finding
+    def attempt(way):
+        trial = try_way(way, chips, root)
+        installed.extend(trial.installed)
+        return trial
 
-    name, why, finding = choose_runtime(choices, chips, ask)
-    _refuse_imported(BACKENDS[name], finding.overlay)
-    if not finding.overlay:  # beside a TPU, TensorFlow only reads the data: the build for the CPU is half the download
+    name, why, trial = choose_runtime(choices, chips, attempt)
+    _refuse_imported(BACKENDS[name], trial.overlay)
+    if not trial.overlay:  # beside a TPU, TensorFlow only reads the data: the build for the CPU is half the download
         installed += install(list_missing("tensorflow-cpu" if chips else "tensorflow"))
-    os.environ.update(finding.environment, KERAS_BACKEND=BACKENDS[name])
-    if finding.overlay:
-        sys.path.insert(0, finding.overlay)
+    os.environ.update(trial.environment, KERAS_BACKEND=BACKENDS[name])
+    if trial.overlay:
+        sys.path.insert(0, trial.overlay)
         importlib.invalidate_caches()
     if name == "jax" and chips:
         _import_tensorflow_without_tpu()
@@ -116,7 +116,7 @@ def prepare_runtime(choice="auto", root="/"):
 
 
 def list_choices(choice, keras_backend):
-    """Narrows the choice by Keras's own variable.
+    """Limits the choice to the backend that `KERAS_BACKEND` names.
 
     Args:
         choice: "auto" or the name of a runtime.
@@ -138,16 +138,16 @@ def list_choices(choice, keras_backend):
     return names
 
 
-def choose_runtime(choices, chips, ask):
-    """Chooses the first that works, in the order that suits the machine.
+def choose_runtime(choices, chips, attempt):
+    """Chooses the first that works, in the order for this machine.
 
     Args:
         choices: names from `list_choices`.
         chips: number of TPU chips.
-        ask: function from a question, see `probes.find_out`, to a `Finding`; asked only as far as needed.
+        attempt: function from a way, see `probes.try_way`, to a `Trial`; called only until one works.
 
     Returns:
-        Name, reason and `Finding` of the choice.
+        Name, reason and `Trial` of the choice.
 
     Raises:
         RuntimeError: there is a single choice, and it cannot work here.
@@ -159,11 +159,11 @@ def choose_runtime(choices, chips, ask):
         order = [name for name in (["tf-tpu", "jax", "cpu"] if chips else ["gpu", "cpu"]) if name in choices]
         failed = [] if chips else ["no TPU was found"]
     for name in order:
-        for question in QUESTIONS[name]:
-            finding = ask(question)
-            if finding.works:
-                return name, "; ".join(filter(None, [*failed, finding.said])), finding
-            failed.append(finding.said)
+        for way in WAYS[name]:
+            trial = attempt(way)
+            if trial.works:
+                return name, "; ".join(filter(None, [*failed, trial.text])), trial
+            failed.append(trial.text)
     remedy = GET_ACCELERATOR if choices == ["gpu"] else "RUNTIME = 'auto' takes what works."
     raise RuntimeError(f"RUNTIME = {choices[0]!r} cannot work here: {'; '.join(failed)}. {remedy}")
 
@@ -176,15 +176,15 @@ def _refuse_imported(backend, overlay=""):
 
 
 def _import_tensorflow_without_tpu():
-    # A build for TPUs takes the chips at its import, or aborts with a libtpu that it does not know. The variable is for
-    # that import alone: JAX obeys it too.
+    # A build for TPUs takes the chips at its import, or aborts with a libtpu that it does not know. The variable is
+    # deleted after that import, because JAX obeys it too.
     os.environ["TPU_LOAD_LIBRARY"] = "0"
     importlib.import_module("tensorflow")
     del os.environ["TPU_LOAD_LIBRARY"]
 
 
 def _describe_machine(chips, root):
-    # From the metadata of what is installed: whether any of it can be imported is still to be found out.
+    # From package metadata: whether a package can be imported is not known yet.
     accelerator = f"{chips} TPU chip{'s' * (chips > 1)}" if chips else "a GPU" if shows_gpu(root) else "no TPU, no GPU"
     versions = {"TensorFlow": "tensorflow", "Keras": "keras", "JAX": "jax", "libtpu": "libtpu"}
     known = [f"{label} {find_version(name) or 'not installed'}" for label, name in versions.items()]

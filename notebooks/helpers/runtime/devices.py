@@ -1,4 +1,4 @@
-"""Connects Keras to the devices of the chosen runtime, and records what a notebook ran on."""
+"""Connects Keras to the devices of the chosen runtime, and describes what a notebook ran on."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from .settings import ROOT
 
 @dataclass(frozen=True)
 class Devices:
-    """How the work is spread.
+    """How the work is spread over devices and processes.
 
     Attributes:
         name: "TPUStrategy", "MirroredStrategy", "DataParallel" or "one device".
@@ -40,7 +40,7 @@ class Devices:
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
     def agree(self, flag):
-        """Returns the first host's flag on all of them, bool; every host must ask at the same point."""
+        """Returns the first host's flag on all hosts, bool; every host must call it at the same point."""
         if self.n_hosts == 1:
             return bool(flag)
         from jax.experimental import multihost_utils
@@ -48,16 +48,16 @@ class Devices:
         return bool(multihost_utils.broadcast_one_to_all(int(flag)))
 
     def wait(self):
-        """Waits until every host has come here."""
+        """Waits until every host has called it."""
         self.agree(False)
 
 
 def connect_devices(runtime):
-    """Connects to the devices: once for a TPU, and again as often as wanted.
+    """Connects to the devices; it can be called again.
 
     On JAX every device takes an equal share, so each batch must be divisible by their number. Several processes find
     each other by Keras's variables KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID, and each reads its
-    own part of the data: Keras does not divide it here.
+    own share of the data: Keras does not divide it here.
 
     Args:
         runtime: `Runtime` of this kernel.
@@ -78,7 +78,7 @@ def connect_devices(runtime):
     return Devices("one device", 1, strategy=tf.distribute.get_strategy())
 
 
-@functools.cache  # starting the TPU a second time would throw away what the first one holds
+@functools.cache  # starting the TPU a second time would discard what it holds
 def _connect_tpu():
     import tensorflow as tf
 
@@ -100,10 +100,10 @@ def _connect_jax():
     import keras
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # already in use: too late, and then it has its share of the memory
+    with contextlib.suppress(RuntimeError):  # TensorFlow already uses the GPU and has its share of the memory
         tf.config.set_visible_devices([], "GPU")  # or TensorFlow takes the memory that JAX needs
     if _n_processes() > 1 and not jax.distributed.is_initialized():
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it processes on CPUs cannot add up
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it processes on CPUs cannot add
         keras.distribution.initialize()
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return Devices("DataParallel", jax.device_count(), jax.process_index(), jax.process_count())
@@ -175,7 +175,7 @@ def _list_devices(connected):
         return [device.name for kind in ("TPU", "GPU", "CPU") for device in tf.config.list_logical_devices(kind)]
     import jax
 
-    # To ask JAX starts it, and after that no process finds the others any more.
+    # Asking JAX starts it, and after that the processes can no longer find each other.
     return [str(device) for device in jax.devices()] if connected or _n_processes() == 1 else []
 
 

@@ -1,9 +1,9 @@
-"""Where files lie and how they are written: on a local disk, or in Google Cloud Storage as `gs://bucket/folder`.
+"""Reads and writes files on a local disk or in Google Cloud Storage, `gs://bucket/folder`.
 
-`as_path` makes of either an object with the methods of pathlib.Path, and the other functions are for what differs: a
-bucket knows no folders, an object in it appears at once and whole but is renamed only by a copy, and many libraries
-can open nothing but a file on disk. What lies in a bucket is reached through TensorFlow's own file system, with the
-credentials with which tf.data reads it; nothing of that is imported for a local path.
+`as_path` makes an object with the methods of pathlib.Path from either. The other functions handle the differences: a
+bucket has no folders, an object in it appears whole or not at all but is renamed only by a copy, and many libraries can
+open only a file on disk. Buckets are reached through TensorFlow's file system, with the credentials that tf.data uses;
+nothing of it is imported for a local path.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import uuid
 
 
 def is_remote(path):
-    """Whether a path, or its text, is one in Google Cloud Storage."""
+    """Returns whether a path, or its text, is in Google Cloud Storage."""
     return os.fspath(path).startswith("gs://")
 
 
 def as_path(path):
-    """Makes a path object of a setting.
+    """Makes a path object from a setting.
 
     Args:
         path: text or path object.
@@ -38,15 +38,15 @@ def as_path(path):
 
 @contextlib.contextmanager
 def local_draft(path):
-    """Gives a local file to write, for a `with` block; at its end that takes the place of `path`, at once and whole.
+    """Gives a local file to write in a `with` block; at its end the file replaces `path` in one step.
 
-    A block that fails leaves `path` as it was.
+    If the block fails, `path` stays as it was.
 
     Args:
         path: path of the file; replaced if it exists. Its folder is made if missing.
 
     Yields:
-        pathlib.Path with the same ending, by which libraries choose a format.
+        pathlib.Path with the same extension, by which libraries choose a format.
 
     Raises:
         OSError: the file cannot be written.
@@ -60,19 +60,19 @@ def local_draft(path):
                 path.write_bytes(draft.read_bytes())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes, also on two hosts, that write the same file never write the same draft.
+    # Processes, also on several hosts, that write the same file never share a draft.
     draft = path.with_name(f"part-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         yield draft
         os.replace(draft, path)
     except BaseException:
-        draft.unlink(missing_ok=True)  # gives the space back
+        draft.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
 def only_os_errors(path):
-    """Makes an OSError of what TensorFlow raises in a `with` block about a `path` in a bucket, to be handled as one."""
+    """Turns TensorFlow's errors about a `path` in a bucket, raised in a `with` block, into OSError."""
     if not is_remote(path):
         yield
         return
@@ -86,7 +86,7 @@ def only_os_errors(path):
 
 @contextlib.contextmanager
 def local_copy(path):
-    """Gives a local file to read, for a `with` block: `path` itself, or a copy of what lies in a bucket.
+    """Gives a local file to read in a `with` block: `path` itself, or a copy of the file in a bucket.
 
     Args:
         path: path of a file.
@@ -108,38 +108,38 @@ def local_copy(path):
 
 
 def write_text(path, text):
-    """Writes text in UTF-8, at once and whole, see `local_draft`."""
+    """Writes text in UTF-8, whole or not at all, see `local_draft`."""
     with local_draft(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def read_text(path):
-    """Reads text in UTF-8, skipping a byte-order mark and leaving ends of lines as they are."""
+    """Reads text in UTF-8 without a byte-order mark; line ends stay as they are."""
     return as_path(path).read_bytes().decode("utf-8-sig")
 
 
 def write_csv(path, table, **options):
-    """Writes a table by `DataFrame.to_csv` with its options, at once and whole, see `local_draft`."""
+    """Writes a table by `DataFrame.to_csv` with its options, whole or not at all, see `local_draft`."""
     with local_draft(path) as draft:
         table.to_csv(draft, **options)
 
 
 def read_csv(path, **options):
     """Reads a table by `pandas.read_csv` with its options."""
-    import pandas as pd  # not above: this room is there before the requirements are installed
+    import pandas as pd  # not above: this module is imported before the requirements are installed
 
     with local_copy(path) as copy:
         return pd.read_csv(copy, **options)
 
 
 def copy_file(source, target):
-    """Copies a file; the copy appears at once and whole."""
+    """Copies a file; the copy appears whole or not at all."""
     with local_copy(source) as copy, local_draft(target) as draft:
         shutil.copyfile(copy, draft)
 
 
 def remove_folder(path):
-    """Deletes a folder with all that is in it; one that is not there is no error."""
+    """Deletes a folder with its content; a missing one is no error."""
     path = as_path(path)
     if is_remote(path):
         path.rmtree(missing_ok=True)
@@ -148,14 +148,14 @@ def remove_folder(path):
 
 
 def measure_file(path):
-    """Returns the bytes that a file has; FileNotFoundError if there is none."""
+    """Returns the size of a file in bytes; FileNotFoundError if there is none."""
     status = as_path(path).stat()
     return status.length if is_remote(path) else status.st_size
 
 
 def hash_file(path, algorithm="sha256"):
     """Returns the SHA-256 of a file, or another hash by its name in hashlib, in hexadecimal."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)  # MD5 is refused otherwise where a machine is set up so
+    digest = hashlib.new(algorithm, usedforsecurity=False)  # or some machines refuse MD5
     with as_path(path).open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)

@@ -1,6 +1,6 @@
-"""What pip does for a notebook: missing requirements, and TensorFlow for TPUs in a folder of its own.
+"""Installs with pip what a notebook needs: missing requirements, and TensorFlow for TPUs in a folder of its own.
 
-Whatever the platform ships stays as it is: Colab and Kaggle tune it to the machine.
+The platform's own packages are never changed: Colab and Kaggle tune them to the machine.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .settings import ROOT
 
-FAMILIES = (  # one import package comes under several names, by platform and build
+FAMILIES = (  # one import package has several names, by platform and build
     ("tensorflow", "tensorflow-cpu", "tensorflow-tpu"),
     ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ("libtpu", "libtpu-nightly"),
@@ -29,21 +29,21 @@ class TpuBuild(NamedTuple):
     """A release of tensorflow-tpu and what it works with."""
 
     tensorflow: str
-    pythons: tuple  # that it has wheels for and that were tried
+    pythons: tuple  # with wheels, and tried
     libtpu: tuple  # oldest and newest that it loads; with any other the import aborts the interpreter
-    own_libtpu: str  # installed beside it where the platform's is none of those
+    own_libtpu: str  # installed beside it where the platform's libtpu is not in that range
 
 
 # Measured by importing, on machines without a TPU: see docs/runtime.md. There is no later release of tensorflow-tpu,
-# and its own requirement, libtpu~=0.0.14, lets pip take one that it aborts with.
+# and its own requirement, libtpu~=0.0.14, lets pip choose one with which it aborts.
 TPU_BUILDS = (TpuBuild("2.20.0", ((3, 11), (3, 12), (3, 13)), ("0.0.14", "0.0.31"), "0.0.20"),)
 
 
 class Overlay(NamedTuple):
-    """A folder that goes before the platform's packages, so that nothing of theirs is changed."""
+    """A folder of packages that goes first on the path, so that the platform's packages stay as they are."""
 
     folder: Path
-    libtpu: Path  # the library that TensorFlow is to load; it finds none by itself
+    libtpu: Path  # the library for TensorFlow to load; it finds none by itself
     installed: tuple
 
 
@@ -58,10 +58,10 @@ def find_version(name):
 
 
 def list_missing(tensorflow=""):
-    """Lists what a kernel needs by requirements.txt and does not have in any version.
+    """Lists the requirements of requirements.txt that are not installed in any version.
 
     Args:
-        tensorflow: name of the package to take for TensorFlow; empty to leave it out.
+        tensorflow: name of the TensorFlow package to install; empty to leave it out.
 
     Returns:
         List of requirements.
@@ -73,18 +73,18 @@ def list_missing(tensorflow=""):
 
 
 def install(requirements, *options, free=()):
-    """Installs with pip; packages that are there keep their version, or pip fails.
+    """Installs with pip; installed packages keep their version, or pip fails.
 
     Args:
         requirements: list of str; nothing happens where it is empty.
         *options: further options of `pip install`.
-        free: names of packages that may differ from what is there, as they go elsewhere.
+        free: names of packages whose version may differ from the installed one, as they go into another folder.
 
     Returns:
         The requirements.
 
     Raises:
-        RuntimeError: pip failed; says what it said.
+        RuntimeError: pip failed; with its last error.
     """
     if not requirements:
         return []
@@ -95,15 +95,15 @@ def install(requirements, *options, free=()):
         command += ["-c", str(constraints), *options, *requirements]
         answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if answer.returncode:
-        lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()] or ["it said nothing"]
-        said = [line for line in lines if line.startswith("ERROR")] or lines
-        raise RuntimeError(f"pip could not install {', '.join(requirements)}: {said[-1].removeprefix('ERROR: ')}")
+        lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()] or ["no output"]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        raise RuntimeError(f"pip could not install {', '.join(requirements)}: {errors[-1].removeprefix('ERROR: ')}")
     importlib.invalidate_caches()
     return list(requirements)
 
 
 def _freeze(free):
-    # The first of a name on sys.path is the one that is imported.
+    # Of several with one name, the first on sys.path is imported.
     versions = {}
     for found in importlib.metadata.distributions():
         versions.setdefault(_plain(found.metadata["Name"] or ""), found.version)
@@ -119,11 +119,11 @@ def install_tensorflow_tpu(cache=None, builds=TPU_BUILDS):
     """Installs a tensorflow-tpu that fits this Python and this libtpu into a folder of its own, once.
 
     Args:
-        cache: folder for such folders; default in the user's cache, which Kaggle does not keep as a result.
+        cache: folder for such folders; by default the user's cache, which Kaggle does not keep as output.
         builds: the `TpuBuild`s to choose from.
 
     Returns:
-        An `Overlay`; `installed` is empty where the folder was there.
+        An `Overlay`; `installed` is empty where the folder existed.
 
     Raises:
         RuntimeError: no build fits this Python, or pip failed; nothing is left behind.
@@ -152,7 +152,7 @@ def _numbers(version):
 
 
 def _fill_overlay(folder, wanted):
-    # Under a name of its own until it is complete: two kernels may do this at once, or one be interrupted.
+    # Under a temporary name until it is complete: two kernels may do this at once, or one may be interrupted.
     folder.parent.mkdir(parents=True, exist_ok=True)
     part, installed = Path(tempfile.mkdtemp(prefix="part-", dir=folder.parent)), []
     try:
@@ -162,7 +162,7 @@ def _fill_overlay(folder, wanted):
         try:
             part.replace(folder)
         except OSError:
-            if not folder.is_dir():  # where it is, the other kernel was faster
+            if not folder.is_dir():  # otherwise the other kernel was faster
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -170,7 +170,7 @@ def _fill_overlay(folder, wanted):
 
 
 def _list_missing_in(part):
-    # Without the platform's own: they are there, or no folder can make up for them.
+    # Without PLATFORM_OWN: they are installed, or an overlay cannot replace them.
     from packaging.requirements import Requirement  # Keras and Matplotlib bring it
 
     there = list(importlib.metadata.distributions(path=[str(part)]))

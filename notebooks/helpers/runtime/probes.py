@@ -1,4 +1,4 @@
-"""What works on this machine: TPU chips and GPUs that it shows, and whether TensorFlow or JAX can compute with them."""
+"""Finds the TPU chips and GPUs of this machine, and tries whether TensorFlow or JAX can compute on them."""
 
 import contextlib
 import http.client
@@ -20,7 +20,7 @@ GOOGLE, CHIP_IDS = "0x1ae0", {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", 
 # metadata server that is not there takes many.
 PROBE_LIMIT = 120  # seconds
 
-# Each computes something, so that a driver that only pretends is found out, and ends with one line of JSON.
+# Each computes something, since a device may be listed and not work, and ends with one line of JSON.
 TENSORFLOW_PROBE = """
 import json, tensorflow as tf
 resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
@@ -46,19 +46,19 @@ print(json.dumps({"platform": "gpu" if gpus else "cpu", "devices": len(gpus)}))
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Answer to whether something works here.
+class Trial:
+    """Result of trying one way to compute.
 
     Attributes:
-        works: whether it does.
-        said: what was seen, or why not.
+        works: whether it works here.
+        text: what was seen, or why it does not work.
         environment: dict of the variables that it needs.
         overlay: folder of packages that it needs first on the path; empty for none.
-        installed: tuple of the requirements that were installed to find out.
+        installed: tuple of the requirements that were installed to try it.
     """
 
     works: bool
-    said: str
+    text: str
     environment: dict = field(default_factory=dict)
     overlay: str = ""
     installed: tuple = ()
@@ -67,8 +67,8 @@ class Finding:
 def find_tpu_chips(root="/"):
     """Counts the TPU chips that the machine shows, without loading anything.
 
-    A container may hide any of the three signs, so one is enough. A TPU_SYSTEM device of TensorFlow is none: the
-    tensorflow-tpu package lists one on any machine.
+    A container may hide PCI devices or device files, so either is enough. A TPU_SYSTEM device of TensorFlow proves
+    nothing: the tensorflow-tpu package lists one on any machine.
 
     Args:
         root: folder that holds `dev` and `sys`.
@@ -81,9 +81,9 @@ def find_tpu_chips(root="/"):
         with contextlib.suppress(OSError):
             vendor, number = [(device / name).read_text().strip() for name in ("vendor", "device")]
             chips += vendor == GOOGLE and number in CHIP_IDS
-    if chips or shows_gpu(root):  # what is handed through to virtual machines, GPUs too, is in /dev/vfio
+    if chips or shows_gpu(root):  # /dev/vfio also holds other devices that a virtual machine may use, such as GPUs
         return chips
-    # Not /dev/accel*: where other makers' accelerators live, /dev/accel is a folder.
+    # Not /dev/accel*: other makers' accelerators are in a folder /dev/accel.
     return _count(root, "dev/accel[0-9]*") or _count(root, "dev/vfio/[0-9]*")
 
 
@@ -93,10 +93,10 @@ def shows_gpu(root="/"):
 
 
 def has_metadata_server(address="169.254.169.254"):
-    """Returns whether the server answers that tells virtual machines of Google's what they are.
+    """Returns whether Google's metadata server answers, as on its virtual machines.
 
     Args:
-        address: of the host, with a port or not; other clouds have another server at this one.
+        address: host, with or without a port; other clouds have another server at the same address.
     """
     connection = http.client.HTTPConnection(address, timeout=2)  # seconds; it is on the same host
     try:
@@ -112,96 +112,93 @@ def _count(root, pattern):
     return len(list(Path(root).glob(pattern)))
 
 
-def find_out(question, chips, root="/"):
-    """Tries whether one way of computing works here, after installing what it lacks.
+def try_way(way, chips, root="/"):
+    """Tries whether one way to compute works here, after installing what it needs.
 
     Args:
-        question: "tensorflow" (drives the TPU as it is), "tensorflow-tpu" (does, in an overlay folder), "jax" (drives
-            the TPU where there is one, or anything elsewhere), "gpu" (TensorFlow does) or "cpu".
+        way: "tensorflow" (drives the TPU as it is), "tensorflow-tpu" (does, in an overlay folder), "jax" (drives the
+            TPU where there is one, or anything elsewhere), "gpu" (TensorFlow does) or "cpu".
         chips: number of TPU chips.
         root: folder that holds `dev`.
 
     Returns:
-        A `Finding`. What cannot be installed does not work.
+        A `Trial`. What cannot be installed does not work.
     """
     try:
-        return {
-            "tensorflow": _find_tensorflow,
-            "tensorflow-tpu": _find_overlay,
-            "jax": lambda: _find_jax(chips),
-            "gpu": lambda: _find_gpu(root),
-            "cpu": _find_cpu,
-        }[question]()
+        if way == "tensorflow":
+            return _try_tensorflow()
+        if way == "tensorflow-tpu":
+            return _try_overlay()
+        if way == "jax":
+            return _try_jax(chips)
+        if way == "gpu":
+            return _try_gpu(root)
     except (RuntimeError, OSError) as error:  # of pip; no room, or no right to write
-        return Finding(False, str(error))
+        return Trial(False, str(error))
+    # On the CPU neither a GPU nor a TPU may be touched, nor a libtpu that would abort the interpreter.
+    return Trial(True, "", {"CUDA_VISIBLE_DEVICES": "-1", "TPU_LOAD_LIBRARY": "0"})
 
 
-def _find_tensorflow():
+def _try_tensorflow():
     version = find_version("tensorflow")
     if not version:
-        return Finding(False, "TensorFlow is not installed")
+        return Trial(False, "TensorFlow is not installed")
     library = os.environ.get("TPU_LIBRARY_PATH") or find_libtpu()  # without a path TensorFlow finds none
     environment = {"TPU_LIBRARY_PATH": str(library)} if library else {}
     answer, reason = probe(TENSORFLOW_PROBE, environment)
     if answer:
-        return Finding(True, f"TensorFlow {version} computed on {answer['devices']} TPU cores", environment)
-    return Finding(False, f"TensorFlow {version} as installed does not drive the TPU ({reason})")
+        return Trial(True, f"TensorFlow {version} computed on {answer['devices']} TPU cores", environment)
+    return Trial(False, f"TensorFlow {version} as installed does not drive the TPU ({reason})")
 
 
-def _find_overlay():
+def _try_overlay():
     overlay = install_tensorflow_tpu()
     paths = [str(overlay.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "TPU_LIBRARY_PATH": str(overlay.libtpu)}
     answer, reason = probe(TENSORFLOW_PROBE, environment)
     name = overlay.folder.name
     if answer:
-        said = f"{name} computed on {answer['devices']} TPU cores"
-        return Finding(True, said, environment, str(overlay.folder), overlay.installed)
-    return Finding(False, f"{name}, in a folder of its own that is not used now, does not drive it either ({reason})")
+        text = f"{name} computed on {answer['devices']} TPU cores"
+        return Trial(True, text, environment, str(overlay.folder), overlay.installed)
+    return Trial(False, f"{name}, in a folder of its own that is not used now, does not drive it either ({reason})")
 
 
-def _find_jax(chips):
-    installed = [] if find_version("jax") else install(["jax[tpu]" if chips else "jax"])
-    # Left to itself, JAX takes the CPU where the TPU fails, and keeps the reason to itself.
+def _try_jax(chips):
+    installed = () if find_version("jax") else tuple(install(["jax[tpu]" if chips else "jax"]))
+    # Left to itself, JAX takes the CPU where the TPU fails, and does not report the reason.
     environment = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "tpu,cpu"} if chips else {}
     answer, reason = probe(JAX_PROBE, {**environment, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     name = f"JAX {find_version('jax')}"
     if answer and (answer["platform"] == "tpu" or not chips):
         devices = f"{answer['devices']} {answer['platform'].upper()} device{'s' * (answer['devices'] > 1)}"
-        return Finding(True, f"{name} computed on {devices}", environment, installed=tuple(installed))
+        return Trial(True, f"{name} computed on {devices}", environment, installed=installed)
     reason = f"it sees only {answer['platform'].upper()}" if answer else reason
-    said = f"{name} does not {'drive the TPU' if chips else 'work'} ({reason})"
-    return Finding(False, said, installed=tuple(installed))
+    return Trial(False, f"{name} does not {'drive the TPU' if chips else 'work'} ({reason})", installed=installed)
 
 
-def _find_gpu(root):
+def _try_gpu(root):
     if not shows_gpu(root):
-        return Finding(False, "this machine shows no GPU")
-    installed = install(list_missing("tensorflow"))
+        return Trial(False, "this machine shows no GPU")
+    installed = tuple(install(list_missing("tensorflow")))
     answer, reason = probe(GPU_PROBE)
     if answer and answer["devices"]:
-        devices = f"{answer['devices']} GPU{'s' * (answer['devices'] > 1)}"
-        return Finding(True, f"TensorFlow computed on {devices}", installed=tuple(installed))
+        text = f"TensorFlow computed on {answer['devices']} GPU{'s' * (answer['devices'] > 1)}"
+        return Trial(True, text, installed=installed)
     reason = reason or "it lists none; its CUDA libraries may be missing, or it is a build for the CPU"
-    said = f"TensorFlow {find_version('tensorflow')} does not drive the GPU ({reason})"
-    return Finding(False, said, installed=tuple(installed))
-
-
-def _find_cpu():
-    # Neither a GPU nor a TPU is to be touched, nor a libtpu that would abort the interpreter.
-    return Finding(True, "", {"CUDA_VISIBLE_DEVICES": "-1", "TPU_LOAD_LIBRARY": "0"})
+    text = f"TensorFlow {find_version('tensorflow')} does not drive the GPU ({reason})"
+    return Trial(False, text, installed=installed)
 
 
 def probe(code, environment=None, limit=PROBE_LIMIT):
-    """Runs code in another interpreter: a wrong library aborts the one that loads it, a missing server hangs it.
+    """Runs code in another interpreter, since a wrong library aborts it and a missing server hangs it.
 
     Args:
         code: Python that prints a JSON object as its last line.
-        environment: dict of variables beside those of this process.
+        environment: dict of variables in addition to those of this process.
         limit: seconds.
 
     Returns:
-        The object and an empty str, or None and what went wrong. Nothing that was started is left running.
+        The object and an empty str, or None and the reason. Nothing that was started is left running.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
@@ -218,18 +215,18 @@ def probe(code, environment=None, limit=PROBE_LIMIT):
             status = None
         finally:
             _kill(child)
-        said = [_read(file) for file in (output, errors)]
-    last = find_reason(said[1])
+        printed, trace = [_read(file) for file in (output, errors)]
+    last = find_reason(trace)
     if status is None:
         return None, f"no answer within {limit} s" + (f"; last words: {last}" if last else "")
     if status:
         end = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return None, f"{end}: {last}" if last else end
     try:
-        answer = json.loads(said[0].strip().splitlines()[-1])
+        answer = json.loads(printed.strip().splitlines()[-1])
         return {"platform": str(answer["platform"]), "devices": int(answer["devices"])}, ""
     except (IndexError, ValueError, KeyError, TypeError):
-        return None, f"it answered {said[0][-80:]!r}"
+        return None, f"it answered {printed[-80:]!r}"
 
 
 def _kill(child):
@@ -244,7 +241,7 @@ def _read(file):
 
 
 def find_reason(errors):
-    """Returns the last line of an error stream that says why, without its time stamp; empty where there is none."""
+    """Returns the last line of an error stream that gives the reason, without its time stamp; empty for none."""
     noise = re.compile(r"\s|$|[IWE] |[IWE]\d{4}|@|\*\*\*|<|Traceback|Thread |Extension modules|Fatal Python|===")
     telling = re.compile(r"F |F\d{4}|\w*(Error|Exception): .*[^:]$|\w+ failure")
     lines = [re.sub(r"^\S+ [\d:.]+: ([IWEF]) \S+\] ", r"\1 ", line) for line in errors.splitlines()]

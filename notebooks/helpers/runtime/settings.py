@@ -1,18 +1,18 @@
-"""What a notebook is told and where it puts things: settings, paths, JSON files and figures."""
+"""Settings of a notebook, its paths, JSON files and figures."""
 
 import json
 from pathlib import Path
 
 from .files import as_path, is_remote, local_draft, read_text, write_csv, write_text
 
-ROOT = Path(__file__).resolve().parents[3]  # of the repository
+ROOT = Path(__file__).resolve().parents[3]  # the repository's root
 
 
 def choose_settings(settings, *choices):
     """Picks the values of settings that differ by profile or recipe, such as `SIDE = {"quick": 88, "full": 256}`.
 
     Args:
-        settings: dict name -> value, such as `globals()`; of it, names in capitals with a dict as value are looked at.
+        settings: dict name -> value, such as `globals()`; only names in capitals with a dict as value are used.
         *choices: the choices made, such as "quick" and "ours". Dicts may be nested.
 
     Returns:
@@ -48,7 +48,7 @@ def read_json(path):
 
 
 def write_json(path, content):
-    """Writes JSON, see `files.write_text`; what cannot be written leaves the file as it was."""
+    """Writes JSON, see `files.write_text`; if the content cannot be written, the file stays as it was."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -58,7 +58,7 @@ def save_figure(figure, run_dir, name, table=None):
     Args:
         figure: matplotlib figure.
         run_dir: path of the run's folder.
-        name: file name without its ending.
+        name: file name without its extension.
         table: pandas.DataFrame behind the figure; None where the figure shows images.
     """
     folder = as_path(run_dir) / "figures"

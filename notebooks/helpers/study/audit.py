@@ -1,6 +1,7 @@
-"""Audits a study before anything is trained on it: counts, copies, formats, contradictions, patients in two parts.
+"""Audits a study before anything is trained on it: counts, copies, formats, contradictions, patients in two subsets.
 
-All but counts and contradictions is of the packed images, since that is what a model sees.
+Counts beside NIH's and contradictions are of the whole label file; all else is of the packed images, since these are
+what a model sees.
 """
 
 import itertools
@@ -8,24 +9,12 @@ import itertools
 import pandas as pd
 
 from ..runtime.files import as_path
-from .labels import PATHOLOGIES, has_patients
-from .nih_counts import compare_counts, identify_study
+from . import counts
+from .labels import PATHOLOGIES
 from .splits import SUBSETS
-from .tables import (
-    age_table,
-    band_table,
-    count_together,
-    finding_table,
-    findings_per_image,
-    subset_table,
-    view_table,
-)
+from .study_folder import has_patients
 
-FORMAT = 1  # of the report
-
-_NAMES = list(PATHOLOGIES)
-_BITS = {"1": 1, "L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "CMYK": 8, "I": 32, "F": 32}  # a channel; I;16... are 16
-_N_EXAMPLES = 5
+FORMAT = 2  # of the report
 
 
 def audit_study(study_dir, metadata, matched, study, duplicates):
@@ -33,7 +22,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
 
     Args:
         study_dir: path of the folder in NIH's layout.
-        metadata: frame of `load_metadata`, all rows of the label file.
+        metadata: DataFrame of `load_metadata`, all rows of the label file.
         matched: `StudyReport` of `match_images`.
         study: the `PackedStudy`.
         duplicates: pairs of `find_study_duplicates`.
@@ -44,13 +33,39 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
         `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_image`, `patient_overlap`,
         `duplicates`, `duplicate_pairs` (the first 100), `census`, `oddities`, `cooccurrence`, `views`, `follow_up`,
-        `images_per_patient` and `ages`, of the functions below.
+        `images_per_patient` and `ages`, of the functions below and in `counts`. Where the study has no patient ids,
+        what counts patients is left out.
     """
     rows = study.index
+    kind = counts.identify_study(study_dir, metadata)
+    published = counts.compare_counts(study_dir, metadata, rows["image"])
+    if kind != "nih":
+        published["difference"] = None  # it is no fault there
+    n_images = rows.groupby("patient_id")["patient_id"].transform("size")
+    tables = {
+        "published": published,
+        "parts": counts.subset_table(rows),
+        "findings": counts.finding_table(rows),
+        "findings_per_image": counts.findings_per_image(rows),
+        "patient_overlap": patient_overlap(rows),
+        "duplicates": count_duplicates(duplicates, rows),
+        "duplicate_pairs": duplicates.head(100),
+        "views": counts.view_table(rows),
+        "follow_up": counts.band_table(rows, rows["follow_up"]),
+        "images_per_patient": counts.band_table(rows, n_images),
+        "ages": counts.age_table(rows),
+    }
+    oddities = find_oddities(metadata)
+    if not has_patients(study_dir):
+        of_patients = ["patients", "images_per_patient", "patient", "patient_a", "patient_b"]
+        tables = {name: table.drop(columns=of_patients, errors="ignore") for name, table in tables.items()}
+        tables["published"] = published[~published["count"].str.contains("patient")]
+        tables |= {name: published.head(0) for name in ("patient_overlap", "follow_up", "images_per_patient")}
+        oddities = {name: oddities[name] for name in ("missing", "converted")}
     report = {
         "format": FORMAT,
         "study": as_path(study_dir).name,
-        "kind": identify_study(study_dir, metadata),
+        "kind": kind,
         "labels": metadata.attrs["source"],
         "split": study.split_name,
         "split_sha256": study.split_sha256,
@@ -63,50 +78,24 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         "missing_examples": list(matched.missing),
         "extra_examples": list(matched.extra),
         "unreadable": study.excluded,
+        **{name: _to_json(table) for name, table in tables.items()},
+        "census": take_census(rows),
+        "oddities": oddities,
+        "cooccurrence": {name: row.to_dict() for name, row in counts.count_together(rows).iterrows()},
     }
-    published = compare_counts(study_dir, metadata, rows["image"])
-    if report["kind"] != "nih":
-        published["difference"] = None  # no fault, so nothing is claimed
-    report["published"] = _plain(published)
-    report["parts"] = _plain(subset_table(rows))
-    report["findings"] = _plain(finding_table(rows))
-    report["findings_per_image"] = _plain(findings_per_image(rows))
-    report["patient_overlap"] = _plain(patient_overlap(rows))
-    report["duplicates"] = _plain(count_duplicates(duplicates, rows))
-    report["duplicate_pairs"] = _plain(duplicates.head(100))
-    report["census"] = take_census(rows)
-    report["oddities"] = find_oddities(metadata)
-    report["cooccurrence"] = {name: row.to_dict() for name, row in count_together(rows).iterrows()}
-    report["views"] = _plain(view_table(rows))
-    report["follow_up"] = _plain(band_table(rows, rows["follow_up"]))
-    n_images = rows.groupby("patient_id")["patient_id"].transform("size")
-    report["images_per_patient"] = _plain(band_table(rows, n_images))
-    report["ages"] = _plain(age_table(rows))
-    if not has_patients(study_dir):
-        _leave_out_patients(report)
     return report | {"verdict": judge(report)}
 
 
-def _leave_out_patients(report):
-    """Takes out what counts patients, where a study tells none: the numbers would be of images."""
-    for table in ("parts", "findings", "duplicates", "duplicate_pairs"):
-        for row in report[table]:
-            for name in ("patients", "images_per_patient", "patient", "patient_a", "patient_b"):
-                row.pop(name, None)
-    report["published"] = [row for row in report["published"] if "patient" not in row["count"]]
-    report["oddities"] = {name: report["oddities"][name] for name in ("missing", "converted")}
-    report |= {table: [] for table in ("patient_overlap", "follow_up", "images_per_patient")}
-
-
 def patient_overlap(rows):
-    """Counts what each two parts of a split share.
+    """Counts the patients that each two subsets of a split share.
 
     Args:
         rows: DataFrame with `subset` and `patient_id`.
 
     Returns:
         DataFrame of three rows: `a`, `b`, `patients` (int64, in both), and `images_of_b`, the share of b's images whose
-        patient is in a: of ChestX-ray14's validation images 0.83, had a fifth of the images been drawn for validation.
+        patient is in a. Had a fifth of ChestX-ray14's images been drawn at random for validation, 0.83 of them would
+        be of a patient in train.
     """
     table = []
     for a, b in itertools.combinations(SUBSETS, 2):
@@ -118,18 +107,18 @@ def patient_overlap(rows):
 
 
 def count_duplicates(pairs, rows):
-    """Counts pairs of copies by kind, and whether they cross patients or parts.
+    """Counts pairs of copies by kind, and whether they cross patients or subsets.
 
     Args:
         pairs: DataFrame of `find_study_duplicates`.
         rows: DataFrame with `image` and the 14 labels.
 
     Returns:
-        DataFrame of eight rows: `kind` ("exact", "near"), `patient` and `subset` ("same", "other"), `pairs` and `films`
-        (int64, an image of several pairs counted once), and `labels_differ` (int64, pairs that do not have the same
-        findings, of which at least one image is mislabeled where they are exact).
+        DataFrame of eight rows: `kind` ("exact", "near"), `patient` and `subset` ("same", "other"), `pairs` and
+        `images` (int64, an image of several pairs counted once), and `labels_differ` (int64, pairs with different
+        findings; of an exact pair at least one image is then mislabeled).
     """
-    labels = rows.set_index("image")[_NAMES]
+    labels = rows.set_index("image")[list(PATHOLOGIES)]
     differ = (labels.loc[pairs["image_a"]].to_numpy() != labels.loc[pairs["image_b"]].to_numpy()).any(axis=1)
     table = []
     for kind, patient, subset in itertools.product(("exact", "near"), ("same", "other"), ("same", "other")):
@@ -138,31 +127,29 @@ def count_duplicates(pairs, rows):
         chosen &= pairs["subset_a"].eq(pairs["subset_b"]).eq(subset == "same")
         images = {*pairs.loc[chosen, "image_a"], *pairs.loc[chosen, "image_b"]}
         table.append((kind, patient, subset, int(chosen.sum()), len(images), int(differ[chosen.to_numpy()].sum())))
-    return pd.DataFrame(table, columns=["kind", "patient", "subset", "pairs", "films", "labels_differ"])
+    return pd.DataFrame(table, columns=["kind", "patient", "subset", "pairs", "images", "labels_differ"])
 
 
 def take_census(rows):
-    """Counts the image files by size, mode and depth.
+    """Counts the image files by size and mode.
 
     Args:
         rows: DataFrame with `image`, and of the files as distributed `width`, `height` (pixels), `mode` (Pillow's name,
             such as "L", "RGBA", "I;16") and `n_bytes`.
 
     Returns:
-        Dict: `sizes`, `modes` and `depths`, lists of dicts with `films`, commonest first; `not_square` and `uncommon`,
-        images that are not of the commonest size and mode, each a dict with `count` and five `examples`; `bytes` with
-        `min`, `median`, `max`, `total`.
+        Dict: `sizes` and `modes`, lists of dicts with `images`, the most common first; `not_square` and `uncommon`,
+        images that are not of the most common size and mode, each a dict with `count` and five `examples`; `bytes` with
+        `min`, `median`, `max`, `sum`.
     """
-    files = rows[["image", "width", "height", "mode"]].assign(bits=[_depth(mode) for mode in rows["mode"]])
-    kinds = {"sizes": ["width", "height"], "modes": ["mode"], "depths": ["bits"]}
-    census = {name: files.value_counts(columns).rename("films").reset_index() for name, columns in kinds.items()}
+    files = rows[["image", "width", "height", "mode"]]
+    kinds = {"sizes": ["width", "height"], "modes": ["mode"]}
+    census = {name: files.value_counts(columns).rename("images").reset_index() for name, columns in kinds.items()}
     common = [*census["sizes"].loc[0, ["width", "height"]], census["modes"].loc[0, "mode"]]
-    odd = files[(files[["width", "height", "mode"]] != common).any(axis=1)]
-    size = rows["n_bytes"].agg(["min", "median", "max", "sum"]).astype("int64").tolist()
-    return {name: _plain(table) for name, table in census.items()} | {
-        "not_square": _some(files[files["width"] != files["height"]]),
-        "uncommon": _some(odd),
-        "bytes": dict(zip(("min", "median", "max", "total"), size, strict=True)),
+    return {name: _to_json(table) for name, table in census.items()} | {
+        "not_square": _count_some(files[files["width"] != files["height"]]),
+        "uncommon": _count_some(files[(files[["width", "height", "mode"]] != common).any(axis=1)]),
+        "bytes": rows["n_bytes"].agg(["min", "median", "max", "sum"]).astype("int64").to_dict(),
     }
 
 
@@ -170,11 +157,11 @@ def find_oddities(metadata):
     """Finds ages, sexes and numbers that contradict each other in a label file.
 
     Args:
-        metadata: frame of `load_metadata`.
+        metadata: DataFrame of `load_metadata`.
 
     Returns:
         Dict from what is odd to `count` (images, or patients where it says so) and up to five `examples`. A patient's
-        age is followed in the order of `follow_up`. File names are NIH's, patient and number: 00000013_008.png.
+        ages are compared in the order of `follow_up`. File names are NIH's, patient and number: 00000013_008.png.
     """
     ordered = metadata.sort_values(["patient_id", "follow_up", "image"], kind="stable")
     aged = ordered[ordered["age"].notna()]
@@ -184,82 +171,75 @@ def find_oddities(metadata):
     known = name[0].notna()
     shown = ordered[["image", "patient_id", "follow_up", "age", "sex"]]
     return metadata.attrs["ages"] | {
-        "younger than before": _some(shown.loc[aged.index[younger]]),
-        "patients of two sexes": _some(shown[sexes > 1].drop_duplicates(["patient_id", "sex"]), "patient_id"),
-        "follow-up number taken": _some(shown[ordered.duplicated(["patient_id", "follow_up"])]),
-        "named after another patient": _some(shown[known & name[0].ne(ordered["patient_id"])]),
-        "named with another number": _some(shown[known & name[1].ne(ordered["follow_up"])]),
+        "younger than before": _count_some(shown.loc[aged.index[younger]]),
+        "patients of two sexes": _count_some(shown[sexes > 1].drop_duplicates(["patient_id", "sex"]), "patient_id"),
+        "follow-up number taken": _count_some(shown[ordered.duplicated(["patient_id", "follow_up"])]),
+        "named after another patient": _count_some(shown[known & name[0].ne(ordered["patient_id"])]),
+        "named with another number": _count_some(shown[known & name[1].ne(ordered["follow_up"])]),
     }
 
 
 def judge(report):
-    """Sums up an audit, a line a check.
+    """Sums up an audit in one line for each check.
 
     Args:
-        report: dict of `audit_study`, of which it reads all but the tables of `study_tables`.
+        report: dict of `audit_study` without its verdict.
 
     Returns:
-        List of dicts: `check`; `found` and `expected` (int, how many of what should not be; None for the first check of
-        a study that is not compared with NIH's counts); `status`, "ok", "look" (the study may be used, but look at what
-        was found), "wrong" (it must not be used as it is) or "not compared"; `detail` (str), which names some.
+        List of dicts: `check`; `found` and `expected` (int, how many of what should not be; None where nothing could be
+        compared); `status`, "ok", "look" (the study may be used, but look at what was found), "wrong" (it must not be
+        used as it is) or "not compared"; `detail` (str), which names some.
     """
-    is_nih = report["kind"] == "nih"
-    differing = [row for row in report["published"] if row["difference"]] if is_nih else []
-    told = [f"{row['count']} ({row['part']}) {row['listed']:,}, not {row['published']:,}" for row in differing]
-    compared = f"{len(report['published'])} compared" if is_nih else "only NIH's complete label file can be compared"
-    verdict = [_line("counts other than NIH's", len(differing), "wrong", _join(told) if told else compared)]
-    if not is_nih:
-        verdict[0] |= {"found": None, "expected": None, "status": "not compared"}
-    verdict += [
-        _line("rows without an image", report["missing"], "look", _join(report["missing_examples"])),
-        _line("images without a row", report["extra"], "look", _join(report["extra_examples"])),
-        _line("images that cannot be read", len(report["unreadable"]), "look",
-              _join([f"{film['image']}: {film['reason']}" for film in report["unreadable"]])),
-    ]  # fmt: skip
-    overlap = [row for row in report["patient_overlap"] if row["patients"]]
-    told = [f"{row['patients']:,} in {row['a']} and {row['b']}" for row in overlap]
-    status = "look" if report["split"] == "leaky_images" else "wrong"  # there it is the purpose
-    verdict.append(_line("patients in two parts", sum(row["patients"] for row in overlap), status, _join(told)))
-    if not report["patient_overlap"]:
-        nothing = {"found": None, "expected": None, "status": "not compared", "detail": "the study has no patient ids"}
-        verdict[-1] |= nothing
+    lines = []
+
+    def add(check, found, examples=(), status="look", detail=""):
+        detail = detail or ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")
+        status = status if found else "not compared" if found is None else "ok"
+        expected = None if found is None else 0
+        lines.append({"check": check, "found": found, "expected": expected, "status": status, "detail": detail})
+
+    if report["kind"] == "nih":
+        wrong = [row for row in report["published"] if row["difference"]]
+        texts = [f"{row['count']} ({row['part']}) {row['listed']:,}, not {row['published']:,}" for row in wrong]
+        detail = "" if wrong else f"{len(report['published'])} compared"
+        add("counts other than NIH's", len(wrong), texts, "wrong", detail)
+    else:
+        add("counts other than NIH's", None, detail="only NIH's complete label file can be compared")
+    add("rows without an image", report["missing"], report["missing_examples"])
+    add("images without a row", report["extra"], report["extra_examples"])
+    unreadable = [f"{image['image']}: {image['reason']}" for image in report["unreadable"]]
+    add("images that cannot be read", len(unreadable), unreadable)
+    if report["patient_overlap"]:
+        overlap = [row for row in report["patient_overlap"] if row["patients"]]
+        texts = [f"{row['patients']:,} in {row['a']} and {row['b']}" for row in overlap]
+        status = "look" if report["split"] == "leaky_images" else "wrong"  # there it is the purpose
+        add("patients in two subsets", sum(row["patients"] for row in overlap), texts, status)
+    else:
+        add("patients in two subsets", None, detail="the study has no patient ids")
     for kind, subset in itertools.product(("exact", "near"), ("other", "same")):
         chosen = [row for row in report["duplicates"] if (row["kind"], row["subset"]) == (kind, subset)]
         n_pairs, differ = (sum(row[name] for row in chosen) for name in ("pairs", "labels_differ"))
         detail = f"{differ:,} with different findings" if n_pairs else ""
         if n_pairs and report["patient_overlap"]:
             detail = f"{sum(row['pairs'] for row in chosen if row['patient'] == 'other'):,} of two patients, {detail}"
-        where = "across parts" if subset == "other" else "within a part"
-        verdict.append(_line(f"{kind} copies {where}, pairs", n_pairs, "look", detail))
-    for name, what in (("not_square", "images that are not square"), ("uncommon", "images of uncommon size or mode")):
-        told = [f"{film['image']} {film['width']} x {film['height']} {film['mode']}"
-                for film in report["census"][name]["examples"]]  # fmt: skip
-        verdict.append(_line(what, report["census"][name]["count"], "look", _join(told)))
+        where = "across subsets" if subset == "other" else "within a subset"
+        add(f"{kind} copies {where}, pairs", n_pairs, detail=detail)
+    for name, check in (("not_square", "images that are not square"), ("uncommon", "images of uncommon size or mode")):
+        odd = report["census"][name]
+        add(check, odd["count"], ["{image} {width} x {height} {mode}".format(**image) for image in odd["examples"]])
+    checks = {"missing": "ages that are unusable", "converted": "ages in months, weeks or days"}
     for name, odd in report["oddities"].items():
-        what = {"missing": "ages that are unusable", "converted": "ages in months, weeks or days"}.get(name, name)
-        told = [f"{film['image']}: {film['text']!r}" if "text" in film else film["image"] for film in odd["examples"]]
-        verdict.append(_line(what, odd["count"], "look", _join(told)))
-    return verdict
+        texts = [f"{row['image']}: {row['text']!r}" if "text" in row else row["image"] for row in odd["examples"]]
+        add(checks.get(name, name), odd["count"], texts)
+    return lines
 
 
-def _line(check, found, status, detail=""):
-    return {"check": check, "found": found, "expected": 0, "status": status if found else "ok", "detail": detail}
-
-
-def _join(texts):
-    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
-
-
-def _depth(mode):
-    return 16 if ";16" in mode else _BITS.get(mode, 8)
-
-
-def _some(rows, counted="image"):
+def _count_some(rows, counted="image"):
     """Counts rows, or distinct values of a column, and shows the first five."""
-    return {"count": int(rows[counted].nunique()), "examples": _plain(rows.head(_N_EXAMPLES))}
+    return {"count": int(rows[counted].nunique()), "examples": _to_json(rows.head())}
 
 
-def _plain(table):
+def _to_json(table):
     """Returns the rows as dicts of what JSON knows: NaN becomes None, and floats keep six digits."""
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [

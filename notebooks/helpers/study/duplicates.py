@@ -1,7 +1,7 @@
 """Finds images that are in a study twice: the same pixels, or the same image at another size, brightness or quality.
 
-A duplicate across the parts of a split is a test image that the model was trained on, whatever its file and its patient
-are called. ChestX-ray14 is known to hold some.
+A duplicate across the subsets of a split is a test image that the model was trained on, whatever the names of its file
+and its patient. ChestX-ray14 is known to hold some.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from scipy import fft
 from ..runtime.files import read_text, write_text
 
 HASH_BITS = 256
-MAX_DISTANCE = 16  # bits; the numbers behind it stand at `find_duplicates`
+MAX_DISTANCE = 16  # bits; measured, see `find_duplicates`
 
 _MIN_SIDE = 32  # pixels; smaller images lack the frequencies that are hashed
 _MAX_PIECES = 32  # into which a hash is cut; they have 8 bits then
@@ -82,31 +82,31 @@ def hash_images(images):
 def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
     """Finds pairs of images that are exact or near duplicates of each other.
 
-    Finds every such pair, in memory proportional to the number of images. Only images that agree in a whole piece of the
-    hash are compared, which near ones do: as many images as NIH's take a second on one core (`benchmarks/scale.py`).
+    Finds every such pair, in memory proportional to the number of images. Only images that agree in a whole piece of
+    the hash are compared, which all near ones do: as many images as NIH's take a second on one core
+    (`benchmarks/scale.py`).
 
-    The default distance was measured on 304 images of ChestX-ray14 and 247 of JSRT. Different images are 55 bits apart or
-    more (151,000 pairs, median 121), follow-ups of one patient 63 or more. Of copies, all resized to 64 to 1024 pixels,
-    saved as JPEG of quality 50, brightened by 20 or with noise of 5 gray levels are 10 bits apart or fewer, 98 % of
-    those with gamma 0.8 or 1.25 are 16 or fewer, and 95 % of those with a fifth more contrast, clipped. A crop is
-    missed: 2 % of the side moves 23 bits. The tail of different images falls tenfold each 9 to 10 bits, so that among
-    NIH's billions of pairs some near ones will be different images: look at them.
+    The default distance was measured on 304 images of ChestX-ray14 and 247 of JSRT. Different images are 55 bits apart
+    or more (151,000 pairs, median 121), follow-ups of one patient 63 or more. Copies resized to 64 to 1024 pixels,
+    saved as JPEG of quality 50, brightened by 20 or with noise of 5 gray levels are at most 10 bits from the original;
+    98 % of those with gamma 0.8 or 1.25 are at most 16, and 95 % of those with a fifth more contrast, clipped. A crop
+    is missed: 2 % of the side moves 23 bits. The tail of different images falls tenfold each 9 to 10 bits, so that
+    among NIH's billions of pairs some near ones will be different images: look at them.
 
     Args:
         rows: DataFrame of the n images with `image`, `patient_id` and `subset`, for instance `PackedStudy.index`.
         hashes: `ImageHashes` of the images, in the order of the rows.
         max_distance: largest number of differing bits, of 256, at which a pair is reported.
-        across: column in which the images of a pair differ: "subset" for what leaks from one part of a split into
-            another, "patient_id" for images that are filed under two patients, in the same part or not, "image" for
-            all pairs.
+        across: column in which the images of a pair differ: "subset" for what leaks from one subset into another,
+            "patient_id" for images under two patients, in the same subset or not, "image" for all pairs.
 
     Returns:
         DataFrame, one row a pair, nearest first: `image_a`, `subset_a`, `patient_a`, `image_b`, `subset_b`,
         `patient_b`, with a before b in `rows`; `kind`, "exact" or "near"; `distance` (int64, bits).
 
     Raises:
-        ValueError: if rows and hashes do not fit, the distance is out of range, or more than a million pairs are that
-            near, as with many blank images.
+        ValueError: if rows and hashes differ in number, the distance is out of range, or more than a million pairs are
+            that near, as with many blank images.
     """
     n = len(rows)
     if hashes.exact.shape != (n, 16) or hashes.perceptual.shape != (n, HASH_BITS // 8):
@@ -128,7 +128,7 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
 
 
 def find_study_duplicates(study, max_distance=MAX_DISTANCE):
-    """Finds all pairs of copies in a packed study, and keeps them beside it, so that they are looked for only once.
+    """Finds all pairs of copies in a packed study and keeps them in its `duplicates.json`, so that it searches once.
 
     Images are read batch by batch and only their hashes, 48 bytes each, are kept.
 
@@ -137,7 +137,7 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
         max_distance: see `find_duplicates`.
 
     Returns:
-        DataFrame of `find_duplicates`, of all pairs within and across parts and patients.
+        DataFrame of `find_duplicates`, of all pairs within and across subsets and patients.
 
     Raises:
         ValueError: more than a million pairs are that near.
@@ -145,7 +145,7 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
     shards = [shard["sha256"] for subset in study.shards.values() for shard in subset]
     asked = json.dumps([study.index_sha256, *shards, HASH_BITS, max_distance])
     path, key = study.folder / "duplicates.json", hashlib.sha256(asked.encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or cut short: it is made anew
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or cut short: it is made again
         kept = json.loads(read_text(path))
         if kept["of"] == key:
             return pd.DataFrame(kept["pairs"], columns=_PAIR_COLUMNS)
@@ -157,7 +157,7 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
 
 def _read_images(study):
     """Yields all images of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
-    import tensorflow as tf  # not above: hashes alone need none
+    import tensorflow as tf  # not above: the hashes do not need it
 
     files = [file for subset in study.shards for file in study.files(subset)]
     data = tf.data.TFRecordDataset(files).batch(_BATCH)
@@ -165,9 +165,9 @@ def _read_images(study):
         yield images.numpy()
 
 
-def _search(part, perceptual, max_distance):
-    """Returns the rows of all near pairs of different parts, as two int64 arrays, and their distances."""
-    n, keys = len(part), _make_keys(perceptual, max_distance)
+def _search(group, perceptual, max_distance):
+    """Returns the rows of all near pairs of different groups, as two int64 arrays, and their distances."""
+    n, keys = len(group), _make_keys(perceptual, max_distance)
     words = np.ascontiguousarray(perceptual).view("uint64")  # (n, 4)
     pairs = [np.empty((3, 0), "int64")]
     n_pairs = 0
@@ -179,7 +179,7 @@ def _search(part, perceptual, max_distance):
             step += 1
             first = first[first + step < ends[first]]
             a, b = order[first], order[first + step]
-            apart = part[a] != part[b]
+            apart = group[a] != group[b]
             a, b = a[apart], b[apart]
             distance = np.bitwise_count(words[a] ^ words[b]).sum(axis=1, dtype="uint16")
             near = distance <= max_distance
@@ -195,8 +195,8 @@ def _make_keys(perceptual, max_distance):
     """Cuts hashes into pieces, one more than bits may differ, so that near ones agree in a whole piece or more.
 
     Of images of ChestX-ray14 that are not near, one pair in 800 agrees in one of 17 pieces (304 images); for
-    independent bits it would be one in 1,900. Pieces take every 17th bit, since neighbors are alike from image to image:
-    with pieces of adjacent bits it is one in 300.
+    independent bits it would be one in 1,900. Pieces take every 17th bit, since neighboring bits are alike in all
+    images: with pieces of adjacent bits it is one in 300.
 
     Returns:
         uint32 (pieces, n), up to 32 bits of each piece. Where pieces would be so short that chance makes most images

@@ -1,12 +1,10 @@
-"""Reads the labels, lists and boxes of the NIH chest X-ray study.
+"""Reads the labels and boxes of the NIH chest X-ray study from a folder in NIH's own layout.
 
-Every function takes the study folder in NIH's own layout; images may be a part of the rows. Wang et al., CVPR 2017,
-describe the data; column names and their quirks are those of the files that the NIH Clinical Center distributes.
+Wang et al., CVPR 2017, describe the data. Column names and their quirks are those of the files that the NIH Clinical
+Center distributes.
 """
 
 import csv
-import dataclasses
-import fnmatch
 import io
 import re
 from types import MappingProxyType
@@ -14,29 +12,20 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from ..runtime.files import as_path, read_text
+from ..runtime.files import read_text
+from .study_folder import has_patients, list_small_files, open_study
 
+# fmt: off
 PATHOLOGIES = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )
-NODULE_CLASSES = ("Normal", "Nodule")  # of the study of nodules alone; the position is the label
+# fmt: on
+NODULE_CLASSES = ("Normal", "Nodule")  # of the study with nodules only; the position is the label
 
-# What radiologists judged anew (Majkowska et al., Radiology 2020), and the pathologies that we hold against it. The
-# mapping is ours: the names under which NIH's text mining files an opacity of the air spaces, collapse included. Their
-# fourth finding, Fracture, has no counterpart.
+# Findings that radiologists labeled again (Majkowska et al., Radiology 2020), and those of NIH that are compared with
+# them. The mapping is this repository's own: the names that NIH's text mining gives to an opacity of the air spaces,
+# collapse included. The radiologists' fourth finding, Fracture, has no counterpart.
 ADJUDICATED = MappingProxyType(
     {
         "Pneumothorax": ("Pneumothorax",),
@@ -45,14 +34,7 @@ ADJUDICATED = MappingProxyType(
     }
 )
 
-CHESTMNIST_MARK = "chestmnist.json"  # in a study folder: images of ChestMNIST, which has no patients, see `chestmnist`
-
 BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
-
-SMALL_FILES = (  # all that a study has beside its images
-    *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
-    *("google2019_nih-chest-xray-labels.csv", "phantom.json", "chestmnist.json"),
-)
 
 _NO_FINDING = "No Finding"
 # The box list says "Infiltrate" where the label file says "Infiltration".
@@ -63,25 +45,13 @@ _YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365
 _MAX_AGE = 100.0  # The 2017 label file holds ages up to 414; its 2020 edition stops at 95.
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyReport:
-    """Counts how the rows of a label file and the images on disk meet; `missing` and `extra` name the first five."""
-
-    n_rows: int
-    n_found: int
-    n_missing: int
-    n_extra: int
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-
-
 def load_metadata(study_dir):
     """Loads the study's label file, `Data_Entry_2017*.csv`.
 
     Of several such files the last by name is read, so that the corrected `Data_Entry_2017_v2020.csv` wins over
     `Data_Entry_2017.csv`. An age above 100 years or one that cannot be read becomes NaN, since age serves only the
-    subgroup tables; everything else that cannot be read is an error. For ChestMNIST's images, and only for them, sex and
-    view may be "unknown", and the patient is a number of the image.
+    subgroup tables; everything else that cannot be read is an error. Only for ChestMNIST's images, sex and view may be
+    "unknown", and the patient is a number of the image.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -89,18 +59,16 @@ def load_metadata(study_dir):
     Returns:
         DataFrame, one row an image, sorted by image name: `image` (str), `patient_id` and `follow_up` (int64), `age`
         (float64, years), `sex` ("M" or "F"), `view` ("PA" or "AP"), and one uint8 column of 0 and 1 for each of
-        `PATHOLOGIES`. `attrs["source"]` is the file's name; `attrs["ages"]` tells which ages became NaN ("missing") and
-        which were in months, weeks or days ("converted"), each a dict with their `count` and `examples`, the first
-        five as dicts with `image`, the `text` in the file and `years` (None where missing).
+        `PATHOLOGIES`. `attrs["source"]` is the file's name. `attrs["ages"]` reports the ages that became NaN
+        ("missing") and those in months, weeks or days ("converted"): for each a dict with `count` and `examples`, the
+        first five as dicts with `image`, the `text` in the file and `years` (None where missing).
 
     Raises:
         FileNotFoundError: if the folder or the label file is missing.
         ValueError: if the file lacks columns or rows, lists an image twice, or holds a value outside its vocabulary;
             the message names the file and the row as a text editor counts it.
     """
-    # Not by `glob`, which in a bucket lists every image to find these few.
-    files = _study_folder(study_dir).iterdir()
-    paths = sorted(path for path in files if fnmatch.fnmatchcase(path.name, "Data_Entry_2017*.csv"))
+    paths = [path for path in list_small_files(study_dir) if path.name.startswith("Data_Entry_2017")]
     if not paths:
         raise FileNotFoundError(
             f"{study_dir} holds no Data_Entry_2017*.csv; copy NIH's label file, Data_Entry_2017_v2020.csv, into it"
@@ -134,25 +102,21 @@ def load_metadata(study_dir):
     labels = {name: np.array([name in found for found in findings], dtype="uint8") for name in PATHOLOGIES}
     frame = pd.DataFrame({**columns, **labels})
     converted = ages.notna() & table["Patient Age"].str.upper().str.endswith(("M", "W", "D"))
-    told = {"missing": ages.isna(), "converted": converted}
-    read = pd.DataFrame({"image": table["Image Index"], "text": table["Patient Age"], "years": ages})
+    reported = {"missing": ages.isna(), "converted": converted}
+    texts = pd.DataFrame({"image": table["Image Index"], "text": table["Patient Age"], "years": ages})
     frame = frame.sort_values("image", kind="stable", ignore_index=True)
-    frame.attrs = {"source": path.name, "ages": {name: _tell_some(read[mask]) for name, mask in told.items()}}
+    frame.attrs = {"source": path.name, "ages": {name: _count_ages(texts[mask]) for name, mask in reported.items()}}
     return frame
 
 
-def _tell_some(rows):
-    """Counts rows and shows the first five by image; all of them would be copied with every operation on the frame."""
-    some = rows.sort_values("image").head().to_dict("records")
-    return {
-        "count": len(rows),
-        "examples": [row | {"years": row["years"] if row["years"] == row["years"] else None} for row in some],
-    }
+def _count_ages(rows):
+    """Counts rows and keeps the first five by image: pandas copies `attrs` with every operation on the table."""
+    examples = rows.sort_values("image").head().to_dict("records")
+    return {"count": len(rows), "examples": [row | {"years": _none_if_nan(row["years"])} for row in examples]}
 
 
-def has_patients(study_dir):
-    """Whether a study tells which images are of one patient: ChestMNIST does not."""
-    return not (as_path(study_dir) / CHESTMNIST_MARK).is_file()
+def _none_if_nan(number):
+    return None if np.isnan(number) else number
 
 
 def load_boxes(study_dir):
@@ -168,9 +132,9 @@ def load_boxes(study_dir):
 
     Raises:
         FileNotFoundError: if the folder is missing.
-        ValueError: if a column is lacking, a finding is unknown, or a box has no area; names the file and the row.
+        ValueError: if a column is missing, a finding is unknown, or a box has no area; names the file and the row.
     """
-    path = _study_folder(study_dir) / "BBox_List_2017.csv"
+    path = open_study(study_dir) / "BBox_List_2017.csv"
     # The header "Bbox [x,y,w,h]" splits on its commas.
     names = {"Bbox [x": "x", "y": "y", "w": "width", "h]": "height"}
     if path.is_file():
@@ -189,7 +153,7 @@ def load_boxes(study_dir):
 
 
 def load_adjudicated(study_dir):
-    """Loads the labels that radiologists gave a part of the images anew, `google2019_nih-chest-xray-labels.csv`.
+    """Loads the labels that radiologists gave some of the images again, `google2019_nih-chest-xray-labels.csv`.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -200,144 +164,19 @@ def load_adjudicated(study_dir):
 
     Raises:
         FileNotFoundError: if the folder is missing.
-        ValueError: if a column is lacking, an image is listed twice or a judgement is neither YES nor NO; names the
-            file and the row.
+        ValueError: if a column is missing, an image is listed twice or a label is neither YES nor NO; names the file
+            and the row.
     """
-    path = _study_folder(study_dir) / "google2019_nih-chest-xray-labels.csv"
+    path = open_study(study_dir) / "google2019_nih-chest-xray-labels.csv"
     columns = ["Image Index", *ADJUDICATED]
     table = read_table(path, columns) if path.is_file() else pd.DataFrame(columns=columns, dtype=str)
     twice = table.index[table["Image Index"].duplicated()]
     if len(twice):
         raise ValueError(f"{path}, row {twice[0]}: {table.loc[twice[0], 'Image Index']} is listed twice")
-    judgements = {"YES": 1, "NO": 0}
     for name in ADJUDICATED:
-        parsed = _map_values(path, table[name], lambda text: _choose(text, judgements, "judgement"))
+        parsed = _map_values(path, table[name], lambda text: _choose(text, {"YES": 1, "NO": 0}, "label"))
         table[name] = parsed.astype("uint8")
     return table.rename(columns={"Image Index": "image"}).reset_index(drop=True)
-
-
-def list_images(study_dir):
-    """Lists the study's images: `images/*.png` and `images_001/images/*.png` to `images_012/images/*.png`.
-
-    Folders may be links, as on a cluster where the images lie once for everybody.
-
-    Args:
-        study_dir: folder in NIH's layout.
-
-    Returns:
-        Dict from image name to its path, sorted by name.
-
-    Raises:
-        FileNotFoundError: if the folder is missing or holds no image.
-        ValueError: if two folders hold an image of the same name; names both.
-    """
-    images = {}
-    folder = _study_folder(study_dir)
-    for path in sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")]):
-        if path.relative_to(folder).parts[0].endswith(".part"):  # unpacking did not come to its end
-            continue
-        if path.name in images:
-            raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
-        images[path.name] = path
-    if not images:
-        stores = sorted({path.parent.name for path in folder.glob("films-*/*.npy")})
-        if stores:
-            raise FileNotFoundError(
-                f"{study_dir} holds no images, only {', '.join(stores)}, what fetching archive by archive has left: "
-                "give the FETCH and the SIDE that it was fetched with again, and nothing is downloaded anew"
-            )
-        raise FileNotFoundError(
-            f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
-        )
-    return dict(sorted(images.items()))
-
-
-def list_small_files(study_dir):
-    """Lists what a study has beside its images: label files, lists, boxes, and the record of how it was made.
-
-    Args:
-        study_dir: folder in NIH's layout.
-
-    Returns:
-        Sorted list of paths.
-
-    Raises:
-        FileNotFoundError: if the folder is missing.
-    """
-    files = _study_folder(study_dir).iterdir()
-    return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, name) for name in SMALL_FILES))
-
-
-def match_images(metadata, images):
-    """Keeps the rows whose image is on disk. A partial download is the usual case, so what is absent is only counted.
-
-    Args:
-        metadata: frame of `load_metadata`.
-        images: image names, for instance the dict of `list_images`.
-
-    Returns:
-        Tuple of the rows found, in their order and numbered from 0, and a `StudyReport`.
-
-    Raises:
-        FileNotFoundError: if none of the rows has an image.
-    """
-    on_disk, listed = set(images), set(metadata["image"])
-    present = metadata["image"].isin(on_disk)
-    if not present.any():
-        some = f", for instance {min(on_disk)}" if on_disk else ""
-        raise FileNotFoundError(
-            f"none of the {len(metadata)} images in the label file is on disk, which has {len(on_disk)} others{some}; "
-            "images keep the names that NIH gave them, such as 00000001_000.png"
-        )
-    found = metadata[present].reset_index(drop=True)
-    found.attrs = dict(metadata.attrs)
-    missing, extra = metadata["image"][~present].tolist(), sorted(on_disk - listed)
-    counts = len(metadata), len(found), len(missing), len(extra)
-    return found, StudyReport(*counts, tuple(missing[:5]), tuple(extra[:5]))
-
-
-def load_official_lists(study_dir):
-    """Loads NIH's own division of the images, `train_val_list.txt` and `test_list.txt`.
-
-    Args:
-        study_dir: folder in NIH's layout.
-
-    Returns:
-        Tuple `(train_val, test)` of sets of image names, without a common member.
-
-    Raises:
-        FileNotFoundError: if the folder or a list is missing.
-        ValueError: if an image is in both lists.
-    """
-    lists = []
-    for name in ("train_val_list.txt", "test_list.txt"):
-        path = _study_folder(study_dir) / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{study_dir} holds no {name}; copy NIH's list into it, or choose split='random_patients'"
-            )
-        lines = read_text(path).splitlines()
-        lists.append({line.strip() for line in lines if line.strip()})
-    both = sorted(lists[0] & lists[1])
-    if both:
-        raise ValueError(f"{study_dir}: {name_some(both)} in both train_val_list.txt and test_list.txt")
-    return lists[0], lists[1]
-
-
-def _study_folder(study_dir):
-    folder = as_path(study_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no study folder {study_dir}; expected a folder with Data_Entry_2017*.csv, images/*.png and "
-            "NIH's two lists: name another, or put NIH's files there"
-        )
-    return folder
-
-
-def name_some(names):
-    """Puts a count and up to five names of images into words, with a verb: for error messages."""
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} image{'s are' if len(names) > 1 else ' is'} ({listed})"
 
 
 def read_table(path, needed, renamed=None):
@@ -345,9 +184,9 @@ def read_table(path, needed, renamed=None):
     # The csv module keeps the line numbers; pandas would take the files' empty trailing columns for an index.
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     header = [(renamed or {}).get(name.strip(), name.strip()) for name in next(reader, [])]
-    lacking = [name for name in needed if name not in header]
-    if lacking:
-        raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(filter(None, header))}")
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(filter(None, header))}")
     positions = [header.index(name) for name in needed]
     lines, columns = [], [[] for _ in needed]  # by column: a list for each row would keep Python's collector busy
     for row in reader:

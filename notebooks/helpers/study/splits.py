@@ -5,26 +5,27 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from .labels import PATHOLOGIES, has_patients, load_official_lists, name_some
+from .labels import PATHOLOGIES
+from .study_folder import has_patients, load_official_lists, name_some
 
 SPLITS = ("official", "random_patients", "leaky_images")
-SUBSETS = ("train", "val", "test")  # the parts of each
-CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's images, which come with it and without patients
+SUBSETS = ("train", "val", "test")  # of each split
+CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's images: its makers' own, without patient ids
 
-_TEST_SHARE = 0.2  # The community's 70/10/20.
+_TEST_SHARE = 0.2  # of the community's 70/10/20
 
 
 def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0):
     """Assigns every row to train, val or test; the result depends on the rows and the seed, not on the rows' order.
 
     "official" keeps NIH's test list, the split of most published tables, and takes `val_share` of the other patients
-    for validation, balanced over the pathologies; where that can be done, one with positives of two patients or more
+    for validation, balanced over the findings: where it is possible, a finding with positives of two patients or more
     is on both sides. "random_patients" is the community's 70/10/20 over patients and "leaky_images" the same over
     images, which leaves most validation patients in train: for demonstration only. Images of ChestMNIST, which has no
-    patients, have one split and no other: "chestmnist", the one of its makers.
+    patient ids, have only the split of its makers, "chestmnist".
 
     Args:
-        metadata: frame of `load_metadata` or `match_images`.
+        metadata: DataFrame of `load_metadata` or `match_images`.
         study_dir: folder in NIH's layout; "official" and "chestmnist" need it.
         split: one of `SPLITS`, or `CHESTMNIST`.
         val_share: validation's share in (0, 1), of the images outside the test list for "official", else of all
@@ -37,7 +38,7 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
     Raises:
         FileNotFoundError: if a list is missing.
         ValueError: if an argument is out of range, the split is not one of the study's, an image is in neither list, a
-            patient is in both, or there are too few patients to fill the parts.
+            patient is in both, or there are too few patients to fill the subsets.
     """
     if split not in (*SPLITS, CHESTMNIST):
         raise ValueError(f"split is {split!r}; expected one of {', '.join((*SPLITS, CHESTMNIST))}")
@@ -47,11 +48,11 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
             f"SPLIT = {CHESTMNIST!r} is their only split, and theirs alone"
         )
     if not 0 < val_share < (1 if split == "official" else 1 - _TEST_SHARE):
-        raise ValueError(f"val_share is {val_share}; expected a share that leaves room for the other parts")
+        raise ValueError(f"val_share is {val_share}; expected a share that leaves room for the other subsets")
     if metadata["image"].duplicated().any():
         raise ValueError(f"{metadata['image'][metadata['image'].duplicated()].iloc[0]} is in metadata twice")
     if split == CHESTMNIST:
-        return _read_parts(metadata["image"])
+        return _read_subsets(metadata["image"])
     rng = np.random.Generator(np.random.PCG64(seed))
     if split != "official":
         units = metadata["image" if split == "leaky_images" else "patient_id"]
@@ -75,33 +76,33 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
         )
     counts["images"] = rest.groupby("patient_id").size()
     val_patients = counts.index[_choose_val(np.ascontiguousarray(counts.to_numpy().T), val_share, rng)]
-    parts = np.where(metadata["patient_id"].isin(val_patients), "val", "train")
-    parts[in_test.to_numpy()] = "test"
-    assert_no_patient_overlap(metadata["patient_id"], parts)
-    return parts
+    subsets = np.where(metadata["patient_id"].isin(val_patients), "val", "train")
+    subsets[in_test.to_numpy()] = "test"
+    assert_no_patient_overlap(metadata["patient_id"], subsets)
+    return subsets
 
 
 def name_unit(split_name):
-    """Returns what resampling draws in a study of this split, in words: patients, unless there are none to tell."""
+    """Returns what resampling draws in a study of this split, in words: patients, unless it has no patient ids."""
     return "images (no patient ids)" if split_name == CHESTMNIST else "patients"
 
 
 def assert_no_patient_overlap(patient_ids, split):
-    """Checks that no patient is in more than one part, since a model recognizes patients.
+    """Checks that no patient is in more than one subset, since a model recognizes patients.
 
     Args:
         patient_ids: (n,) patient of each image.
-        split: (n,) part of each image.
+        split: (n,) subset of each image.
 
     Raises:
-        ValueError: naming up to five patients that are in more than one part, with their parts.
+        ValueError: naming up to five patients that are in more than one subset, with their subsets.
     """
     frame = pd.DataFrame({"patient": np.asarray(patient_ids), "split": np.asarray(split)}).drop_duplicates()
     frame = frame[frame["patient"].duplicated(keep=False)]
     if len(frame):
-        parts = frame.groupby("patient")["split"].agg(lambda names: "+".join(sorted(names)))
-        named = ", ".join(f"{patient} ({names})" for patient, names in parts.head(5).items())
-        raise ValueError(f"{len(parts)} patients are in more than one split: {named}")
+        subsets = frame.groupby("patient")["split"].agg(lambda names: "+".join(sorted(names)))
+        named = ", ".join(f"{patient} ({names})" for patient, names in subsets.head(5).items())
+        raise ValueError(f"{len(subsets)} patients are in more than one subset: {named}")
 
 
 def hash_split(images, split):
@@ -109,21 +110,21 @@ def hash_split(images, split):
 
     Args:
         images: (n,) image names.
-        split: (n,) part of each image.
+        split: (n,) subset of each image.
 
     Returns:
         SHA-256, in hexadecimal, of the sorted lines `image<TAB>split<LF>`.
     """
-    lines = sorted(f"{image}\t{part}\n" for image, part in zip(images, split, strict=True))
+    lines = sorted(f"{image}\t{subset}\n" for image, subset in zip(images, split, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_parts(images):
-    """Returns the parts that ChestMNIST's images have in their names; ValueError for other names."""
-    parts = images.str.extract(r"^chestmnist-(train|val|test)-\d+[.]png$")[0]
-    if parts.isna().any():
-        raise ValueError(f"{images[parts.isna()].iloc[0]} is no image of ChestMNIST, so the split has no part for it")
-    return parts.to_numpy(dtype=str)
+def _read_subsets(images):
+    """Returns the subsets that ChestMNIST's images have in their names; ValueError for other names."""
+    subsets = images.str.extract(r"^chestmnist-(train|val|test)-\d+[.]png$")[0]
+    if subsets.isna().any():
+        raise ValueError(f"{images[subsets.isna()].iloc[0]} is not an image of ChestMNIST: its name has no subset")
+    return subsets.to_numpy(dtype=str)
 
 
 def _split_at_random(units, val_share, rng):
@@ -132,18 +133,18 @@ def _split_at_random(units, val_share, rng):
     n_val = max(1, round(val_share * len(names)))
     if n_test + n_val >= len(names):
         raise ValueError(f"{len(names)} different values of {units.name} are too few for train, val and test")
-    part_of_unit = np.full(len(names), "train")
+    subset_of_unit = np.full(len(names), "train")
     order = np.argsort(rng.random(len(names)), kind="stable")
-    part_of_unit[order[:n_test]] = "test"
-    part_of_unit[order[n_test : n_test + n_val]] = "val"
-    return part_of_unit[unit_of_row]
+    subset_of_unit[order[:n_test]] = "test"
+    subset_of_unit[order[n_test : n_test + n_val]] = "val"
+    return subset_of_unit[unit_of_row]
 
 
 def _choose_val(counts, val_share, rng, n_draws=500, n_moves=300):
     """Chooses validation patients: the best of random draws, then single patients moved while that helps.
 
     Args:
-        counts: (columns, patients) int64, positive images of a patient for each pathology; the last column is images.
+        counts: (columns, patients) int64, a patient's positive images of each finding; the last column is all images.
         val_share: share aimed at in every column.
         rng: numpy Generator.
         n_draws: random draws to choose from.
@@ -156,13 +157,13 @@ def _choose_val(counts, val_share, rng, n_draws=500, n_moves=300):
     positive = counts[:-1] > 0
     n_positive = positive.sum(axis=1)
     target = val_share * counts.sum(axis=1)
-    # Relative deviations, but a pathology expected fewer than 20 times is not worth distorting the others for.
+    # Relative deviations, but a finding expected fewer than 20 times is not worth distorting the others for.
     weight = 1 / np.maximum(target, 20.0) ** 2
-    absent_cost = 1e6  # A pathology that is lacking on one side outweighs every deviation.
+    absent_cost = 1e6  # a finding that is missing on one side outweighs every deviation
 
     def cost(sums, patients):
-        lacking = ((patients == 0) | (patients == n_positive[:, None])) & (n_positive[:, None] >= 2)
-        return absent_cost * lacking.sum(axis=0) + (weight[:, None] * (sums - target[:, None]) ** 2).sum(axis=0)
+        missing = ((patients == 0) | (patients == n_positive[:, None])) & (n_positive[:, None] >= 2)
+        return absent_cost * missing.sum(axis=0) + (weight[:, None] * (sums - target[:, None]) ** 2).sum(axis=0)
 
     size = min(max(round(val_share * n_patients), 1), n_patients - 1)
     best, best_cost = None, np.inf

@@ -1,9 +1,9 @@
 """Writes a study of synthetic chest radiographs in NIH ChestX-ray14's own layout.
 
-The study needs no download and no one's data, and every step that runs on it runs on the real one. It imitates what
-matters for honest evaluation: several images of one patient, a patient-disjoint official test list with more images a
-patient, findings that come together, portable images of the sicker, boxes for eight findings in the test list only.
-Findings are commoner than in NIH's study on purpose, because a thousand images must hold enough of each.
+The study needs no download and nobody's data, and every step that runs on it runs on the real one. It imitates what
+matters for evaluation: several images of one patient, an official test list of other patients with more images each,
+findings that occur together, portable (AP) images of sicker patients, boxes for eight findings in the test list only.
+Findings are more frequent than in NIH's study on purpose, because a thousand images must hold enough of each.
 """
 
 import csv
@@ -21,15 +21,6 @@ from PIL.PngImagePlugin import PngInfo
 from ..runtime.files import as_path
 from .labels import BOX_FRAME, PATHOLOGIES
 from .synthetic_findings import draw_image
-
-__all__ = [
-    "PREVALENCE",
-    "SYNTHETIC_VERSION",
-    "draw_image",
-    "plan_nodule_study",
-    "plan_synthetic_study",
-    "write_synthetic_study",
-]
 
 SYNTHETIC_VERSION = 1  # raise it with every change that alters a pixel or a label
 
@@ -104,13 +95,13 @@ def plan_synthetic_study(n_images=1000, seed=0):
 
 
 def plan_nodule_study(n_images=400, seed=0):
-    """Draws the patients of a study of nodules alone, without a pixel: two images of each, 40 % with a nodule.
+    """Draws the patients of a study with nodules only, without a pixel: two images of each, 40 % with a nodule.
 
-    View, sex and age are drawn apart from the nodule, so that nothing but the nodule tells the two kinds apart. The
-    patients' numbers begin where no study of `plan_synthetic_study` has any: whatever the seeds, they are other people.
+    View, sex and age do not depend on the nodule, so that only the nodule separates the two classes. The patients'
+    numbers begin where no study of `plan_synthetic_study` has any: with any seeds, they are other patients.
 
     Args:
-        n_images: number of images, at least 1; of an odd one, the last patient has a single image.
+        n_images: number of images, at least 1; if it is odd, the last patient has a single image.
         seed: int, 0 or more.
 
     Returns:
@@ -206,8 +197,8 @@ def write_synthetic_study(
 ):
     """Writes a synthetic study: images, metadata, official lists and boxes, each in NIH's format.
 
-    A complete study is left as it is; an interrupted one is written again. The bytes depend on `n_images`, `size`,
-    `seed`, `label_noise` and `plan` alone, and the pixels not on `label_noise`. With more than one process a script
+    A complete study is left as it is; an interrupted one is written again. The bytes depend only on `n_images`,
+    `size`, `seed`, `label_noise` and `plan`, and the pixels not on `label_noise`. With more than one process a script
     must call this under `if __name__ == "__main__":`; a notebook need not.
 
     Args:
@@ -217,7 +208,7 @@ def write_synthetic_study(
         seed: int, 0 or more.
         label_noise: in [0, 1), the probability that the CSV misses a finding that is in the image; as many are
             added at random to other images. Boxes are kept only where the CSV still names the finding.
-        plan: `plan_synthetic_study`, or `plan_nodule_study` for nodules alone.
+        plan: `plan_synthetic_study`, or `plan_nodule_study` for nodules only.
         n_workers: processes; by default one a core, or one in all for a small study.
         progress: wraps the list of patients as they are drawn, for instance `tqdm`.
 
@@ -226,7 +217,7 @@ def write_synthetic_study(
 
     Raises:
         ValueError: if a setting is out of range, or the folder holds a study of other settings.
-        FileExistsError: if the folder holds files that no phantom study has put there.
+        FileExistsError: if the folder holds files that no synthetic study has put there.
     """
     if n_images < 1 or size < 32 or seed < 0 or not 0 <= label_noise < 1:
         raise ValueError(
@@ -235,7 +226,8 @@ def write_synthetic_study(
         )
     study_dir = as_path(study_dir)
     settings = {
-        "version": SYNTHETIC_VERSION, "n_images": n_images, "size": size, "seed": seed, "label_noise": float(label_noise)
+        "version": SYNTHETIC_VERSION, "n_images": n_images, "size": size, "seed": seed,
+        "label_noise": float(label_noise),
     }  # fmt: skip
     if plan is not plan_synthetic_study:
         settings["plan"] = plan.__name__
@@ -243,7 +235,7 @@ def write_synthetic_study(
         found = json.loads((study_dir / MARK).read_text())
         if found["settings"] != settings:
             raise ValueError(
-                f"{study_dir} holds a phantom study with {found['settings']}, not {settings}: "
+                f"{study_dir} holds a synthetic study with {found['settings']}, not {settings}: "
                 "delete that folder or name another one"
             )
         return found["summary"] | {"written": False}
@@ -293,7 +285,7 @@ def _claim_folder(study_dir, settings):
     ]
     if foreign:
         raise FileExistsError(
-            f"{study_dir} holds {len(foreign)} files that no phantom study has put there, "
+            f"{study_dir} holds {len(foreign)} files that no synthetic study has put there, "
             f"such as {', '.join(sorted(foreign)[:3])}: name another folder"
         )
     images.mkdir(parents=True, exist_ok=True)
@@ -323,12 +315,8 @@ def _write_patient(job):
 def _write_tables(study_dir, images, claims, boxes, seed):
     """Writes metadata, lists and boxes; returns the number of boxes."""
     rng = np.random.default_rng([12, seed])
-    shapes = (
-        (2992, 2991, 0.143),
-        (2500, 2048, 0.168),
-        (2048, 2500, 0.171),
-        (3056, 2544, 0.139),
-    )  # common in NIH's file
+    # Width, height and pixel spacing, in mm, that are common in NIH's file.
+    shapes = ((2992, 2991, 0.143), (2500, 2048, 0.168), (2048, 2500, 0.171), (3056, 2544, 0.139))
     lines = [ENTRY_HEADER]
     for image, claim in zip(images, claims, strict=True):
         # Portable detectors lie across or upright; the fixed one of PA images is nearly square.

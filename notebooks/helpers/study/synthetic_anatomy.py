@@ -1,9 +1,9 @@
 """Draws a healthy chest for a synthetic frontal radiograph: a body, a pose, an exposure.
 
 Everything is attenuation (`mu`, in units of one chest thickness of soft tissue) until the last step turns it into
-gray, because that is where findings add up in a real radiograph. Lengths are fractions of the image's width. In the body's
-own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the picture) and `v` from 0
-at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real radiographs; none is a measurement.
+gray, because that is where findings add up in a real radiograph. Lengths are fractions of the image's width. In the
+body's own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the image) and `v` from
+0 at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real radiographs; none is measured.
 """
 
 import math
@@ -65,8 +65,8 @@ def _flare(t):
     return np.sqrt(1 - (1 - t) ** 2.2)
 
 
-class Film:
-    """An image in the making: coordinates of every pixel in the body's frame, and the attenuation so far.
+class Chest:
+    """A chest that is being drawn: coordinates of every pixel in the body's frame, and the attenuation so far.
 
     Attributes:
         u, v, a: float32 (size, size), place in the body; `a` is abs(u).
@@ -243,7 +243,7 @@ class Film:
         return self.strokes([line for layer in reversed(lines) for line in layer])
 
     def expose(self, rng):
-        """Turns attenuation into gray: scatter, image curve, blur, noise, leads and side marker.
+        """Turns attenuation into gray: scatter, characteristic curve, blur, noise, leads and side marker.
 
         Returns:
             uint8 (size, size).

@@ -1,9 +1,9 @@
-"""Tries the choice of the runtime in environments made like the platforms' images, and writes docs/runtime.md.
+"""Tries the choice of the runtime in environments like those of Colab, Kaggle and a TPU VM; writes docs/runtime.md.
 
-It needs PyPI, python3.12 and python3.13 on the path, 20 GB of disk and a quarter of an hour. There is no TPU in it:
-device files of a folder stand for the chips, so what is tried is everything up to the first use of one.
+It needs PyPI, python3.12 and python3.13 on the path, 20 GB of disk and a quarter of an hour. It uses no TPU: device
+files in a folder stand for the chips, so everything up to the first use of a chip is tried.
 
-Usage: check_images.py [FOLDER]
+Usage: check_platforms.py [FOLDER]
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "runtime.md"
 OTHERS = "scipy matplotlib pillow tqdm opencv-python-headless"
 COMMON = f"keras==3.13.2 numpy==2.1.3 pandas==2.2.3 scikit-learn==1.6.1 {OTHERS}"
-IMAGES = {  # the first two as seen in 2026-08; the third has a libtpu that tensorflow-tpu aborts with
+PLATFORMS = {  # the first two as seen in 2026-08; the third has a libtpu that tensorflow-tpu aborts with
     "Kaggle TPU": ("3.12", f"{COMMON} tensorflow-cpu==2.20.0 jax==0.6.2 libtpu==0.0.17"),
     "Colab TPU": ("3.13", f"{COMMON} jax==0.7.2 libtpu==0.0.21.1"),
     "newer TPU VM": ("3.12", f"keras==3.15.1 jax==0.10.2 libtpu==0.0.42.1 pandas scikit-learn {OTHERS}"),
@@ -35,7 +35,7 @@ from helpers.runtime import prepare_runtime
 try: print(prepare_runtime({choice!r}, root={root!r}))
 except RuntimeError as error: print(error)
 """
-# What the kernel would have where the overlay is chosen, and a fit in it.
+# The kernel as it is when the overlay is chosen, and a fit in it.
 FIT = """
 import json, os, sys; sys.path.insert(0, {helpers!r})
 from helpers.runtime.packages import install_tensorflow_tpu
@@ -87,14 +87,14 @@ def freeze(python):
     return {package["name"]: package["version"] for package in json.loads(listed)}
 
 
-def shorten(said):
-    """Leaves out of the paragraph what was found, and of each reason the last line of its error."""
-    return re.sub(r" \(exit status \d+: .*?\)(?=[;.])", "", said[max(0, said.find("Chosen:")) :])
+def shorten(text):
+    """Returns the paragraph without what was found, and without the last line of each reason's error."""
+    return re.sub(r" \(exit status \d+: .*?\)(?=[;.])", "", text[max(0, text.find("Chosen:")) :])
 
 
-def check_image(name, folder, root):
-    """Returns the rows of the page for one image, and its Python."""
-    version, packages = IMAGES[name]
+def check_platform(name, folder, root):
+    """Returns the rows of the page for one platform, and its Python."""
+    version, packages = PLATFORMS[name]
     home = folder / name.replace(" ", "-")
     subprocess.run([f"python{version}", "-m", "venv", home], check=True)
     python = str(home / "bin" / "python")
@@ -102,15 +102,15 @@ def check_image(name, folder, root):
     before, rows = freeze(python), []
     cases = [("auto", CHOOSE), ("auto", CHOOSE), ("tf-tpu", CHOOSE), ("jax", CHOOSE), ("fit in the overlay", FIT)]
     for number, (choice, code) in enumerate(cases):
-        said, seconds = run(python, code, home / "cache", choice=choice, root=str(root))
+        text, seconds = run(python, code, home / "cache", choice=choice, root=str(root))
         what = f"`{choice}`, again" if number == 1 else choice if code is FIT else f"`{choice}`"
-        if number == 1 and "Installed:" not in said:
-            said = f"{said.partition('Chosen: ')[2].partition(',')[0]}, nothing installed"
-        rows.append(f"| {name} | {what} | {seconds:.0f} | {shorten(said)} |")
+        if number == 1 and "Installed:" not in text:
+            text = f"{text.partition('Chosen: ')[2].partition(',')[0]}, nothing installed"
+        rows.append(f"| {name} | {what} | {seconds:.0f} | {shorten(text)} |")
     after = freeze(python)
     changed = {package: after.get(package) for package in before if after.get(package) != before[package]}
     added = ", ".join(f"{package} {after[package]}" for package in sorted(after.keys() - before.keys())) or "nothing"
-    rows.append(f"| {name} | packages of the image changed | | {changed or 'none'}; added: {added} |")
+    rows.append(f"| {name} | packages of the platform changed | | {changed or 'none'}; added: {added} |")
     return rows, python
 
 
@@ -126,29 +126,29 @@ def main():
             (root / "dev" / "vfio").mkdir(parents=True, exist_ok=True)
             (root / "dev" / "vfio" / str(number)).touch()
         rows, pairs = [], []
-        for name in IMAGES:
-            found, python = check_image(name, folder, root)
+        for name in PLATFORMS:
+            found, python = check_platform(name, folder, root)
             rows += found
             print("\n".join(found), flush=True)
         cache = Path(python).parents[1] / "cache"
         for version in LIBTPUS:
-            said, _ = run(python, LOAD, cache, version=version, folder=f"{folder}/{version}")
-            pairs.append(f"| {version} | {said} |")
+            text, _ = run(python, LOAD, cache, version=version, folder=f"{folder}/{version}")
+            pairs.append(f"| {version} | {text} |")
             print(pairs[-1], flush=True)
-    text, version = PAGE.read_text(), IMAGES[name][0]
-    start, end = text.index("<!-- results -->"), text.index("<!-- end -->")
+    page, version = PAGE.read_text(), PLATFORMS[name][0]
+    start, end = page.index("<!-- results -->"), page.index("<!-- end -->")
     date = datetime.now(UTC).date()
-    images = [
-        f"- {name}: Python {version}, {packages.replace('==', ' ')}" for name, (version, packages) in IMAGES.items()
+    platforms = [
+        f"- {name}: Python {python}, {needs.replace('==', ' ')}" for name, (python, needs) in PLATFORMS.items()
     ]
     results = f"""<!-- results -->
 Of {date}, {platform.system()}, {os.cpu_count()} cores. **No TPU was available**: device files in a folder stood for
-eight chips, so that every "does not drive the TPU" below is the right answer, and how it is given is what was tried.
-The paragraph also says what was found, and each reason with the last line of its error; both are left out here.
+eight chips, so every "does not drive the TPU" below is the right answer, and the way to it is what was tried. The
+paragraph also says what was found, and gives each reason with the last line of its error; both are left out here.
 
-{chr(10).join(images)}
+{chr(10).join(platforms)}
 
-| image | `RUNTIME` | seconds | outcome |
+| platform | `RUNTIME` | seconds | outcome |
 |---|---|---|---|
 {chr(10).join(rows)}
 
@@ -158,7 +158,7 @@ The import of the known tensorflow-tpu with a given libtpu, in a process of its 
 |---|---|
 {chr(10).join(pairs)}
 """
-    PAGE.write_text(text[:start] + results + text[end:])
+    PAGE.write_text(page[:start] + results + page[end:])
 
 
 if __name__ == "__main__":

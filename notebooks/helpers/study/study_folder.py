@@ -1,0 +1,147 @@
+"""Finds what lies in a study folder: images, official lists, and the small files beside the images.
+
+Every function takes a folder in NIH's own layout; the images may be only some of those in the label file.
+"""
+
+import dataclasses
+import fnmatch
+
+from ..runtime.files import as_path, read_text
+
+CHESTMNIST_MARK = "chestmnist.json"  # in a folder of ChestMNIST's images, which come without patient ids
+SMALL_FILES = (  # all that a study has beside its images
+    *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
+    *("google2019_nih-chest-xray-labels.csv", "phantom.json", CHESTMNIST_MARK),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyReport:
+    """Counts how the rows of a label file and the images on disk match; `missing` and `extra` name the first five."""
+
+    n_rows: int
+    n_found: int
+    n_missing: int
+    n_extra: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def open_study(study_dir):
+    """Returns the study's folder as a path object; FileNotFoundError if there is none."""
+    folder = as_path(study_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no study folder {study_dir}; expected a folder with Data_Entry_2017*.csv, images/*.png and "
+            "NIH's two lists: name another, or put NIH's files there"
+        )
+    return folder
+
+
+def has_patients(study_dir):
+    """Returns whether a study says which images belong to one patient: ChestMNIST does not."""
+    return not (as_path(study_dir) / CHESTMNIST_MARK).is_file()
+
+
+def list_images(study_dir):
+    """Lists the study's images: `images/*.png` and `images_001/images/*.png` to `images_012/images/*.png`.
+
+    Folders may be links, as on a cluster where one copy of the images serves everybody.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Dict from image name to its path, sorted by name.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no image.
+        ValueError: if two folders hold an image of the same name; names both.
+    """
+    images = {}
+    folder = open_study(study_dir)
+    for path in sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")]):
+        if path.relative_to(folder).parts[0].endswith(".part"):  # an archive that was not unpacked to its end
+            continue
+        if path.name in images:
+            raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
+        images[path.name] = path
+    if not images:
+        caches = sorted({path.parent.name for path in folder.glob("films-*/*.npy")})
+        if caches:
+            raise FileNotFoundError(
+                f"{study_dir} holds no images, only {', '.join(caches)}, the cache of an earlier fetch with STREAM: "
+                "use the same FETCH and SIDE as then, and nothing is downloaded again"
+            )
+        raise FileNotFoundError(
+            f"{study_dir} holds no images; expected images/*.png or images_001/images/*.png: unpack NIH's archives"
+        )
+    return dict(sorted(images.items()))
+
+
+def list_small_files(study_dir):
+    """Returns the sorted paths of all but the images, see `SMALL_FILES`; FileNotFoundError without the folder."""
+    # Not by `glob`, which in a bucket lists every image to find these few.
+    files = open_study(study_dir).iterdir()
+    return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, name) for name in SMALL_FILES))
+
+
+def load_official_lists(study_dir):
+    """Loads NIH's own division of the images, `train_val_list.txt` and `test_list.txt`.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Tuple `(train_val, test)` of sets of image names, without a common member.
+
+    Raises:
+        FileNotFoundError: if the folder or a list is missing.
+        ValueError: if an image is in both lists.
+    """
+    lists = []
+    for name in ("train_val_list.txt", "test_list.txt"):
+        path = open_study(study_dir) / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{study_dir} holds no {name}; copy NIH's list into it, or choose split='random_patients'"
+            )
+        lists.append({line.strip() for line in read_text(path).splitlines() if line.strip()})
+    both = sorted(lists[0] & lists[1])
+    if both:
+        raise ValueError(f"{study_dir}: {name_some(both)} in both train_val_list.txt and test_list.txt")
+    return lists[0], lists[1]
+
+
+def match_images(metadata, images):
+    """Keeps the rows whose image is on disk. A partial download is common, so missing images are only counted.
+
+    Args:
+        metadata: DataFrame of `load_metadata`.
+        images: image names, for instance the dict of `list_images`.
+
+    Returns:
+        Tuple of the rows found, in their order and numbered from 0, and a `StudyReport`.
+
+    Raises:
+        FileNotFoundError: if none of the rows has an image.
+    """
+    on_disk, listed = set(images), set(metadata["image"])
+    present = metadata["image"].isin(on_disk)
+    if not present.any():
+        example = f", for instance {min(on_disk)}" if on_disk else ""
+        raise FileNotFoundError(
+            f"none of the {len(metadata)} images in the label file is on disk; it has {len(on_disk)} others{example}; "
+            "images keep the names that NIH gave them, such as 00000001_000.png"
+        )
+    found = metadata[present].reset_index(drop=True)
+    found.attrs = dict(metadata.attrs)
+    missing, extra = metadata["image"][~present].tolist(), sorted(on_disk - listed)
+    counts = len(metadata), len(found), len(missing), len(extra)
+    return found, StudyReport(*counts, tuple(missing[:5]), tuple(extra[:5]))
+
+
+def name_some(names):
+    """Returns a count and up to five image names, with a verb, for error messages: "1 image is (a.png)"."""
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} image{'s are' if len(names) > 1 else ' is'} ({listed})"
