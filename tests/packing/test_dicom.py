@@ -8,7 +8,6 @@ import sys
 import threading
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +15,12 @@ import tensorflow as tf
 from made_dicom import make_dataset, make_dicom, save
 from PIL import Image
 
-from helpers.packing import ImageError, decode_dicom, decode_image, dicom_files, load_image, looks_inverted
-from helpers.packing import image_files as image_files
+from helpers.packing import ImageError, decode_image, dicom, image_files, load_image
+from helpers.packing.dicom import decode_dicom
+from helpers.packing.image_files import looks_inverted
 from helpers.study.synthetic_findings import draw_image
 
-pydicom = pytest.importorskip("pydicom", minversion="3.0", reason="needs pydicom, see requirements-dev.txt")
+pydicom = pytest.importorskip("pydicom", minversion="3.0", reason="needs pydicom, see requirements/dev.txt")
 from pydicom import uid  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.encaps import encapsulate, get_frame  # noqa: E402
@@ -49,7 +49,7 @@ def png(image):
 
 
 def stretch(image, low, step):
-    """Returns uint16 levels `low + step * film`, and the linear window (center, width) that undoes it, C.11.2.1.2.1."""
+    """Returns uint16 levels `low + step * image`, and the window (center, width) that undoes it, C.11.2.1.2.1."""
     return (low + step * image.astype(np.uint16)), low + step * 127.5 + 0.5, step * 255 + 1
 
 
@@ -115,12 +115,10 @@ SAME = {
 
 
 @pytest.mark.parametrize("kind", SAME)
-@pytest.mark.parametrize("side", [64, 96])
-def test_the_model_is_given_what_the_png_of_the_image_gives_it(kind, side):
+def test_the_model_is_given_the_pixels_of_the_png_of_the_image(kind):
     data, _ = load_image(SAME[kind])
     assert data.startswith(b"\x89PNG")
-    expected = decode_image(tf.constant(png(IMAGE)), side)
-    np.testing.assert_array_equal(decode_image(tf.constant(data), side), expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), IMAGE)
 
 
 def test_a_sigmoid_window_is_the_curve_of_the_standard():
@@ -305,17 +303,11 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch):
         with pytest.raises(ImageError, match=remedy):
             decode_dicom(save(dataset))
     monkeypatch.setitem(sys.modules, "pydicom", None)
+    spec = importlib.util.spec_from_file_location("helpers.packing.fresh", dicom.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # can be imported
     with pytest.raises(ImageError, match=r"pip install 'pydicom>=3.0' python-gdcm"):
         decode_dicom(SAME["8 bits"])
     assert load_image(png(IMAGE)) == (png(IMAGE), [])  # needs no pydicom
-
-
-@pytest.mark.parametrize("room", ["dicom", "dicom_files", "decoding"])
-def test_a_room_opens_without_pydicom(room, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    path = Path(image_files.__file__).with_name(f"{room}.py")
-    spec = importlib.util.spec_from_file_location(f"helpers.packing.fresh_{room}", path)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # --- tags that are false ---
@@ -342,7 +334,7 @@ def test_a_tag_is_obeyed_where_the_pixels_do_not_tell():
     flat = np.full((64, 64), 100, np.uint8)
     image, notes = decode_dicom(make_dicom(flat, PhotometricInterpretation="MONOCHROME1"))
     assert (image == 155).all()
-    assert "cannot be told" in notes[0]
+    assert "cannot be seen" in notes[0]
 
 
 def test_a_negative_without_a_tag_is_noted_and_left():
@@ -361,8 +353,8 @@ def test_padding_speaks_neither_for_nor_against_a_tag():
 
 
 @pytest.mark.parametrize("view", ["PA", "AP"])
-def test_looks_inverted_tells_drawn_images(view):
-    for seed in range(12):
+def test_looks_inverted_is_right_on_synthetic_images(view):
+    for seed in range(6):
         image = draw_image(seed, ["Effusion", "Cardiomegaly"][: seed % 3], view=view, size=128)[0]
         assert looks_inverted(image) is not True
         assert looks_inverted(255 - image) is not False
@@ -378,8 +370,8 @@ def test_looks_inverted_has_the_error_rates_that_it_states(shared_data):
         answers = []
         for path in paths:
             with Image.open(path) as image:
-                film = np.asarray(image.convert("L").reduce(max(1, image.width // 256)))
-            answers.append((looks_inverted(film), looks_inverted(255 - film)))
+                small = np.asarray(image.convert("L").reduce(max(1, image.width // 256)))
+            answers.append((looks_inverted(small), looks_inverted(255 - small)))
         assert answers.count((False, True)) == right
         assert answers.count((None, None)) == unsure
         assert len(answers) == right + unsure
@@ -426,18 +418,17 @@ REFUSED = {
     "bare data set with its own header": (b"\0" * 300, "no DICM at byte 128"),
     "nothing behind the mark": (b"\0" * 128 + b"DICM", "."),
     "noise behind the mark": (b"\0" * 128 + b"DICM" + bytes(range(256)) * 9, "."),
-    "empty": (b"", "empty file"),
     "PNG": (png(IMAGE), "no DICM at byte 128"),
     "slope of zero": (make_dicom(STORED, 12, RescaleSlope=0, RescaleIntercept=1, **WINDOW), "gray levels"),
     "table too short": (
         make_dicom(IMAGE, VOILUTSequence=[Dataset()]),
-        "gray levels cannot be made out",
+        "table or the window for the gray levels is damaged",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_image_is_refused_and_says_why(kind):
+def test_other_files_are_refused_and_the_message_says_why(kind):
     data, reason = REFUSED[kind]
     with pytest.raises(ImageError, match=reason) as caught:
         decode_dicom(data)
@@ -445,7 +436,7 @@ def test_what_is_no_image_is_refused_and_says_why(kind):
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")  # of pydicom, on writing
-def test_a_image_of_unclear_origin_is_read_and_noted():
+def test_an_image_of_unclear_origin_is_read_and_noted():
     noted = {
         ("Modality", "OT"): "modality is OT",
         ("Modality", None): "modality is missing",
@@ -490,7 +481,7 @@ def test_compressed_pixels_of_another_size_or_cut_short_are_refused_undecoded(sy
 def test_a_deflated_bomb_is_refused(monkeypatch):
     data = save(make_dataset(np.zeros((3000, 3000), np.uint8), syntax=uid.DeflatedExplicitVRLittleEndian))
     assert len(data) < 100_000
-    monkeypatch.setattr(dicom_files, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(dicom, "MAX_BYTES", 1_000_000)
     with pytest.raises(ImageError, match="inflates to more"):
         decode_dicom(data)
     with pytest.raises(ImageError, match=r"cannot be (inflated|read)"):
@@ -502,9 +493,8 @@ def test_a_file_beyond_the_limit_is_not_read_wholly(tmp_path, monkeypatch):
     path = tmp_path / "large.dcm"
     path.write_bytes(SAME["12 bits"])
     for source in (path, str(path), SAME["12 bits"]):
-        for read in (load_image, decode_dicom):
-            with pytest.raises(ImageError, match="larger than the 10,000 bytes allowed"):
-                read(source)
+        with pytest.raises(ImageError, match="larger than the 10,000 bytes allowed"):
+            load_image(source)
     with pytest.raises(ImageError, match="larger than"):
         load_image("/dev/zero")
 
@@ -532,7 +522,7 @@ def test_png_and_jpeg_pass_unchanged_and_nothing_else_passes(tmp_path):
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "JPEG")
     for data in (png(IMAGE), file.getvalue()):
-        for name in ("film.png", "film.dcm"):  # the content counts
+        for name in ("image.png", "image.dcm"):  # the content counts
             (tmp_path / name).write_bytes(data)
             assert load_image(tmp_path / name) == (data, [])
         assert load_image(data) == (data, [])
@@ -545,7 +535,7 @@ def test_png_and_jpeg_pass_unchanged_and_nothing_else_passes(tmp_path):
 
 
 def test_a_dicom_is_known_by_its_content_or_by_its_ending(tmp_path):
-    for name in ("film.dcm", "film", "film.png", "IM0001.DCM"):
+    for name in ("image.dcm", "image", "image.png", "IM0001.DCM"):
         (tmp_path / name).write_bytes(SAME["12 bits"])
         data, notes = load_image(str(tmp_path / name))
         assert notes == [] and data == load_image(SAME["12 bits"])[0]
@@ -597,7 +587,7 @@ def test_no_name_reaches_a_note_an_error_a_log_or_the_picture(kind, capfd, caplo
 
 def try_to_load(data, folder):
     """Returns all that comes out of a file: notes and bytes, or errors with all their contexts."""
-    path = folder / "film.dcm"
+    path = folder / "image.dcm"
     path.write_bytes(data)
     try:
         image, notes = load_image(path)
@@ -615,9 +605,9 @@ def try_to_load(data, folder):
 
 
 def test_no_name_is_taken_out_of_a_file():
-    dataset, _ = dicom_files.read_header(make_dicom(STORED, 12, **(NAMES | WINDOW)))
+    dataset, _ = dicom._read_header(make_dicom(STORED, 12, **(NAMES | WINDOW)))
     taken = {pydicom.datadict.keyword_for_tag(element.tag) for element in dataset}
-    assert "WindowWidth" in taken and taken <= {*dicom_files.ELEMENTS.split(), "SpecificCharacterSet"}
+    assert "WindowWidth" in taken and taken <= {*dicom._ELEMENTS.split(), "SpecificCharacterSet"}
 
 
 def test_quiet_reading_leaves_warnings_and_logs_as_they_were():
@@ -645,12 +635,12 @@ def real(shared_data):
 
 
 def test_the_real_chest_images_are_read_right(real):
-    plain, notes = decode_dicom(next(real.glob("1.2.276.*.dcm")))
+    plain, notes = decode_dicom(next(real.glob("1.2.276.*.dcm")).read_bytes())
     assert notes == [] and plain.shape == (1024, 1024) and looks_inverted(plain) is False
-    false, notes = decode_dicom(real / "Fake_MONOHR1.dcm")
+    false, notes = decode_dicom((real / "Fake_MONOHR1.dcm").read_bytes())
     np.testing.assert_array_equal(false, plain)
     assert len(notes) == 1 and IGNORED in notes[0]
-    negative, notes = decode_dicom(real / "RG1_J2KI.dcm")
+    negative, notes = decode_dicom((real / "RG1_J2KI.dcm").read_bytes())
     assert notes == ["inverted, as the tag MONOCHROME1 asks for"]
     assert negative.shape == (1955, 1841) and looks_inverted(negative) is False
     stored = pydicom.dcmread(real / "RG1_J2KI.dcm").pixel_array
@@ -659,7 +649,7 @@ def test_the_real_chest_images_are_read_right(real):
 
 
 def test_the_real_extremity_opens_and_is_said_to_be_none_of_the_chest(real):
-    image, notes = decode_dicom(real / "RG3_J2KR.dcm")
+    image, notes = decode_dicom((real / "RG3_J2KR.dcm").read_bytes())
     assert image.shape == (1760, 1760)
     assert notes[0] == "not a frontal chest radiograph: the body part is EXTREMITY"
     assert image[880, 500] < 60 < 120 < image[400, 850]  # air beside the leg is dark, bone is bright

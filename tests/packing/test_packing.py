@@ -1,38 +1,32 @@
-"""Packing from files and from stores, in parts and in both encodings: the same images, the same bytes, nothing lost."""
+"""Packing from files and from caches, in parts and in both encodings: the same images, the same bytes, nothing lost."""
 
 import contextlib
 import errno
 import io
 import os
-import pickle
 import shutil
-import struct
-import subprocess
-import sys
-import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_images import make_png
 from PIL import Image
 
 from helpers.packing import (
     ImageError,
     decode_image,
-    find_packed_studies,
     inspect_image,
-    load_image_cache,
     load_image_files,
     load_packed_study,
+    pack,
     pack_study,
     parse_part,
     resolve_paths,
-    shrink_images,
 )
-from helpers.packing import (
-    pack as packing,
-)
+from helpers.packing.image_cache import load_image_cache, shrink_images
 from helpers.packing.image_stream import BATCH, ImageFiles
+from helpers.packing.records import ENCODINGS
 from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
 from helpers.runtime.files import local_draft
 from helpers.runtime.settings import ROOT
@@ -45,9 +39,9 @@ AS_THEY_ARE = Augmentation(min_area=1, max_stretch=1, rotation=0, translation=0,
 
 
 @pytest.fixture(scope="module")
-def images(make_images, tmp_path_factory):
+def noise(make_images, tmp_path_factory):
     """Rows and paths of 45 images at 20 pixels, three of them unreadable, one of those missing; never written to."""
-    folder = tmp_path_factory.mktemp("packing") / "films"
+    folder = tmp_path_factory.mktemp("packing") / "images"
     rows, paths = make_images(folder, train=25, val=11, test=9, side=20)
     for name, spoil in zip(UNREADABLE, (lambda data: data[:-60], lambda data: b"<html>", None), strict=True):
         path = folder / name
@@ -55,10 +49,16 @@ def images(make_images, tmp_path_factory):
     return rows, paths
 
 
-@pytest.fixture(scope="module", params=["raw", "png"])
-def study(images, tmp_path_factory, request):
-    """`films` packed from their files in one go, in either encoding: 13 shards; never written to by a test."""
-    return pack_study(*images, tmp_path_factory.mktemp("packed") / "whole", encoding=request.param, **SETTINGS)
+@pytest.fixture(scope="module")
+def both(noise, tmp_path_factory):
+    """`noise` packed from its files in one go, as dict encoding -> study of 13 shards; never written to by a test."""
+    folder = tmp_path_factory.mktemp("packed")
+    return {encoding: pack_study(*noise, folder / encoding, encoding=encoding, **SETTINGS) for encoding in ENCODINGS}
+
+
+@pytest.fixture(scope="module")
+def study(both):
+    return both["raw"]
 
 
 def read_bytes(folder):
@@ -77,8 +77,8 @@ def read_images(study, subset, **options):
 # Encodings
 
 
-def test_images_and_labels_are_the_same_in_both_encodings(images, tmp_path):
-    raw, png = (pack_study(*images, tmp_path / encoding, encoding=encoding, **SETTINGS) for encoding in ("raw", "png"))
+def test_images_and_labels_are_the_same_in_both_encodings(both):
+    raw, png = both["raw"], both["png"]
     assert raw.index.equals(png.index) and raw.excluded == png.excluded and png.encoding == "png"
     sides = [make_train_dataset(study, SIDE, 5, seed=1, epochs=2) for study in (raw, png)]
     sides += [make_eval_dataset(study, "val", 4) for study in (raw, png)]
@@ -90,8 +90,8 @@ def test_images_and_labels_are_the_same_in_both_encodings(images, tmp_path):
     assert b"\x89PNG" in record
 
 
-def test_images_of_which_none_can_be_read_are_no_study(images, tmp_path):
-    rows, paths = images
+def test_images_of_which_none_can_be_read_are_no_study(noise, tmp_path):
+    rows, paths = noise
     bad = rows[rows["image"].isin(UNREADABLE)]
     with pytest.raises(
         ValueError, match=r"none of the 3 images can be read, for instance 000000\d\d_000\.png: .+\. Fetch"
@@ -100,12 +100,11 @@ def test_images_of_which_none_can_be_read_are_no_study(images, tmp_path):
     assert not (tmp_path / "packed" / "manifest.json").exists()
 
 
-def test_an_unknown_encoding_and_another_one_than_before_are_refused(images, study):
+def test_an_unknown_encoding_and_another_one_than_before_are_refused(noise, study):
     with pytest.raises(ValueError, match="RECORDS is 'jpeg'; expected one of raw, png"):
-        pack_study(*images, study.folder, encoding="jpeg", **SETTINGS)
-    other = {"raw": "png", "png": "raw"}[study.encoding]
-    with pytest.raises(ValueError, match=f"encoding was {study.encoding}, now {other}"):
-        pack_study(*images, study.folder, encoding=other, **SETTINGS)
+        pack_study(*noise, study.folder, encoding="jpeg", **SETTINGS)
+    with pytest.raises(ValueError, match="encoding was raw, now png"):
+        pack_study(*noise, study.folder, encoding="png", **SETTINGS)
 
 
 # What images come from
@@ -113,7 +112,7 @@ def test_an_unknown_encoding_and_another_one_than_before_are_refused(images, stu
 
 def test_images_come_in_order_whatever_batch_a_bad_one_is_in(make_images, tmp_path):
     """Also where whole batches fail, and the first and the last image."""
-    rows, paths = make_images(tmp_path / "films", train=4 * BATCH + 3, side=20)
+    rows, paths = make_images(tmp_path / "images", train=4 * BATCH + 3, side=20)
     names = rows["image"].tolist()
     bad = {0, 7, 8, *range(BATCH, 2 * BATCH), 3 * BATCH - 1, len(names) - 1}
     for number in bad:
@@ -127,52 +126,52 @@ def test_images_come_in_order_whatever_batch_a_bad_one_is_in(make_images, tmp_pa
             assert image.data == decode_image(tf.constant(paths[name].read_bytes()), SIDE).numpy().tobytes()
 
 
-def test_stores_give_the_bytes_that_files_give_and_need_them_no_more(images, study, tmp_path):
-    rows, paths = images
-    copies = shutil.copytree(next(iter(paths.values())).parent, tmp_path / "films")
-    names, stores = sorted(paths, reverse=True), []
+def test_caches_give_the_bytes_that_files_give_and_need_them_no_more(noise, both, tmp_path):
+    rows, paths = noise
+    copies = shutil.copytree(next(iter(paths.values())).parent, tmp_path / "images")
+    names, caches = sorted(paths, reverse=True), []
     for name, some in (("a", names[:30]), ("b", names[30:])):
         here = {image: copies / image for image in some}
-        stores.append(shrink_images(here, tmp_path / "stores", name, side=SIDE, n_threads=3))
+        caches.append(shrink_images(here, tmp_path / "caches", name, side=SIDE, n_threads=3))
         for path in here.values():
             path.unlink(missing_ok=True)
-    assert [film["image"] for store in stores for film in store.excluded] == sorted(UNREADABLE, reverse=True)
-    for some in (stores, [load_image_cache(tmp_path / "stores", name) for name in "ba"]):
-        folder = tmp_path / f"packed-{some[0].path.stem}"
-        packed = pack_study(rows, some, folder, encoding=study.encoding, **SETTINGS)
-        assert read_bytes(packed.folder) == read_bytes(study.folder)
-    (tmp_path / "packed-a" / "index.csv").unlink()
-    pack_study(rows, stores, tmp_path / "packed-a", encoding=study.encoding, **SETTINGS)
-    assert read_bytes(tmp_path / "packed-a") == read_bytes(study.folder)
+    assert [entry["image"] for cache in caches for entry in cache.excluded] == sorted(UNREADABLE, reverse=True)
+    loaded = [load_image_cache(tmp_path / "caches", name) for name in "ba"]
+    for encoding, some in (("raw", loaded), ("png", caches)):
+        packed = pack_study(rows, some, tmp_path / encoding, encoding=encoding, **SETTINGS)
+        assert read_bytes(packed.folder) == read_bytes(both[encoding].folder)
+    (tmp_path / "png" / "index.csv").unlink()
+    pack_study(rows, caches, tmp_path / "png", encoding="png", **SETTINGS)
+    assert read_bytes(tmp_path / "png") == read_bytes(both["png"].folder)
 
 
-def test_a_finished_store_is_loaded_and_any_other_made_anew(images, tmp_path, monkeypatch):
-    paths = dict(list(images[1].items())[:9])
-    store = shrink_images(paths, tmp_path, "one", side=SIDE)
-    assert store.images.shape == (8, SIDE, SIDE) and len(store.images) == 8 and len(store.facts["mode"]) == 8
+def test_a_finished_cache_is_loaded_and_any_other_made_anew(noise, tmp_path, monkeypatch):
+    paths = dict(list(noise[1].items())[:9])
+    cache = shrink_images(paths, tmp_path, "one", side=SIDE)
+    assert cache.pixels.shape == (8, SIDE, SIDE) and len(cache.images) == 8 and len(cache.facts["mode"]) == 8
     before = read_stamps(tmp_path)
-    assert shrink_images(None, tmp_path, "one", side=SIDE) == store == load_image_cache(tmp_path, "one")
+    assert shrink_images(None, tmp_path, "one", side=SIDE) == cache == load_image_cache(tmp_path, "one")
     assert read_stamps(tmp_path) == before
     assert load_image_cache(tmp_path, "one", 20) is None and load_image_cache(tmp_path, "two") is None
-    for path, content in ((store.path, b"short"), (store.path.with_suffix(".json"), b"{")):
+    for path, content in ((cache.path, b"short"), (cache.path.with_suffix(".json"), b"{")):
         kept = path.read_bytes()
-        path.write_bytes(kept[:-1] + b"?" if path == store.path else content)
+        path.write_bytes(kept[:-1] + b"?" if path == cache.path else content)
         assert load_image_cache(tmp_path, "one") is None
         with pytest.raises(FileNotFoundError, match=r"one\.npy is missing, unfinished, damaged or not of 16 pixels"):
             shrink_images(None, tmp_path, "one", side=SIDE)
-        assert shrink_images(paths, tmp_path, "one", side=SIDE) == store and path.read_bytes() == kept
+        assert shrink_images(paths, tmp_path, "one", side=SIDE) == cache and path.read_bytes() == kept
     monkeypatch.setattr(ImageFiles, "read", lambda *_: iter(["no"]))  # ends amid the images
     with pytest.raises(ValueError, match="shorter"):
         shrink_images(paths, tmp_path, "one", side=20)
     assert load_image_cache(tmp_path, "one") is None and not list(tmp_path.glob("part-*"))
 
 
-def test_stores_that_do_not_fit_are_refused(images, tmp_path):
-    rows, paths = images
+def test_caches_that_do_not_fit_are_refused(noise, tmp_path):
+    rows, paths = noise
     names = list(paths)
     one = shrink_images({name: paths[name] for name in names[:20]}, tmp_path, "one", side=SIDE)
     two = shrink_images({name: paths[name] for name in names[19:-1]}, tmp_path, "two", side=SIDE)
-    with pytest.raises(ValueError, match=r"two\.npy: 1 image is \(00000019_000\.png\) in another store too"):
+    with pytest.raises(ValueError, match=r"two\.npy: 1 image is \(00000019_000\.png\) in another cache too"):
         pack_study(rows, [one, two], tmp_path / "packed", **SETTINGS)
     with pytest.raises(ValueError, match=r"25 images are .* in the rows, but there is no image"):
         pack_study(rows, [one], tmp_path / "packed", **SETTINGS)
@@ -188,17 +187,10 @@ def test_stores_that_do_not_fit_are_refused(images, tmp_path):
 # What the index says of the files
 
 
-def make_png(depth, color, side=24):
-    """Returns a PNG of any kind of pixels, which Pillow alone cannot write."""
+def make_blank(depth, color):
+    """Returns a black PNG of 24 x 20 pixels of any kind, of which Pillow cannot write all."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
-    row = b"\0" + bytes(-(-side * channels * depth // 8))
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side - 4, depth, color, 0, 0, 0))
-    chunks += chunk(b"PLTE", bytes(6)) if color == 3 else b""
-    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IDAT", zlib.compress(row * (side - 4))) + chunk(b"IEND", b"")
+    return make_png(24, 20, depth, color, raw=20 * bytes(1 + -(-24 * channels * depth // 8)))
 
 
 def make_jpeg(mode):
@@ -208,15 +200,15 @@ def make_jpeg(mode):
 
 
 KINDS = {
-    **{f"gray of {depth} bits": make_png(depth, 0) for depth in (1, 2, 4, 8, 16)},
-    **{f"palette of {depth} bits": make_png(depth, 3) for depth in (1, 2, 4, 8)},
-    **{f"color {color} of {depth} bits": make_png(depth, color) for color in (2, 4, 6) for depth in (8, 16)},
+    **{f"gray of {depth} bits": make_blank(depth, 0) for depth in (1, 2, 4, 8, 16)},
+    **{f"palette of {depth} bits": make_blank(depth, 3) for depth in (1, 2, 4, 8)},
+    **{f"color {color} of {depth} bits": make_blank(depth, color) for color in (2, 4, 6) for depth in (8, 16)},
     **{f"JPEG {mode}": make_jpeg(mode) for mode in ("L", "RGB")},
 }
 
 
 def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_images, tmp_path):
-    rows, paths = make_images(tmp_path / "films", train=len(KINDS) + 1)
+    rows, paths = make_images(tmp_path / "images", train=len(KINDS) + 1)
     files = dict(zip(rows["image"], [*KINDS.values(), make_jpeg("CMYK")], strict=True))
     for image, data in files.items():
         paths[image].write_bytes(data)
@@ -224,7 +216,7 @@ def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_images, tmp_
     assert packed.excluded == [
         {
             "image": rows["image"].iloc[-1],
-            "reason": "a JPEG in the four colors of printing, which no image is; save it in gray",
+            "reason": "a JPEG in CMYK, the colors of printing, which no radiograph has: save it in gray",
         }
     ]
     with pytest.raises(ImageError):
@@ -244,62 +236,46 @@ def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_images, tmp_
 # Parts
 
 
-@pytest.mark.parametrize(("text", "part"), [("", None), ("1/1", (1, 1)), ("3/8", (3, 8))])
-def test_a_part_is_written_as_a_fraction(text, part):
-    assert parse_part(text) == part
+def test_a_part_is_written_as_a_fraction_and_anything_else_is_refused():
+    assert [parse_part(text) for text in ("", "1/1", "3/8")] == [None, (1, 1), (3, 8)]
+    for text in ("0/8", "9/8", "3", "3/", "-1/2", "a/b", 3):
+        with pytest.raises(ValueError, match=r"PART is .*expected"):
+            parse_part(text)
 
 
-@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "-1/2", "a/b", 3])
-def test_what_is_no_part_is_refused(text):
-    with pytest.raises(ValueError, match=r"PART is .*expected"):
-        parse_part(text)
-
-
-def test_two_processes_at_once_pack_what_one_packs(images, tmp_path):
-    whole = pack_study(*images, tmp_path / "whole", **SETTINGS)
-    (tmp_path / "films.pkl").write_bytes(pickle.dumps(images))
-    code = f"""
-import pickle, sys
-sys.path.insert(0, {str(ROOT / "notebooks")!r})
-from helpers.packing import pack_study
-films = pickle.load(open({str(tmp_path / "films.pkl")!r}, "rb"))
-part = int(sys.argv[1]), 2
-assert pack_study(*films, {str(tmp_path / "packed")!r}, part=part, **{SETTINGS}) is None
-"""
-    processes = [subprocess.Popen([sys.executable, "-c", code, number]) for number in "12"]
-    assert [process.wait() for process in processes] == [0, 0]
+def test_two_that_pack_at_once_pack_what_one_packs(noise, study, tmp_path):
     packed = tmp_path / "packed"
+    with ThreadPoolExecutor() as pool:
+        parts = [pool.submit(pack_study, *noise, packed, part=(number, 2), **SETTINGS) for number in (1, 2)]
+    assert [part.result() for part in parts] == [None, None]
     shards = sorted(path.name for path in packed.glob("*.tfrecord"))
-    assert len(shards) == len(list(packed.glob("*.tfrecord.json"))) == sum(map(len, whole.shards.values())) == 13
+    assert len(shards) == len(list(packed.glob("*.tfrecord.json"))) == sum(map(len, study.shards.values())) == 13
     assert len(list(packed.iterdir())) == 26  # no manifest yet, and no draft left
     before = read_stamps(packed)
-    pack_study(*images, packed, **SETTINGS)
+    pack_study(*noise, packed, **SETTINGS)
     assert all(read_stamps(packed)[packed / name] == before[packed / name] for name in shards)
-    assert read_bytes(packed) == read_bytes(whole.folder)
+    assert read_bytes(packed) == read_bytes(study.folder)
 
 
-def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damaged_is_packed(images, study, tmp_path):
-    options = {"encoding": study.encoding, **SETTINGS}
+def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damaged_is_packed(noise, study, tmp_path):
     for number, n_shards in ((1, 5), (3, 4)):
         folder = tmp_path / f"host{number}"
-        pack_study(*images, folder, part=(number, 3), **options)
+        pack_study(*noise, folder, part=(number, 3), **SETTINGS)
         assert len(list(folder.glob("*.tfrecord"))) == n_shards
         shutil.copytree(folder, tmp_path / "packed", dirs_exist_ok=True)
     damaged = next((tmp_path / "packed").glob("val*.tfrecord"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     kept = {path: stamp for path, stamp in read_stamps(tmp_path / "packed").items() if path.suffix == ".tfrecord"}
-    pack_study(*images, tmp_path / "packed", **options)
+    pack_study(*noise, tmp_path / "packed", **SETTINGS)
     after = read_stamps(tmp_path / "packed")
     assert {path for path in kept if kept[path] != after[path]} == {damaged} and len(kept) == 9
     assert read_bytes(tmp_path / "packed") == read_bytes(study.folder)
 
 
-def test_a_part_of_a_finished_study_changes_nothing_and_a_wrong_one_is_refused(images, study):
+def test_a_part_of_a_finished_study_changes_nothing(noise, study):
     before = read_stamps(study.folder)
-    assert pack_study(*images, study.folder, part=(2, 5), encoding=study.encoding, **SETTINGS) is None
+    assert pack_study(*noise, study.folder, part=(2, 5), **SETTINGS) is None
     assert read_stamps(study.folder) == before
-    with pytest.raises(ValueError, match=r"part is \(3, 2\); expected \(1, 2\) to \(2, 2\)"):
-        pack_study(*images, study.folder, part=(3, 2), encoding=study.encoding, **SETTINGS)
 
 
 # Reuse
@@ -340,7 +316,7 @@ def test_a_packed_study_carries_the_label_files_and_is_packed_again_without_a_wr
     assert read_stamps(folder) == before and again.index.equals(study.index)
 
 
-def test_an_altered_copy_of_a_label_file_is_named_and_mended(rows_and_paths, phantom_dir, attached, tmp_path):
+def test_an_altered_copy_of_a_label_file_is_named_and_repaired(rows_and_paths, phantom_dir, attached, tmp_path):
     folder = shutil.copytree(attached / "somebody" / "packed", tmp_path / "packed")
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755)
@@ -355,8 +331,6 @@ def test_an_altered_copy_of_a_label_file_is_named_and_mended(rows_and_paths, pha
 
 def test_an_attached_study_is_recognized_by_its_manifest(attached, tmp_path, phantom_dir):
     folder = attached / "somebody" / "packed"
-    assert find_packed_studies(attached, "official") == {folder: "phantom"}
-    assert find_packed_studies(attached, "leaky_images") == find_packed_studies(tmp_path / "none", "official") == {}
 
     def resolve(data_dir, packed_dir="", root=attached, split="official"):
         return resolve_paths(data_dir, tmp_path / "run", packed_dir, split, "profile of a test", root)
@@ -403,9 +377,9 @@ def zone_plate(side):
 
 
 def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_images, tmp_path):
-    rows, paths = make_images(tmp_path / "films", train=2)
-    for path, film in zip(paths.values(), (draw_image(3, size=640)[0], zone_plate(640)), strict=True):
-        Image.fromarray(film).save(path)
+    rows, paths = make_images(tmp_path / "images", train=2)
+    for path, image in zip(paths.values(), (draw_image(3, size=640)[0], zone_plate(640)), strict=True):
+        Image.fromarray(image).save(path)
     at = {side: pack_study(rows, paths, tmp_path / str(side), split_name="official", side=side) for side in (224, 320)}
 
     def read(study, size):
@@ -429,7 +403,7 @@ def test_a_study_of_320_pixels_serves_224_and_320_without_aliasing(make_images, 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a disk that is always full")
-def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(images, study, tmp_path, monkeypatch):
+def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(noise, study, tmp_path, monkeypatch):
     """The third shard is written to a disk that is full; the two before it are not packed again."""
     n_drafts = 0
 
@@ -442,14 +416,13 @@ def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(imag
                 draft.symlink_to("/dev/full")
             yield draft
 
-    settings = SETTINGS | {"encoding": study.encoding}
-    monkeypatch.setattr(packing, "local_draft", draft_on_a_full_disk)
+    monkeypatch.setattr(pack, "local_draft", draft_on_a_full_disk)
     with pytest.raises(OSError, match="another PACKED_DIR") as error:
-        pack_study(*images, tmp_path, **settings)
+        pack_study(*noise, tmp_path, **SETTINGS)
     assert error.value.errno == errno.ENOSPC and str(tmp_path) in str(error.value)
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
     assert len(finished) == 2
     monkeypatch.undo()
-    pack_study(*images, tmp_path, **settings)
+    pack_study(*noise, tmp_path, **SETTINGS)
     assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in finished.items())
     assert (tmp_path / "manifest.json").read_bytes() == (study.folder / "manifest.json").read_bytes()

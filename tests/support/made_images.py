@@ -17,12 +17,18 @@ def encode(pixels, kind="PNG", mode=None, **options):
     return file.getvalue()
 
 
-def chunk(name, content):
+def _chunk(name, content):
     checksum = zlib.crc32(name + content)
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
 def make_png(width, height, depth=8, color=0, raw=b""):
-    """Returns a well-formed PNG file with any declared size, whatever pixel data it holds."""
+    """Returns a well-formed PNG file with any declared size and kind of pixels, whatever pixel data it holds."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    palette = _chunk(b"PLTE", bytes(6)) if color == 3 else b""
+    data = _chunk(b"IDAT", zlib.compress(raw))
+    return SIGNATURE + _chunk(b"IHDR", header) + palette + data + _chunk(b"IEND", b"")
+
+
+def flip_bit(data, place):
+    return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
