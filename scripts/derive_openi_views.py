@@ -1,4 +1,4 @@
-"""Makes helpers/xvision/openi_views.json anew: which image of each study of the Indiana collection (Open-i) is frontal.
+"""Makes helpers/xvision/openi_views.json: which image of each study of the Indiana collection (Open-i) is frontal.
 
 Usage: python scripts/derive_openi_views.py NLMCXR_reports.tgz torchxrayvision-1.5.7-py3-none-any.whl
 The wheel comes with `pip download --no-deps torchxrayvision==1.5.7`; two of its tables are read, no code of it is run.
@@ -37,11 +37,11 @@ def read_member(wheel, name):
 
 
 def derive(reports, wheel):
-    """Returns the reports' frame with `first_is` ("PA" or "L", of the study) and `said_lateral` (bool, of the image)."""
+    """Returns the reports' frame with `first_is` ("PA" or "L", by study) and `header_lateral` (bool, by image)."""
     headers = read_member(wheel, "nlmcxr_dicom_metadata.csv.gz")
     lateral = headers["View Position"].isin(LATERAL_POSITIONS)
     lateral |= headers["Patient Orientation"].isin(LATERAL_ORIENTATIONS)
-    images = reports.assign(said_lateral=reports["image"].isin(headers.index[lateral]))
+    images = reports.assign(header_lateral=reports["image"].isin(headers.index[lateral]))
     sorted_by_pixels = images["image"].map(read_member(wheel, "nlmcxr_tsne_pa.csv.gz")["tsne-view"])
     first = sorted_by_pixels[images["position"] == 1].set_axis(images["study"][images["position"] == 1])
     return images.assign(
@@ -54,8 +54,8 @@ def main(archive, wheel):
     images = derive(read_openi_reports(archive), wheel)
     first, second = images[images["position"] == 1], images[images["position"] == 2].set_index("study")
     turned = first[first["first_is"] == "L"]
-    pairs = turned[turned["n_films"] == 2]["study"]
-    taken = pairs[~second.loc[pairs, "said_lateral"].to_numpy()]
+    pairs = turned[turned["n_images"] == 2]["study"]
+    taken = pairs[~second.loc[pairs, "header_lateral"].to_numpy()]
     numbers = {"second": taken, "none": turned["study"][~turned["study"].isin(taken)]}
     lists = {key: sorted(int(study.removeprefix("CXR")) for study in studies) for key, studies in numbers.items()}
     lines = {key: textwrap.fill(", ".join(map(str, value)), 114) for key, value in lists.items()}
@@ -65,10 +65,10 @@ def main(archive, wheel):
 
     print({key: len(value) for key, value in lists.items()})
     print("first images by pixels and header:")
-    print(pd.crosstab(first["first_is"], first["said_lateral"]).to_string())
+    print(pd.crosstab(first["first_is"], first["header_lateral"]).to_string())
     print("second images of two, where the first is:")
-    two = second[second["n_films"] == 2]
-    print(pd.crosstab(two["first_is"], two["said_lateral"]).to_string())
+    two = second[second["n_images"] == 2]
+    print(pd.crosstab(two["first_is"], two["header_lateral"]).to_string())
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ import types
 import pytest
 
 from helpers.fetch import (
-    DownloadError,
     download_with_kagglehub,
     find_attached_study,
     link_study,
     list_chestmnist_file,
     list_remote_study,
 )
+from helpers.fetch.downloads import DownloadError
 from helpers.fetch.sources import KAGGLE_MOUNTS, is_known_metadata, parse_archives
 from helpers.runtime import hash_file
-from helpers.study import has_patients, identify_study, list_images, load_metadata
+from helpers.study import has_patients, list_images, load_metadata
+from helpers.study.counts import identify_study
 
 
 def lay_study(folder, images="images_001/images"):
@@ -43,7 +44,7 @@ def test_the_known_mount_goes_before_a_copy_and_two_copies_are_not_chosen_betwee
     assert find_attached_study(tmp_path) == known
 
 
-def test_nothing_attached_is_an_error_that_says_where_was_looked_and_what_to_do(tmp_path):
+def test_without_an_attached_study_the_error_says_where_it_looked_and_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*/input: .*nih-chest-xrays/data by “Add Input”"):
         find_attached_study(tmp_path / "input")
     lay_study(tmp_path / "a/b/c/d/e/f")  # too deep
@@ -53,11 +54,11 @@ def test_nothing_attached_is_an_error_that_says_where_was_looked_and_what_to_do(
 
 def test_folders_of_images_are_not_opened(tmp_path, monkeypatch):
     study = lay_study(tmp_path / "nih")
-    (tmp_path / "films" / "images").mkdir(parents=True)
+    (tmp_path / "pictures" / "images").mkdir(parents=True)
     opened, scan = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: opened.append(str(path)) or scan(path))
     assert find_attached_study(tmp_path) == study
-    assert opened and not [path for path in opened if "images" in os.path.basename(path)]
+    assert opened and not [path for path in opened if os.path.basename(path).startswith("images")]
 
 
 def test_a_study_elsewhere_appears_by_links(tmp_path, phantom_dir):
@@ -78,8 +79,8 @@ def test_what_marks_a_study_comes_along_with_it(tmp_path, phantom_dir):
     (chestmnist / "chestmnist.json").write_text("{}")
     link_study(chestmnist, tmp_path / "mnist")
     assert not has_patients(tmp_path / "mnist")
-    link_study(phantom_dir, tmp_path / "drawn")
-    assert identify_study(tmp_path / "drawn", load_metadata(tmp_path / "drawn")) == "synthetic"
+    link_study(phantom_dir, tmp_path / "synthetic")
+    assert identify_study(tmp_path / "synthetic", load_metadata(tmp_path / "synthetic")) == "synthetic"
 
 
 def test_images_of_another_kind_are_not_mixed_with_those_linked_to(tmp_path):
@@ -111,17 +112,18 @@ def test_other_names_of_archives_are_refused(text):
         parse_archives(text)
 
 
-@pytest.mark.parametrize("source", ["nih_box", "hugging_face"])
-def test_the_archives_hold_all_images_of_the_label_file(source, shared_data):
-    study = list_remote_study(source)
-    rows = load_metadata(shared_data / "nih_metadata")
-    assert len(study.archives) == 12 and sum(archive.images for archive in study.archives) == len(rows)
-    assert len({archive.url for archive in study.archives}) == len({archive.name for archive in study.archives}) == 12
-    assert all(archive.url.startswith("https://") and archive.about > 2e9 for archive in study.archives)
-    assert [archive.stem for archive in study.archives][::11] == ["images_001", "images_012"]
+def test_the_archives_hold_all_images_of_the_label_file(shared_data):
+    rows = (shared_data / "nih_metadata" / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]
+    for source in ("nih_box", "hugging_face"):
+        study = list_remote_study(source)
+        assert len(study.archives) == 12 and sum(archive.images for archive in study.archives) == len(rows)
+        assert len({archive.url for archive in study.archives}) == 12
+        assert len({archive.name for archive in study.archives}) == 12
+        assert all(archive.url.startswith("https://") and archive.about > 2e9 for archive in study.archives)
+        assert [archive.stem for archive in study.archives][::11] == ["images_001", "images_012"]
 
 
-def test_the_small_files_are_held_against_known_hashes(shared_data):
+def test_the_small_files_are_compared_with_known_hashes(shared_data):
     """Box's label file is the mirror's with one header of a column changed, to the byte."""
     mirror, box = (list_remote_study(source, "1").metadata for source in ("hugging_face", "nih_box"))
     assert [file.name for file in mirror] == [file.name for file in box]
@@ -167,7 +169,7 @@ def test_kagglehub_gives_a_study(tmp_path, monkeypatch):
     assert download_with_kagglehub() == tmp_path / "nih-chest-xrays-data"
 
 
-def test_what_kagglehub_refuses_and_what_is_no_study_is_said(tmp_path, monkeypatch):
+def test_a_refusal_of_kagglehub_and_a_download_that_is_no_study_are_reported(tmp_path, monkeypatch):
     def refuse(handle):
         raise RuntimeError("401")
 
@@ -185,8 +187,8 @@ def test_a_missing_kagglehub_is_named_with_its_remedy(monkeypatch):
         download_with_kagglehub()
 
 
-def test_kagglehub_is_not_begun_on_a_disk_that_is_too_small(tmp_path, monkeypatch):
-    use_kagglehub(monkeypatch, tmp_path, lambda handle: pytest.fail("begun"))
+def test_kagglehub_does_not_start_on_a_disk_that_is_too_small(tmp_path, monkeypatch):
+    use_kagglehub(monkeypatch, tmp_path, lambda handle: pytest.fail("started"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "empty"))
     is_folder = os.path.isdir  # on Kaggle, where the data is only mounted, nothing is checked
     monkeypatch.setattr(os.path, "isdir", lambda path: path != "/kaggle/input" and is_folder(path))

@@ -1,4 +1,4 @@
-"""A web server on this machine that serves files from memory, with ranges, and fails as it is told to."""
+"""A web server on this machine that serves files from memory, with ranges, and fails as a test wants it to."""
 
 import re
 import threading

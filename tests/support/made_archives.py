@@ -1,4 +1,4 @@
-"""What tests of fetching share: a small study as its sources give it, in archives on a server of this machine."""
+"""What tests of fetching share: a small study as its sources publish it, in archives on a server of this machine."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ def make_zip(files):
     return buffer.getvalue()
 
 
-def serve_study(server, *, n_archives=3, images=5, side=40):
+def serve_study(server, *, n_archives=2, images=3, side=40):
     """Puts a study into a `FaultyServer`; returns the `RemoteStudy` and the images of all archives by name."""
     metadata, archives, everything = [], [], {}
     for name, data in LISTS.items():

@@ -1,17 +1,18 @@
-"""Where a study comes from: attached on Kaggle, by kagglehub, NIH's Box or Hugging Face; and what files lie there.
+"""Where a study comes from: attached on Kaggle, from kagglehub, NIH's Box or Hugging Face; and which files are there.
 
-What is fetched is fetched by the room `streaming`. Archives' sizes are those that Box tells; their MD5s those of NIH's
-FAQ_CHESTXRAY.pdf, question 7; the images in each add up to the label file's 112,120. The label file of Hugging Face,
-revision below, and that of Box differ in the header of one column, "Patient Gender" and "Patient Sex", and no more.
+`streaming` fetches them. The archives' sizes are those that Box reports, their MD5s those of NIH's FAQ_CHESTXRAY.pdf,
+question 7; their images add up to the label file's 112,120. The label files of Hugging Face (revision below) and of Box
+differ only in the header of one column, "Patient Gender" and "Patient Sex".
 """
 
 import dataclasses
 import fnmatch
 import os
+import pathlib
 import re
 
 from ..runtime.files import as_path, is_remote
-from ..study.labels import CHESTMNIST_MARK, SMALL_FILES
+from ..study.study_folder import CHESTMNIST_MARK, SMALL_FILES
 from .downloads import DownloadError, assert_space
 
 BOX_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
@@ -19,7 +20,7 @@ HUGGING_FACE = "https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset
 KAGGLE_HANDLE = "nih-chest-xrays/data"
 KAGGLE_MOUNTS = ("data", f"datasets/{KAGGLE_HANDLE}")  # below /kaggle/input: the older way and today's
 
-_REVISION = "36778e3b0e4f4b4fad31d1728d6190f3eda5b543"  # of the mirror; its files stay as they are there
+_REVISION = "36778e3b0e4f4b4fad31d1728d6190f3eda5b543"  # of the mirror, whose files stay as they are in it
 _BOX_FILE = "https://nihcc.app.box.com/index.php?rm=box_download_shared_file&vanity_name=ChestXray-NIHCC&file_id=f_{}"
 _BOX_ARCHIVE = "https://nihcc.box.com/shared/static/{}.gz"
 _ARCHIVES = (  # id in Box, bytes and MD5 of the tar.gz, images
@@ -38,17 +39,12 @@ _ARCHIVES = (  # id in Box, bytes and MD5 of the tar.gz, images
 )
 _BOX_LABELS = "c69a6daca3549af707ca9cacbdf9f9a7b6a9188e8c61157df653520bb72d8eb1"  # of 9,003,496 bytes
 _METADATA = (  # name, id in Box, SHA-256 in the mirror
-    (
-        "Data_Entry_2017_v2020.csv",
-        219760887468,
-        "dc1d2df67fdc1c5a7601d48699cda2b13dc2c4841488b4183dcf04884dbaca11",
-    ),
+    ("Data_Entry_2017_v2020.csv", 219760887468, "dc1d2df67fdc1c5a7601d48699cda2b13dc2c4841488b4183dcf04884dbaca11"),
     ("train_val_list.txt", 256056636701, "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81"),
     ("test_list.txt", 256055473534, "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"),
     ("BBox_List_2017.csv", 219760940956, "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
 )
 _MARKS = ("phantom.json", CHESTMNIST_MARK)  # of studies that are not NIH's
-_MAX_FOLDERS, _MAX_ENTRIES = 2_000, 1_000  # that a search opens, and reads of each: Kaggle's disk is a slow one
 _KAGGLE_BYTES = 2 * 45_000_000_000  # kagglehub keeps the archive until it is unpacked
 
 
@@ -59,11 +55,11 @@ class RemoteFile:
     Attributes:
         name: under which it is kept.
         url: its address.
-        about: bytes it has, more or less; 0 where nobody knows.
+        about: its bytes, more or less; 0 for small files.
         size: bytes it must have, or None.
         sha256: SHA-256 that it must have, in hexadecimal, or None.
         md5: MD5 that it must have, in hexadecimal, or None.
-        images: images in an archive, 0 for other files.
+        images: number of images in an archive, 0 for other files.
     """
 
     name: str
@@ -104,40 +100,38 @@ def list_remote_study(source, archives="1-12", mirror=""):
     Raises:
         ValueError: unknown source, archives that are no such list, or a mirror that is no address.
     """
-    numbers = parse_archives(archives)
+    numbers, mirror = parse_archives(archives), parse_mirror(mirror)
     if source not in ("nih_box", "hugging_face"):
         raise ValueError(f"unknown source {source!r}; expected nih_box or hugging_face")
-    mirror = parse_mirror(mirror)
-    chosen = [(number, *_ARCHIVES[number - 1]) for number in numbers]
+    chosen = [(f"images_{number:03d}", *_ARCHIVES[number - 1]) for number in numbers]
     if source == "nih_box":
-        labels = {_METADATA[0][0]: _BOX_LABELS}
-        files = [
-            RemoteFile(name, f"{mirror}/{name}" if mirror else _BOX_FILE.format(key), sha256=labels.get(name, sha256))
+        sums = {_METADATA[0][0]: _BOX_LABELS}
+        metadata = [
+            RemoteFile(name, f"{mirror}/{name}" if mirror else _BOX_FILE.format(key), sha256=sums.get(name, sha256))
             for name, key, sha256 in _METADATA
         ]
-        names = {number: f"images_{number:03d}.tar.gz" for number in numbers}
-        urls = {
-            number: f"{mirror}/{names[number]}" if mirror else _BOX_ARCHIVE.format(key) for number, key, *_ in chosen
-        }
         packed = [
-            RemoteFile(names[number], urls[number], n_bytes, n_bytes, md5=md5, images=images)
-            for number, _, n_bytes, md5, images in chosen
+            RemoteFile(
+                f"{stem}.tar.gz",
+                f"{mirror}/{stem}.tar.gz" if mirror else _BOX_ARCHIVE.format(key),
+                *(n_bytes, n_bytes),
+                md5=md5,
+                images=images,
+            )
+            for stem, key, n_bytes, md5, images in chosen
         ]
-        return RemoteStudy(tuple(files), tuple(packed), BOX_PAGE)
+        return RemoteStudy(tuple(metadata), tuple(packed), BOX_PAGE)
     root = mirror or f"{HUGGING_FACE}/resolve/{_REVISION}"
-    files = [RemoteFile(name, f"{root}/data/{name}", sha256=sha256) for name, _, sha256 in _METADATA]
-    names = [f"images_{number:03d}.zip" for number in numbers]
-    packed = [
-        RemoteFile(
-            name, f"{root}/data/images/{name}", about=n_bytes, images=images
-        )  # the same images, packed otherwise
-        for name, (_, _, n_bytes, _, images) in zip(names, chosen, strict=True)
+    metadata = [RemoteFile(name, f"{root}/data/{name}", sha256=sha256) for name, _, sha256 in _METADATA]
+    packed = [  # of the same PNGs: about as many bytes as at Box
+        RemoteFile(f"{stem}.zip", f"{root}/data/images/{stem}.zip", about=n_bytes, images=images)
+        for stem, _, n_bytes, _, images in chosen
     ]
-    return RemoteStudy(tuple(files), tuple(packed), HUGGING_FACE)
+    return RemoteStudy(tuple(metadata), tuple(packed), HUGGING_FACE)
 
 
 def is_known_metadata(name, sha256):
-    """Whether a file of NIH's metadata is one of the editions that the sources have."""
+    """Returns whether a file of NIH's metadata is one of the editions that the sources have."""
     known = {(file, digest) for file, _, digest in _METADATA} | {(_METADATA[0][0], _BOX_LABELS)}
     return (name, sha256) in known
 
@@ -150,7 +144,7 @@ def parse_mirror(text):
 
 
 def parse_archives(text):
-    """Returns the numbers that "1,3-5", a number or a list of some names; ValueError unless all are of 1 to 12."""
+    """Returns the numbers in "1,3-5", or in a number or list of these; ValueError unless all are from 1 to 12."""
     numbers = set()
     for part in (",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)).split(","):
         match = re.fullmatch(r"\s*(\d{1,2})\s*(?:-\s*(\d{1,2})\s*)?", part)
@@ -162,11 +156,11 @@ def parse_archives(text):
 
 
 def assert_no_other_images(folder, allowed=()):
-    """Raises ValueError if a folder holds synthetic images or ChestMNIST's, which others would be taken for or mixed with.
+    """Raises ValueError if a folder holds synthetic images or ChestMNIST's, which must not be mixed with others.
 
     Args:
-        folder: path of the folder that a study is to come to.
-        allowed: names of the marks that are not refused.
+        folder: path of the folder that a study is fetched or linked into.
+        allowed: names of the marks that are accepted.
     """
     marks = [mark for mark in _MARKS if mark not in allowed and (as_path(folder) / mark).exists()]
     if marks:
@@ -176,19 +170,19 @@ def assert_no_other_images(folder, allowed=()):
 def find_attached_study(root="/kaggle/input", max_depth=4):
     """Finds the study that is attached to a Kaggle notebook.
 
-    Both places where Kaggle has mounted `nih-chest-xrays/data` are tried, then every folder down to a depth. Folders
-    of images are not opened: some hold 10,000 images.
+    The two places where Kaggle has mounted `nih-chest-xrays/data` are tried first, then all folders down to a depth.
+    Folders of images are not opened: some hold 10,000 images.
 
     Args:
         root: path of the folder with what is attached.
-        max_depth: folders between it and a study.
+        max_depth: most folders between it and a study.
 
     Returns:
         Path of the study, a folder with `Data_Entry_2017*.csv` and `images*/`.
 
     Raises:
         FileNotFoundError: nothing is attached, or nothing in NIH's layout.
-        ValueError: there are several; names them.
+        ValueError: several studies are attached; names them.
     """
     root = as_path(root)
     remedy = (
@@ -198,17 +192,16 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     if not root.is_dir():
         raise FileNotFoundError(f"there is no {root}: this is no Kaggle notebook, or nothing is attached. {remedy}")
     mounts = [root / place for place in KAGGLE_MOUNTS]
-    for folder in mounts:
-        if folder.is_dir() and _look_into(folder)[0]:
-            return folder
-    found, level, opened = [], [root], 0
-    for _ in range(max_depth + 1):
-        below = []
-        for folder in level[: _MAX_FOLDERS - opened]:
-            is_study, folders = _look_into(folder)
-            found += [folder] * is_study
-            below += [] if is_study else folders
-        opened, level = opened + len(level), below
+    found = next(([folder] for folder in mounts if _is_study(folder)), [])
+    if not found:
+        for place, folders, files in os.walk(root, followlinks=True):
+            folder, images = pathlib.Path(place), fnmatch.filter(folders, "images*")
+            if images and fnmatch.filter(files, "Data_Entry_2017*.csv"):
+                found.append(folder)
+                folders.clear()
+            if len(folder.relative_to(root).parts) == max_depth:
+                folders.clear()
+            folders[:] = [name for name in folders if name not in images and not name.startswith(".")]
     if len(found) > 1:
         named = ", ".join(map(str, sorted(found)))
         raise ValueError(f"{len(found)} studies are attached: {named}. Name one as DATA_DIR with FETCH = “folder”.")
@@ -220,25 +213,13 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     return found[0]
 
 
-def _look_into(folder):
-    """Returns whether a folder is a study in NIH's layout, and its folders but those of images and hidden ones."""
-    files, folders = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry, _ in zip(entries, range(_MAX_ENTRIES), strict=False):
-                (folders if entry.is_dir() else files).append(entry.name)
-    except OSError:  # what cannot be opened holds no study for us
-        return False, []
-    images = fnmatch.filter(folders, "images*")
-    is_study = bool(images) and bool(fnmatch.filter(files, "Data_Entry_2017*.csv"))
-    return is_study, [folder / name for name in sorted(folders) if name not in images and not name.startswith(".")]
+def _is_study(folder):
+    """Returns whether a folder holds a study in NIH's layout."""
+    return any(folder.glob("Data_Entry_2017*.csv")) and any(folder.glob("images*/"))
 
 
-def download_with_kagglehub(handle=KAGGLE_HANDLE):
-    """Downloads a study by kagglehub, Kaggle's own program, which keeps it in a cache of its own and resumes.
-
-    Args:
-        handle: data set on Kaggle, `owner/name`.
+def download_with_kagglehub():
+    """Downloads NIH ChestX-ray14 by kagglehub, Kaggle's own program, which keeps it in its own cache and resumes.
 
     Returns:
         Path of the study's folder.
@@ -246,38 +227,38 @@ def download_with_kagglehub(handle=KAGGLE_HANDLE):
     Raises:
         ModuleNotFoundError: kagglehub is not installed.
         DownloadError: Kaggle refuses, or the disk lacks space; says what to do.
-        FileNotFoundError: what came is no study in NIH's layout.
+        FileNotFoundError: the download is no study in NIH's layout.
     """
     try:
-        import kagglehub  # optional: only who chooses it needs it
+        import kagglehub  # optional: only users who choose it need it
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "FETCH = “kagglehub” needs kagglehub: pip install kagglehub, or choose another FETCH"
         ) from None
     cache = as_path(os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub"))
-    if not (cache / "datasets" / handle).exists() and not os.path.isdir("/kaggle/input"):  # on Kaggle it only mounts
+    if not (cache / "datasets" / KAGGLE_HANDLE).exists() and not os.path.isdir("/kaggle/input"):  # there it only mounts
         cache.mkdir(parents=True, exist_ok=True)
         assert_space(cache, _KAGGLE_BYTES)
     try:
-        folder = as_path(kagglehub.dataset_download(handle))
-    except Exception as error:  # its kinds of errors change from version to version
+        folder = as_path(kagglehub.dataset_download(KAGGLE_HANDLE))
+    except Exception as error:  # the kinds of errors change from version to version
         raise DownloadError(
-            f"Kaggle does not give {handle} ({type(error).__name__}: {error}). Run this again to go on; where a log-in "
-            "is asked for, see https://github.com/Kaggle/kagglehub#authenticate, or choose another FETCH"
+            f"Kaggle does not give {KAGGLE_HANDLE} ({type(error).__name__}: {error}). Run this again to continue; "
+            "where a log-in is asked for, see https://github.com/Kaggle/kagglehub#authenticate, or choose another FETCH"
         ) from error
-    if not _look_into(folder)[0]:
+    if not _is_study(folder):
         raise FileNotFoundError(
-            f"{folder} holds no Data_Entry_2017*.csv beside images*/: is {handle} the right data set?"
+            f"{folder} holds no Data_Entry_2017*.csv beside images*/: is {KAGGLE_HANDLE} the right data set?"
         )
     return folder
 
 
 def link_study(source, folder):
-    """Makes a study that lies elsewhere appear in a folder, by links: nothing is copied, and its name names the study.
+    """Makes a study that lies elsewhere appear in a folder, by symbolic links; nothing is copied.
 
     Args:
         source: path of a study in NIH's layout, such as a read-only mount.
-        folder: path of the folder; made if missing.
+        folder: path of the folder, whose name becomes the study's; made if missing.
 
     Raises:
         ValueError: the folder is in a bucket, or holds other images, or other files under these names.
@@ -289,19 +270,14 @@ def link_study(source, folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     assert_no_other_images(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
-    patterns = (
-        "images*",
-        *SMALL_FILES,
-    )  # with the marks of synthetic images and of ChestMNIST's, which are read otherwise
+    patterns = ("images*", *SMALL_FILES)  # these include the marks of synthetic images and of ChestMNIST's
     for entry in sorted(source.iterdir()):
-        link = folder / entry.name
         if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue
-        if link.is_symlink():
-            if link.resolve() == entry.resolve():
-                continue
-            if not link.exists():  # a mount that has moved, as Kaggle's have
-                link.unlink()
-        if link.is_symlink() or link.exists():
+        link = folder / entry.name
+        if link.is_symlink() and not link.exists():  # to a mount that has moved, as Kaggle's have
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(entry, target_is_directory=entry.is_dir())
+        elif link.resolve() != entry.resolve():
             raise ValueError(f"{link} is there already and is not {entry}; name another DATA_DIR, or remove it")
-        link.symlink_to(entry, target_is_directory=entry.is_dir())

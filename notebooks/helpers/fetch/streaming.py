@@ -1,16 +1,122 @@
-"""Fetches a study archive by archive, so that 42 GB need not lie on the disk at once.
+"""Fetches a study archive by archive, so that its 42 GB need not lie on the disk at once; and plans what that takes.
 
-Each archive is downloaded, unpacked and removed; with a `side`, its images are then shrunk into a store of their own and
-removed as well. Every stage leaves its result whole or not at all, and a run that was killed goes on behind the last
-one that it finished. No stage takes more of the disk than `fetch_plan` says.
+Each archive is downloaded, unpacked and removed; with a `side`, its images are then shrunk into a cache and removed as
+well. Every stage leaves its result whole or not at all, and a run that was killed continues after the last stage
+that it finished. No stage takes more of the disk than `plan_fetch` says.
 """
 
-from ..packing.image_cache import shrink_images
-from ..runtime.files import hash_file, remove_folder
+import contextlib
+import dataclasses
+import functools
+import os
+
+from ..packing.image_cache import load_image_cache, shrink_images
+from ..runtime.files import as_path, hash_file, is_remote, remove_folder
 from .archives import ArchiveError, unpack_archive
 from .downloads import DownloadError, assert_space, download_file
-from .plan import UNPACKED, Places, claim_folder, is_done, local_folder
 from .sources import assert_no_other_images, is_known_metadata
+
+RECORD = 300  # bytes of a packed image beside its pixels; 200 were measured
+_UNPACKED = 1.1  # bytes that come out of a byte of an archive, at most: PNGs are compressed already
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskPlan:
+    """What fetching and packing take, in bytes.
+
+    Attributes:
+        download: still to be downloaded.
+        peak: most that lie in the study's folder at a time.
+        kept: that stay there.
+        packed: the shards take, in their folder.
+    """
+
+    download: int
+    peak: int
+    kept: int
+    packed: int
+
+    def __str__(self):
+        values = dataclasses.astuple(self)
+        download, peak, kept, packed = (f"{v / 1e9:.1f} GB" if v > 1e9 else f"{v / 1e6:.0f} MB" for v in values)
+        return (
+            f"{download} to download. The study's folder takes at most {peak} at a time, of which {kept} stay; the "
+            f"packed images take {packed} more."
+        )
+
+
+class _Places:
+    """Where an archive and what is made of it lie; nothing stays in `downloads`.
+
+    Attributes:
+        side: pixels, to which the images are shrunk, or None.
+        archive: path of the downloaded archive.
+        part: path of its download in progress.
+        draft: path of the folder of unpacked images that are to be shrunk and removed.
+        images: path of the folder of unpacked images that stay.
+        caches: path of the folder of caches of this side.
+        result: path of what stays: the images, or their cache.
+    """
+
+    def __init__(self, archive, folder, side):
+        downloads = folder / "downloads"
+        self.side, self.archive = side, downloads / archive.name
+        self.part, self.draft = downloads / f"{archive.name}.part", downloads / archive.stem
+        self.images, self.caches = folder / archive.stem, folder / f"films-{side}"
+        self.result = self.caches / f"{archive.stem}.npy" if side else self.images
+
+    def unpacked(self):
+        """Returns the folder with the archive's images, or None; it is complete if it exists."""
+        return next((place for place in (self.images, self.draft) if place.exists()), None)
+
+    def load_result(self):
+        """Returns the `ImageCache`, or without a side the folder of images; None where it is not finished."""
+        if self.side is None:
+            return self.images if self.images.exists() else None
+        return load_image_cache(self.caches, self.result.stem, self.side)
+
+
+def plan_fetch(study, folder, *, side, stream=True, packed_dir=None):
+    """Plans what fetching a study takes, and checks that there is room for it.
+
+    Args:
+        study: `RemoteStudy`.
+        folder: path of the study's folder, on a disk of this machine; made if missing.
+        side: pixels, of the packed images.
+        stream: whether images are shrunk archive by archive and removed, or stay as they come.
+        packed_dir: path of the folder for the shards; None to leave them out of the check of room.
+
+    Returns:
+        A `DiskPlan`.
+
+    Raises:
+        DownloadError: a disk lacks space; names the folder, what is needed and what is free.
+        ValueError: the folder is in a bucket, or holds synthetic images or ChestMNIST's.
+    """
+    folder = local_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert_no_other_images(folder)
+    kept = peak = download = here = 0
+    for archive in study.archives:
+        at = _Places(archive, folder, side if stream else None)
+        on_the_way = _measure(at.archive) + _measure(at.part) + _measure(at.draft)
+        if at.load_result():
+            result = most = _measure(at.result)
+            here += result
+        else:
+            is_wanted = at.unpacked() is None
+            packed = archive.about if is_wanted else 0
+            unpacked = round(_UNPACKED * archive.about) if is_wanted else _measure(at.draft)
+            result = archive.images * side * side if stream else unpacked
+            most = max(packed + unpacked, unpacked + result if stream else result)
+            download += max(0, packed - on_the_way)
+        here += on_the_way
+        peak = max(peak, kept + most)
+        kept += result
+    packed = sum(archive.images for archive in study.archives) * (side * side + RECORD)
+    plan = DiskPlan(download, max(peak, kept), kept, packed)
+    assert_room(plan, folder, here, packed_dir, "Fewer ARCHIVES or a smaller SIDE")
+    return plan
 
 
 def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **options):
@@ -19,10 +125,8 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
     Args:
         study: `RemoteStudy`.
         folder: path of the study's folder, on a disk of this machine; made if missing.
-        side: pixels, to shrink the images into stores and remove them; None to keep them in `images_0NN/`.
-        progress: callable such as `tqdm`: one bar over the bytes of all archives that are still to come, called with
-            `total=`, `desc=`, `unit="B"` and `unit_scale=True`, returning an object with `update(n)` and `close()`,
-            and, if it has them, `total` and `set_postfix_str(text)` for the stage.
+        side: pixels, to shrink the images into caches and remove them; None to keep them in `images_0NN/`.
+        progress: callable such as `tqdm`, see `download_file` and `unpack_archive`: one bar for each stage.
         n_threads: threads that decode; by default one a core.
         **options: `retries`, `pause` and `timeout` of `download_file`.
 
@@ -30,43 +134,36 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
         List of `ImageCache`, one an archive; empty without `side`.
 
     Raises:
-        DownloadError: a file cannot be had or the disk lacks space; names the archive, and what is kept.
+        DownloadError: a file cannot be downloaded or the disk lacks space; names the archive, and what is kept.
         ArchiveError: an archive is damaged, unsafe or larger than planned.
         RuntimeError: another process fetches into the folder.
         ValueError: the folder is in a bucket, or holds synthetic images or ChestMNIST's.
     """
     folder = local_folder(folder)
+    results, finished = [], []
     with claim_folder(folder):
         assert_no_other_images(folder)
         for file in study.metadata:
             _fetch_metadata(file, folder, study.page, options)
-        return _fetch_archives(study, folder, side, progress, n_threads, options)
+        for archive in study.archives:
+            at = _Places(archive, folder, side)
+            try:
+                result = at.load_result() or _fetch_archive(archive, at, progress, n_threads, options)
+            except (OSError, ArchiveError) as error:  # also of a disk that another program has filled
+                kept = f"Kept: {', '.join(finished) or 'no whole archive yet'}. Run this again to continue from there"
+                kind = ArchiveError if isinstance(error, ArchiveError) else DownloadError
+                raise kind(f"{archive.name}: {str(error).rstrip('.')}. {kept}") from error
+            if side:
+                remove_folder(at.draft)
+            at.archive.unlink(missing_ok=True)  # of a run that was killed before it came to that
+            results.append(result)
+            finished.append(archive.name)
+    return results if side else []
 
 
-def _fetch_archives(study, folder, side, progress, n_threads, options):
-    places = {archive: Places(archive, folder, side) for archive in study.archives}
-    todo = [archive for archive, at in places.items() if not is_done(archive, at, side)]
-    finished = [archive.name for archive in places if archive not in todo]
-    work = _Work(progress, [archive for archive in todo if not places[archive].unpacked()])
-    try:
-        for archive, at in places.items():
-            if archive in todo:
-                try:
-                    _fetch_archive(archive, at, side, work, n_threads, options)
-                except (OSError, ArchiveError) as error:  # also of a disk that another program has filled
-                    kept = f"Kept: {', '.join(finished) or 'no whole archive yet'}. Run this again to go on from there"
-                    kind = ArchiveError if isinstance(error, ArchiveError) else DownloadError
-                    raise kind(f"{archive.name}: {str(error).rstrip('.')}. {kept}") from error
-                finished.append(archive.name)
-            _remove_leftovers(at, side)
-    finally:
-        work.close()
-    return [shrink_images(None, at.stores, archive.stem, side=side) for archive, at in places.items()] if side else []
-
-
-def list_cached_images(stores):
-    """Returns the names of all images of `ImageCache`s, with those that could not be read."""
-    return [image for store in stores for image in (*store.images, *(film["image"] for film in store.excluded))]
+def list_cached_images(caches):
+    """Returns the names of all images of `ImageCache`s, including those that could not be read."""
+    return [image for cache in caches for image in (*cache.images, *(row["image"] for row in cache.excluded))]
 
 
 def _fetch_metadata(file, folder, page, options):
@@ -82,73 +179,96 @@ def _fetch_metadata(file, folder, page, options):
         ) from error
 
 
-def _fetch_archive(archive, at, side, work, n_threads, options):
-    """Takes one archive from where it is to the end; a stage whose result is there is skipped."""
+def _fetch_archive(archive, at, progress, n_threads, options):
+    """Takes an archive from where it is to its result, which is returned; a stage that is finished is skipped."""
     unpacked = at.unpacked()
     if unpacked is None:
-        unpacked = at.images if side is None else at.draft
-        work.say(f"{archive.name}: downloading")
-        options = {"md5": archive.md5, "progress": work.share(archive), **options}
-        download_file(archive.url, at.archive, archive.sha256, archive.size, **options)
-        work.say(f"{archive.name}: unpacking")
-        limit = round(UNPACKED * at.archive.stat().st_size)
-        assert_space(at.downloads, limit)
-        unpack_archive(at.archive, unpacked, max_bytes=limit)
+        unpacked = at.draft if at.side else at.images
+        download_file(archive.url, at.archive, archive.sha256, archive.size, progress, md5=archive.md5, **options)
+        unpack_archive(at.archive, unpacked, max_ratio=_UNPACKED, progress=progress)
         at.archive.unlink()
-    if side is None:
-        if unpacked == at.draft:  # of a run that was to shrink them
+    if at.side is None:
+        if unpacked == at.draft:  # of a killed run that was to shrink them
             at.draft.rename(at.images)
-        return
-    for killed in at.stores.glob(f"part-*-{archive.stem}.*"):  # of a run that was: nobody else would remove them
-        killed.unlink()
-    work.say(f"{archive.name}: shrinking")
+        return at.images
+    for draft in at.caches.glob(f"part-*-{archive.stem}.*"):  # of a killed run: nothing else would remove them
+        draft.unlink()
     paths = {path.name: path for path in sorted(unpacked.rglob("*.png"))}
     if not 0 < len(paths) <= archive.images:
-        raise ArchiveError(f"{len(paths):,} PNGs are in it, up to {archive.films:,} are expected; is it the right one?")
-    at.stores.mkdir(exist_ok=True)
-    assert_space(at.stores, len(paths) * side * side)
-    shrink_images(paths, at.stores, archive.stem, side=side, n_threads=n_threads)
+        raise ArchiveError(
+            f"{len(paths):,} PNGs are in it, up to {archive.images:,} are expected; is it the right one?"
+        )
+    at.caches.mkdir(exist_ok=True)
+    assert_space(at.caches, len(paths) * at.side**2)
+    bar = functools.partial(progress, desc=f"Shrinking {archive.stem}") if progress else None
+    return shrink_images(paths, at.caches, archive.stem, side=at.side, n_threads=n_threads, progress=bar)
 
 
-def _remove_leftovers(at, side):
-    """Removes what is no longer needed, also of a run that was killed before it came to that."""
-    if side is not None:
-        remove_folder(at.draft)
-    at.archive.unlink(missing_ok=True)
+def local_folder(folder):
+    """Returns the path of a folder to fetch into; ValueError for one in a bucket."""
+    if is_remote(folder):
+        raise ValueError(f"{folder} lies in a bucket. Fetch into a local DATA_DIR; PACKED_DIR may be in the bucket.")
+    return as_path(folder)
 
 
-class _Work:
-    """One bar over the bytes that are still to come, however many archives and attempts they take."""
+@contextlib.contextmanager
+def claim_folder(folder):
+    """Keeps other processes from fetching into a folder, for a `with` block; the folder is made if missing.
 
-    def __init__(self, progress, archives):
-        self.expected = {archive: archive.size or archive.about for archive in archives}
-        total = sum(self.expected.values())
-        self.bar = progress(total=total, desc="Fetching", unit="B", unit_scale=True) if progress else None
+    The kernel releases the lock when the process ends, however it ends. On disks without locks, such as some that
+    machines share, no process is kept out.
 
-    def share(self, archive):
-        """Returns what `download_file` takes for `progress`, for one archive."""
+    Raises:
+        RuntimeError: another process fetches into it.
+    """
+    import fcntl  # not above: not every system has it
 
-        def start(*, total, initial, **_):
-            if hasattr(self.bar, "total"):  # what is there needs no download, and by now the size is known
-                self.bar.total += (total or self.expected[archive]) - initial - self.expected[archive]
-            return _Share(self.bar)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself: a lock file could not be removed without a race
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process fetches into {folder}: let it end, and run this again, or name another DATA_DIR"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
-        return start if self.bar is not None else None
 
-    def say(self, text):
-        if hasattr(self.bar, "set_postfix_str"):
-            self.bar.set_postfix_str(text)
+def assert_room(plan, folder, here, packed_dir, less):
+    """Checks the disks of the study's folder and of the shards, which may be one, for what is not there yet.
 
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
+    Args:
+        plan: `DiskPlan`.
+        folder: path of the study's folder.
+        here: bytes of the plan that are in it already.
+        packed_dir: path of the folder for the shards, or None.
+        less: the settings that take less, in words.
+
+    Raises:
+        DownloadError: a disk lacks space; names the folder, what is needed, what is free, and the plan.
+    """
+    needed = {folder: max(0, plan.peak - here)}
+    if packed_dir is not None and not is_remote(packed_dir):
+        packed_dir = as_path(packed_dir).absolute()
+        disk = next(place for place in (packed_dir, *packed_dir.parents) if place.exists())
+        missing = max(0, plan.packed - _measure(packed_dir))
+        if disk.stat().st_dev == folder.stat().st_dev:
+            needed[folder] = max(needed[folder], plan.kept - here + missing)
+        else:
+            needed[disk] = missing
+    for disk, n_bytes in needed.items():
+        try:
+            assert_space(disk, n_bytes)
+        except DownloadError as error:
+            raise DownloadError(f"{error}. {plan} {less} take less.") from None
 
 
-class _Share:
-    """One download's part of the bar."""
-
-    def __init__(self, bar):
-        self.update = bar.update
-
-    def close(self):
-        pass
+def _measure(path):
+    """Returns the bytes of a file, or of all files in a folder; 0 if the path does not exist."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
