@@ -161,6 +161,7 @@ def test_report_is_plain_json_and_counts_the_packed_images(damaged):
     assert images["share"] == round(len(study.index) / 112_120, 6)
 
 
+@pytest.mark.slow
 def test_counts_other_than_nihs_and_patients_in_two_subsets_are_wrong(nih, nih_folder, damaged):
     """A wrong label, and a patient's images in two subsets, in a study that has all of NIH."""
     metadata = nih.drop(columns="subset")

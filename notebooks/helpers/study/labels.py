@@ -111,12 +111,9 @@ def load_metadata(study_dir):
 
 def _count_ages(rows):
     """Counts rows and keeps the first five by image: pandas copies `attrs` with every operation on the table."""
-    examples = rows.sort_values("image").head().to_dict("records")
-    return {"count": len(rows), "examples": [row | {"years": _none_if_nan(row["years"])} for row in examples]}
-
-
-def _none_if_nan(number):
-    return None if np.isnan(number) else number
+    examples = rows.sort_values("image").head()
+    examples = examples.astype(object).where(examples.notna(), None).to_dict("records")
+    return {"count": len(rows), "examples": examples}
 
 
 def load_boxes(study_dir):
