@@ -32,7 +32,7 @@ import sklearn
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from helpers.evaluation.auc import bootstrap_auc, delong_test, shuffled_auc
+from helpers.evaluation import bootstrap_auc, delong_test, shuffled_auc
 from helpers.runtime import describe_machine
 from helpers.study import PATHOLOGIES, load_metadata
 

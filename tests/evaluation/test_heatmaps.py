@@ -1,11 +1,14 @@
-"""Tests of evaluation.heatmaps: maps that equal the logit, point at what the network answers to, and lie in place."""
+"""Tests of evaluation.heatmaps: maps average to the logit, point at what the network responds to, and are in place."""
+
+import ast
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from helpers.evaluation import build_activation_model, explain_images, grad_cam, make_shifts
-from helpers.evaluation.heatmaps import resize_maps
+from helpers import evaluation
+from helpers.evaluation import build_activation_model, explain_images, grad_cam, make_shifts, resize_maps
 from helpers.study import PATHOLOGIES
 from helpers.training import build_densenet121
 
@@ -48,10 +51,11 @@ def test_other_weights_in_the_last_layer_give_another_map(toy, blobs):
     assert before[0, ..., 0].argmax() == after[0, ..., 0].argmin()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_stride", [16, 32])
 def test_maps_of_densenet_are_exact(output_stride):
     keras.utils.set_random_seed(0)
-    model = build_densenet121(output_stride=output_stride)
+    model = build_densenet121(output_stride=output_stride, blocks=(2, 2, 2, 2))
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 1)).astype(np.float32)
     maps, logits = build_activation_model(model).predict_on_batch(images)
     assert maps.shape == (2, 96 // output_stride, 96 // output_stride, len(PATHOLOGIES))
@@ -63,6 +67,7 @@ def test_maps_of_densenet_are_exact(output_stride):
     np.testing.assert_allclose(gradient, np.maximum(exact, 0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_architectures_are_refused_or_explained_by_gradient(blobs):
     inputs = keras.Input((64, 64, 1))
     cells = keras.layers.Conv2D(2, 8, strides=8, activation="relu", use_bias=False, name="cells")(inputs)
@@ -132,3 +137,13 @@ def test_shifts_form_a_grid():
     for n_views in (0, 4, 8, 10):
         with pytest.raises(ValueError, match=f"n_views is {n_views}"):
             make_shifts(n_views, 4)
+
+
+def test_the_package_loads_neither_tensorflow_nor_scikit_learn_on_import():
+    """Scripts and servers that only need a table or a map's size start in a second."""
+    for path in Path(evaluation.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in getattr(node, "names", [])] + [getattr(node, "module", None) or ""]
+            assert not {name.split(".")[0] for name in names} & {"keras", "tensorflow", "jax", "sklearn", "pipeline"}, (
+                path
+            )

@@ -1,10 +1,18 @@
-"""Tests of evaluation.predictions on CSVs as others write them: joined, named after their images, or refused by row."""
+"""Tests of evaluation.predictions: CSVs as others write them are joined or refused, and only like scores compared."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.evaluation.predictions import CONTRACT, LABELS, PROBS, join_predictions, load_predictions
+from helpers.evaluation.predictions import (
+    CONTRACT,
+    LABELS,
+    PROBS,
+    add_to_leaderboard,
+    gather_scores,
+    join_predictions,
+    load_predictions,
+)
 from helpers.study import PATHOLOGIES, load_metadata, load_official_lists
 
 
@@ -14,7 +22,7 @@ def study(phantom_dir):
 
 
 def make_predictions(metadata, seed=0):
-    """Returns a frame in the contract's format with random probabilities for all of the study's images."""
+    """Returns a table in the contract's format with random probabilities for all of the study's images."""
     probs = np.random.default_rng(seed).random((len(metadata), 14)).round(4)
     return join_predictions(metadata, probs, ["all"] * len(metadata))[CONTRACT]
 
@@ -50,7 +58,7 @@ def test_any_csv_is_joined_with_the_study(tmp_path, study, style):
     assert (report.n_rows, report.n_joined, report.n_unknown, report.n_unscored) == (len(full), len(full), 0, 0)
 
 
-def test_parts_are_named_after_their_images(tmp_path, study):
+def test_subsets_are_named_after_their_images(tmp_path, study):
     metadata, lists = study
     frame = make_predictions(metadata)
     bare = frame.drop(columns="split")
@@ -60,27 +68,27 @@ def test_parts_are_named_after_their_images(tmp_path, study):
         (lists[0] | lists[1], "mixed"),
     ):
         predictions, _ = load_predictions(write(tmp_path, of_list(bare, names)), metadata, lists)
-        assert set(predictions["split"]) == {expected} and predictions.attrs["parts"] == {expected: ""}
+        assert set(predictions["split"]) == {expected} and predictions.attrs["subsets"] == {expected: ""}
     frame["split"] = np.where(frame["image"].isin(lists[1]), "test", "val")
     predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
-    assert predictions.attrs["parts"] == {"official-train_val": "val", "official-test": "test"}
+    assert predictions.attrs["subsets"] == {"official-train_val": "val", "official-test": "test"}
     assert set(predictions.loc[predictions["split"].eq("official-test"), "image"]) == lists[1]
-    # A random split: both parts hold images of both lists, and keep their own names beside.
+    # A random split: both subsets hold images of both lists, and keep their own names beside.
     halves = [sorted(set(of_list(frame, names)["patient_id"]))[::2] for names in lists]
     frame["split"] = np.where(frame["patient_id"].isin(halves[0] + halves[1]), "test", "val")
     predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
-    assert predictions.attrs["parts"] == {"mixed-val": "val", "mixed-test": "test"}
+    assert predictions.attrs["subsets"] == {"mixed-val": "val", "mixed-test": "test"}
 
 
-def test_parts_go_by_usual_names_and_what_was_written_is_read_again(tmp_path, study):
+def test_subsets_go_by_usual_names_and_what_was_written_is_read_again(tmp_path, study):
     metadata, lists = study
     frame = make_predictions(metadata)
     frame["split"] = np.where(frame["image"].isin(lists[1]), "Testing", "Validation")
     predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
-    assert predictions.attrs["parts"] == {"official-train_val": "val", "official-test": "test"}
+    assert predictions.attrs["subsets"] == {"official-train_val": "val", "official-test": "test"}
     again, _ = load_predictions(write(tmp_path, predictions[CONTRACT]), metadata, lists)
     pd.testing.assert_frame_equal(again, predictions)
-    assert again.attrs["parts"] == predictions.attrs["parts"]
+    assert again.attrs["subsets"] == predictions.attrs["subsets"]
 
 
 def test_other_columns_beside_the_bare_names_do_not_matter(tmp_path, study):
@@ -91,7 +99,7 @@ def test_other_columns_beside_the_bare_names_do_not_matter(tmp_path, study):
     np.testing.assert_array_equal(predictions[PROBS], frame.sort_values("IMAGE")[list(PATHOLOGIES)])
 
 
-def test_what_does_not_meet_is_counted(tmp_path, study):
+def test_what_does_not_match_is_counted(tmp_path, study):
     metadata, lists = study
     frame = of_list(make_predictions(metadata), lists[1]).drop(columns="split")
     stray = frame.iloc[:2].assign(image=["stray_1.png", "stray_2.png"])
@@ -135,7 +143,7 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
     refused(frame.assign(image=[f"x/{name}" for name in frame["image"]]), "none of its 90 images, such as x/")
     refused(frame.iloc[:0], "file.csv has a header and no rows")
     refused(
-        frame.assign(split=["train", "dev"] * 45), "the column split names train, val; call the part to be measured"
+        frame.assign(split=["train", "dev"] * 45), "the column split names train, val; call the subset to be measured"
     )
     labels = frame.copy()
     labels[PROBS] = labels[LABELS].to_numpy()
@@ -151,7 +159,7 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
     split[one_patient] = "test"
     refused(
         frame.assign(split=split),
-        rf"file.csv: 1 patients are in more than one split: {frame['patient_id'][one_patient]}",
+        rf"file.csv: 1 patients are in more than one subset: {frame['patient_id'][one_patient]}",
     )
     with pytest.raises(ValueError, match=r"file.csv: 1 image is .* in neither"):
         load_predictions(write(tmp_path, frame), metadata, (lists[0], lists[1] - {max(lists[1])}))
@@ -163,3 +171,54 @@ def test_join_refuses_an_image_twice(study):
     rows = study[0].iloc[[0, 1, 1]]
     with pytest.raises(ValueError, match=f"{rows['image'].iloc[1]} is predicted twice"):
         join_predictions(rows, np.full((3, 14), 0.5), ["test"] * 3)
+
+
+def entry(run="a", split="official", auc=0.8, images="0123", **more):
+    base = {"run": run, "study": "nih", "split": split, "part": "test", "images_sha256": images, "mean_auc": auc}
+    return base | more
+
+
+def scores(split, *aucs):
+    return pd.DataFrame({"split": split, "pathology": ["Mass", "Edema"], "auc": aucs})
+
+
+def test_scores_on_one_split_stand_side_by_side():
+    table = gather_scores({"ours": scores("official", 0.7, 0.9), "theirs": scores("official", 0.6, 0.8).iloc[::-1]})
+    assert table.index.tolist() == ["Mass", "Edema"]
+    assert table["ours"].tolist() == [0.7, 0.9] and table["theirs"].tolist() == [0.6, 0.8]
+
+
+def test_scores_on_different_splits_are_refused_in_one_table():
+    with pytest.raises(ValueError, match="ours is on official; CheXNet is on random_patients"):
+        gather_scores({"ours": scores("official", 0.7, 0.9), "CheXNet": scores("random_patients", 0.8, 0.9)})
+
+
+def test_leaderboard_never_mixes_splits(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    add_to_leaderboard(path, entry("a", auc=0.80))
+    add_to_leaderboard(path, entry("b", "random_patients", auc=0.84))
+    add_to_leaderboard(path, entry("c", auc=0.81, images="4567"))
+    table = add_to_leaderboard(path, entry("007", auc=0.82, views=9))
+    assert table["run"].tolist() == ["007", "a"] and table["mean_auc"].tolist() == [0.82, 0.80]
+    assert set(table["images_sha256"]) == {"0123"}
+    held = pd.read_csv(path, dtype=str)
+    assert len(held) == 4 and set(held["run"]) == {"a", "b", "c", "007"}
+
+
+def test_the_same_run_replaces_its_entry_on_the_same_images_only(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    add_to_leaderboard(path, entry("a", auc=0.5))
+    add_to_leaderboard(path, entry("a", "random_patients", auc=0.6))
+    table = add_to_leaderboard(path, entry("a", auc=0.7))
+    assert table["mean_auc"].tolist() == [0.7]
+    assert sorted(pd.read_csv(path)["mean_auc"]) == [0.6, 0.7]
+
+
+def test_another_file_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    path.write_text("name,score\nx,1\n")
+    with pytest.raises(ValueError, match=r"leaderboard.csv lacks run, study, .*move"):
+        add_to_leaderboard(path, entry())
+    with pytest.raises(ValueError, match="the entry lacks mean_auc"):
+        add_to_leaderboard(tmp_path / "new.csv", {k: v for k, v in entry().items() if k != "mean_auc"})
+    assert path.read_text() == "name,score\nx,1\n" and not (tmp_path / "new.csv").exists()

@@ -1,4 +1,4 @@
-"""What the tests of statistics and of calibration draw from: labels, scores and resamples by the documented method."""
+"""Labels, scores, patients and resamples for the tests of the figures."""
 
 import numpy as np
 
@@ -9,6 +9,11 @@ def draw(n=300, classes=4, seed=0, decimals=None):
     y = (rng.random((n, classes)) < np.linspace(0.4, 0.05, classes)).astype("uint8")
     score = rng.normal(size=(n, classes)) + 0.7 * y
     return y, score if decimals is None else np.round(score, decimals)
+
+
+def draw_patients(n, n_patients, seed=0):
+    """Patient numbers of n images, not consecutive."""
+    return np.random.default_rng(seed).integers(0, n_patients, n) * 10 + 7
 
 
 def resample_rows(groups, n_resamples, seed):

@@ -1,8 +1,8 @@
-"""The floors that a classifier of images must beat: what metadata give away, and what recognizing a patient gives away.
+"""The floors that a classifier of images must beat: the AUC from metadata alone, and from recognizing patients alone.
 
-A model may read the view or the age off an image and know from these how likely a finding is; and split by image, it may
-recognize a patient instead of a disease. Both are measured here on the same labels, without a network and in seconds.
-scikit-learn is imported on use, since nothing else in the helpers needs it.
+A model may read the view or the age off an image and know from these how likely a finding is; and where images of one
+patient are in both training and test subset, it may recognize the patient instead of the disease. Both are measured
+here on the same labels, without a network and in seconds.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ from .auc import roc_auc
 METADATA_COLUMNS = ("age", "sex", "view", "follow_up")
 
 _MAX_SIDE = 64  # pixels; the covariance of larger thumbnails would be a matrix of gigabytes
-_N_COMPONENTS = 100  # of 20 to 200, these told the patients of synthetic images apart best
+_N_COMPONENTS = 100  # of 20 to 200, these separated the patients of synthetic images best
 
 
 def predict_without_pixels(train, rows, columns=METADATA_COLUMNS):
     """Predicts the findings from metadata alone; the AUC of these scores is the floor for any model of the images.
 
-    Fits a random forest to the 14 labels at once; `columns=("view",)` asks what the projection alone tells. Age may be
-    NaN. Learned from ChestX-ray14's official training and validation patients, the mean AUC on its test list is 0.575
-    from the view and 0.629 from all four columns.
+    Fits a random forest to the 14 labels at once; `columns=("view",)` measures what the projection alone gives away.
+    Age may be NaN. Learned from ChestX-ray14's official training and validation patients, the mean AUC on its test list
+    is 0.575 from the view and 0.629 from all four columns.
 
     Args:
         train: DataFrame of rows to learn from, as `load_metadata` gives them, with `patient_id`, `columns` and a column
@@ -54,12 +54,12 @@ def predict_without_pixels(train, rows, columns=METADATA_COLUMNS):
 
 
 def measure_leakage(thumbnails, rows, seeds=range(5), n_neighbors=5):
-    """Measures how much a split by image flatters a model that can only recognize images it has seen.
+    """Measures how much too good a split by image makes a model look that can only recognize images it has seen.
 
     The model names the findings of the nearest training images. Their distance is taken between whitened principal
     components of the standardized thumbnails, where what all chests share counts no more than what is a patient's own.
     Each seed splits the same images twice, by "random_patients" and by "leaky_images" (see `make_split`), into a fifth
-    to test on and the rest to look up. On 600 synthetic images (seed 2) the mean AUC is 0.60 by patient and 0.70 by image.
+    to test on and the rest to look up. On 600 synthetic images (seed 2) the mean AUC is 0.60 by patient, 0.70 by image.
 
     Args:
         thumbnails: uint8 array (n, side, side), sides of 16 pixels recognize best; up to 64 are accepted.

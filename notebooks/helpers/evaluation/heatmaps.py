@@ -3,22 +3,19 @@
 A network that ends in global average pooling and one dense layer needs no gradient to be explained: the dense layer
 applied to every cell of the last map, before averaging, gives a map whose mean is the logit (Zhou et al., CVPR 2016;
 here the bias is part of every cell). A cell is the logit that an image of nothing but such cells would have: positive
-ones speak for the finding, negative ones against it.
+cells are evidence for the finding, negative cells against it.
 """
 
 import functools
 
-import keras
 import numpy as np
-import tensorflow as tf
 from scipy.ndimage import map_coordinates
 
-from ..pipeline import shift_images
-from .gradients import compile_gradient
+from .saliency import compile_gradient
 
 
 def build_activation_model(model):
-    """Builds the model that gives class activation maps beside the logits, on the same weights.
+    """Builds the model that returns class activation maps beside the logits, on the same weights.
 
     Args:
         model: a functional keras.Model whose last layer is a Dense of no activation on a GlobalAveragePooling2D.
@@ -30,6 +27,8 @@ def build_activation_model(model):
     Raises:
         ValueError: if the model ends otherwise; `grad_cam` explains such models.
     """
+    import keras
+
     head = model.layers[-1]
     linear = isinstance(head, keras.layers.Dense) and head.activation is keras.activations.linear
     pooling = head.input._keras_history.operation if linear else None
@@ -51,15 +50,17 @@ def grad_cam(model, images, layer, classes):
     Args:
         model: a functional keras.Model from images to (batch, classes) logits.
         images: float array (batch, height, width, channels).
-        layer: name of the convolutional layer whose map is weighed; all of the model's paths must lead through it.
+        layer: name of the convolutional layer whose map is weighted; all paths of the model must lead through it.
         classes: indices of the classes to explain.
 
     Returns:
         float32 array (batch, h, w, len(classes)), 0 or more.
 
     Raises:
-        ValueError: there is no such layer.
+        ValueError: if there is no such layer.
     """
+    import keras
+
     to_features, differentiate = _split_at(model, layer)
     cells = to_features(keras.ops.convert_to_tensor(images), training=False)
     maps = []
@@ -72,15 +73,17 @@ def grad_cam(model, images, layer, classes):
 @functools.lru_cache(maxsize=1)  # images come in many batches, and compiling takes longer than one
 def _split_at(model, layer):
     """Returns the model up to a layer, and the compiled gradient of what follows by that layer's map."""
+    import keras
+
     features = model.get_layer(layer).output
     return keras.Model(model.inputs, features), compile_gradient(keras.Model(features, model.output))
 
 
 def resize_maps(maps, side, shift=(0, 0)):
-    """Interpolates maps to the pixels of their image, each cell's value standing at the cell's center.
+    """Interpolates maps to the pixels of their image; each cell's value is at the cell's center.
 
-    DenseNet divides an image by powers of two and drops what is left over at the right and at the bottom, so a cell is
-    the power of two nearest to side / h, and beyond the outermost centers the map goes on unchanged.
+    DenseNet halves an image repeatedly and drops what is left over at the right and at the bottom, so a cell's side is
+    the power of two nearest to side / h. Beyond the outermost centers the map stays constant.
 
     Args:
         maps: float array (n, h, w).
@@ -105,10 +108,10 @@ def resize_maps(maps, side, shift=(0, 0)):
 def explain_images(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):
     """Computes heatmaps at the image's resolution: where an image differs from others in the evidence for a class.
 
-    Two things blur a map that are no evidence. What stands at the same place on every image, such as the trace that
-    padding leaves along the edges, cancels when the mean map of reference images is subtracted. And a map of a few
-    cells says little about the places between their centers; shifting the image by less than a cell samples them, and
-    the maps of such views are moved back and averaged.
+    Two things that are no evidence blur a map. What is at the same place on every image, such as the trace that padding
+    leaves along the edges, is removed by subtracting the mean map of reference images. And a map of a few cells says
+    little about the places between their centers; shifting the image by less than a cell samples them, and the maps of
+    such views are moved back and averaged.
 
     Args:
         compute_maps: function from a float32 array (batch_size, side, side, 1), 0 to 255, to maps (batch_size, h, w,
@@ -121,25 +124,29 @@ def explain_images(compute_maps, images, pairs, *, reference=None, shifts=((0, 0
 
     Returns:
         float32 array (n, side, side). Of exact maps, its cells average to the logit less the reference images' mean
-        logit; negative cells speak against the class.
+        logit; negative cells are evidence against the class.
     """
-    rows, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
+    import tensorflow as tf
+
+    from ..pipeline import shift_images
+
+    numbers, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
     side = images.shape[1]
 
     def compute_all(images, shift):
         maps = []
         for start in range(0, len(images), batch_size):
-            numbers = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-            views = shift_images(tf.convert_to_tensor(images[numbers]), shift)
+            batch = images[np.minimum(np.arange(start, start + batch_size), len(images) - 1)]
+            views = shift_images(tf.convert_to_tensor(batch), shift)
             maps.append(np.asarray(compute_maps(views.numpy()))[: len(images) - start])
         return np.concatenate(maps)
 
-    heatmaps = np.zeros((len(rows), side, side), dtype="float32")
-    for shift in shifts if len(rows) else ():
+    heatmaps = np.zeros((len(numbers), side, side), dtype="float32")
+    for shift in shifts if len(numbers) else ():
         maps = compute_all(images, shift)
         if reference is not None and len(reference):
             maps = maps - compute_all(reference, shift).mean(axis=0)
-        heatmaps += resize_maps(maps[rows, :, :, classes], side, shift) / len(shifts)
+        heatmaps += resize_maps(maps[numbers, :, :, classes], side, shift) / len(shifts)
     return heatmaps
 
 

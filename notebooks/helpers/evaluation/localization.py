@@ -3,35 +3,37 @@
 A heatmap is an (h, w) array of finite numbers, larger for more suspicious, whose cells cover the square image evenly.
 Boxes refer to a frame of 1024x1024 whatever the size of the image on disk. A finding is a pair of image and pathology
 with at least one box. Predicted boxes, IoU and IoBB follow Wang et al. (CVPR 2017) as far as that describes them. It
-leaves open how intensities are scaled to [0, 255]: here from each map's minimum to its maximum. Its average numbers of
-false positives are all multiples of 1/984, so they seem to count over all 984 boxed findings; here each pathology has
-maps of its own findings only, and these numbers do not compare.
+leaves open how intensities are scaled to [0, 255]: here from each map's minimum to its maximum.
+
+How a map is scored stands in `score_maps` and `_score`; what the controls are, in `center_prior` and `location_prior`;
+how scores become rows of localization.csv, which notebook 4 writes, in `localization_table`.
 """
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..study.labels import BOX_FRAME, PATHOLOGIES, name_some
-from .auc import bootstrap_ratio, interval_around
+from ..study.labels import BOX_FRAME, PATHOLOGIES
+from ..study.study_folder import name_some
+from .auc import with_mean
+from .bootstrap import bootstrap_ratio, interval_around
 
 IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-# Tenths as for IoU, and 0.1, 0.25, 0.5, 0.75, 0.9 as in Wang's table 4.
-IOBB_LEVELS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.9)
+IOBB_LEVELS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.9)  # tenths, and those of Wang's table 4
 
-_TOLERANCE = 0.5  # Pixels of the frame.
-_HEAT_LEVELS = (60, 180)  # Of 255, as in Wang et al.
+_TOLERANCE = 0.5  # pixels of the frame
+_HEAT_LEVELS = (60, 180)  # of 255, as in Wang et al.
 # Cells a side on which regions are drawn; boxes stay exact. On NIH's boxes 512 cells move the mean IoU, IoBB and energy
 # by 0.002 or less and take ten times as long.
 _GRID = 128
-_CHUNK = 128  # Maps at once: 17 MB an array.
-_FLAT = 1e-6  # A range that float32 rounding alone can give, relative to the largest value.
+_CHUNK = 128  # maps at once: 17 MB an array
+_FLAT = 1e-6  # a range that float32 rounding alone can give, relative to the largest value
 _IN_PLANE = np.stack([np.zeros((3, 3)), ndimage.generate_binary_structure(2, 1), np.zeros((3, 3))])
 _FIGURES = ("pointing", "energy")
 _SCORES = (
     *("n_boxes", "area", "reachable", *_FIGURES, "iou", "iobb", "n_predicted"),
     *(f"iou_{level:g}" for level in IOU_LEVELS),
-    *(f"{name}_{level:g}" for name in ("iobb", "afp") for level in IOBB_LEVELS),
+    *(f"iobb_{level:g}" for level in IOBB_LEVELS),
 )
 
 
@@ -39,7 +41,7 @@ def check_boxes(boxes, images):
     """Checks that boxes lie in the frame, to half a pixel, and belong to images of the study.
 
     Args:
-        boxes: frame of `load_boxes`.
+        boxes: DataFrame of `load_boxes`.
         images: names of the images in the study's label file.
 
     Raises:
@@ -66,18 +68,19 @@ def check_boxes(boxes, images):
         )
 
 
-def boxed_findings(boxes, images):
+def boxed_findings(boxes, rows):
     """Lists the findings that have boxes: those for which `score_maps` needs a heatmap.
 
     Args:
-        boxes: frame of `load_boxes`.
-        images: frame with `image` and `patient_id`; boxes of other images, such as those not downloaded, are left out.
+        boxes: DataFrame of `load_boxes`.
+        rows: DataFrame with `image` and `patient_id`; boxes of other images, such as those not downloaded, are left
+            out.
 
     Returns:
         DataFrame, one row a finding in the order of `boxes`: `image`, `patient_id`, `pathology`.
     """
     pairs = boxes[["image", "pathology"]].drop_duplicates()
-    return pairs.merge(images[["image", "patient_id"]], on="image")[["image", "patient_id", "pathology"]]
+    return pairs.merge(rows[["image", "patient_id"]], on="image")[["image", "patient_id", "pathology"]]
 
 
 def score_maps(maps, findings, boxes):
@@ -89,8 +92,8 @@ def score_maps(maps, findings, boxes):
 
     Args:
         maps: (n, h, w) heatmaps; they may be negative.
-        findings: frame of `boxed_findings`, n rows.
-        boxes: frame of `load_boxes`; boxes of other findings are ignored.
+        findings: DataFrame of `boxed_findings`, n rows.
+        boxes: DataFrame of `load_boxes`; boxes of other findings are ignored.
 
     Returns:
         DataFrame, one row a finding: `image`, `patient_id`, `pathology`, and as float64
@@ -104,8 +107,7 @@ def score_maps(maps, findings, boxes):
           `area` where nothing is positive, as a map that says nothing should not look worse than chance;
         - `iou`, `iobb`: intersection over union and over the predicted box's area with the best predicted box (one for
           each measure), mean over the finding's boxes; 0 without predicted boxes;
-        - `iou_0.1` to `iou_0.7`, `iobb_0.1` to `iobb_0.9`: number of the finding's boxes for which that is larger;
-        - `afp_0.1` to `afp_0.9`: number of predicted boxes without a larger IoBB with any of the finding's boxes.
+        - `iou_0.1` to `iou_0.7`, `iobb_0.1` to `iobb_0.9`: number of the finding's boxes for which that is larger.
 
     Raises:
         ValueError: if shapes disagree, a map is not finite or a finding has no box; names pathology and image.
@@ -148,11 +150,11 @@ def center_prior(shape, sigma=0.2):
 
 
 def location_prior(findings, boxes, shape=(64, 64)):
-    """Makes the control that knows where a pathology's boxes lie on other patients' images, and nothing of this image.
+    """Makes the control that knows where boxes of the same finding lie on other patients' images, nothing of this one.
 
     Args:
-        findings: frame of `boxed_findings`, n rows.
-        boxes: frame of `load_boxes`.
+        findings: DataFrame of `boxed_findings`, n rows.
+        boxes: DataFrame of `load_boxes`.
         shape: (h, w) of the maps.
 
     Returns:
@@ -171,8 +173,8 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
     """Builds the table of localization figures with patient-wise bootstrap intervals, model beside controls.
 
     Args:
-        scores: frame of `score_maps`.
-        controls: dict from a control's name to its frame of `score_maps` for the same findings in the same order.
+        scores: DataFrame of `score_maps`.
+        controls: dict from a control's name to its DataFrame of `score_maps` for the same findings in the same order.
         n_resamples: number of resamples.
         seed: seed of the draw.
         level: share of the resamples inside an interval.
@@ -182,29 +184,27 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
         `n_boxes`, `n_images`, `n_patients`; for `pointing` and `energy` the mean over images with `_low` and `_high`
         and, for each control, say center, `pointing_center` and the model's lead `pointing_minus_center` with `_low`
         and `_high`, whose resamples draw the same patients for both; means over images of `area`, `reachable`, `iou`,
-        `iobb`, `n_predicted` and `afp_...`; and `iou_...`, `iobb_...`, the shares of the boxes that are found. In the
-        row `mean` the counts are totals and all else means over the pathologies, which weigh the same.
+        `iobb` and `n_predicted`; and `iou_...`, `iobb_...`, the shares of the boxes that are found. In the row `mean`
+        the counts are totals and all else means over the pathologies, which weigh the same.
 
     Raises:
-        ValueError: if a control was scored on other findings or is called low or high.
+        ValueError: if a control was scored on other findings.
     """
     controls = dict(controls or {})
     keys = scores[["image", "pathology"]].to_numpy()
     for name, control in controls.items():
         if not np.array_equal(control[["image", "pathology"]].to_numpy(), keys):
             raise ValueError(f"control {name!r} has other findings, or another order of them, than the scores")
-    if controls.keys() & {"low", "high"}:
-        raise ValueError("a control cannot be called low or high, which name the ends of intervals")
     names = sorted(set(scores["pathology"]), key=PATHOLOGIES.index)
     of_class = (scores["pathology"].to_numpy(object)[:, None] == np.array(names, object)).astype("float64")
 
     def estimate(values, weights=1.0):
         weights = np.broadcast_to(weights, len(scores))
-        return _with_mean((values.to_numpy() @ of_class / (weights @ of_class))[None])[0]
+        return with_mean(values.to_numpy() @ of_class / (weights @ of_class))
 
     def resample(values):
         parts = of_class * values.to_numpy()[:, None], of_class
-        return _with_mean(bootstrap_ratio(*parts, scores["patient_id"], n_resamples, seed))
+        return with_mean(bootstrap_ratio(*parts, scores["patient_id"], n_resamples, seed))
 
     n_patients = [scores["patient_id"][scores["pathology"] == name].nunique() for name in names]
     counts = {"n_boxes": scores["n_boxes"] @ of_class, "n_images": of_class.sum(axis=0), "n_patients": n_patients}
@@ -221,12 +221,6 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
     for name in (name for name in _SCORES if name not in columns):
         columns[name] = estimate(scores[name], scores["n_boxes"] if name.startswith(("iou_", "iobb_")) else 1.0)
     return pd.DataFrame(columns)[: len(names) + 1 if names else 0]
-
-
-def _with_mean(values):
-    # A resample holds some row and every row has a pathology, so that no mean is over nothing.
-    mean = np.nanmean(values, axis=1, keepdims=True) if values.shape[1] else np.full((len(values), 1), np.nan)
-    return np.concatenate([values, mean], axis=1)
 
 
 def _corners(boxes):
@@ -289,12 +283,10 @@ def _score(heat, fine, flat, predicted, corners):
 
     iou, iobb = _overlap(predicted, corners)
     best_iou, best_iobb = iou.max(axis=0, initial=0), iobb.max(axis=0, initial=0)
-    purity = iobb.max(axis=1, initial=0)
     return (
         *(len(corners), area, hit.any(), pointing, energy, best_iou.mean(), best_iobb.mean(), len(predicted)),
         *((best_iou > level).sum() for level in IOU_LEVELS),
         *((best_iobb > level).sum() for level in IOBB_LEVELS),
-        *((purity <= level).sum() for level in IOBB_LEVELS),
     )
 
 

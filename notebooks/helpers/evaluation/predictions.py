@@ -1,7 +1,8 @@
-"""Predictions as one table: read from any model's CSV, joined with the study's metadata, named after their images.
+"""Predictions as one table, from any model's CSV, and the leaderboard, which keeps the scores of several runs.
 
-A frame of predictions has a row an image: `image`, `patient_id`, `split`, then `prob_<Pathology>` in [0, 1] and
-`label_<Pathology>` of 0 and 1 for each of the 14, in that order, then `follow_up`, `age`, `sex`, `view`.
+A table of predictions has a row an image: `image`, `patient_id`, `split`, then `prob_<Pathology>` in [0, 1] and
+`label_<Pathology>` of 0 and 1 for each of the 14, in that order, then `follow_up`, `age`, `sex`, `view`. Here `split`
+names the subset that an image is in.
 """
 
 import csv
@@ -11,24 +12,26 @@ import io
 import numpy as np
 import pandas as pd
 
-from ..runtime.files import as_path, read_text
-from ..study.labels import PATHOLOGIES, name_some, parse_pathology, read_table
+from ..runtime.files import as_path, read_csv, read_text, write_csv
+from ..study.labels import PATHOLOGIES, parse_pathology, read_table
 from ..study.splits import assert_no_patient_overlap
+from ..study.study_folder import name_some
 
 PROBS = [f"prob_{name}" for name in PATHOLOGIES]
 LABELS = [f"label_{name}" for name in PATHOLOGIES]
 CONTRACT = ["image", "patient_id", "split", *PROBS, *LABELS]  # the columns of RUN_DIR/predictions.csv
 
 _METADATA = ["follow_up", "age", "sex", "view"]
+_SAME_IMAGES = ["study", "split", "part", "images_sha256"]  # must agree for two scores to compare; `part` is the subset
 
 
 @dataclasses.dataclass(frozen=True)
 class JoinReport:
-    """Counts how a CSV of predictions and a study's label file meet; `unknown` and `unscored` name the first five.
+    """Counts how a CSV of predictions and a study's label file match; `unknown` and `unscored` name the first five.
 
-    `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the parts scored,
-    such as the official test list, have no prediction. `n_relabeled` images carry labels in the CSV that differ from
-    the study's, which are the ones that count.
+    `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the official lists
+    that are scored have no prediction. `n_relabeled` images carry labels in the CSV that differ from the study's; the
+    study's labels are used.
     """
 
     n_rows: int
@@ -41,15 +44,15 @@ class JoinReport:
 
 
 def join_predictions(rows, probs, split):
-    """Builds a frame of predictions from a study's rows and the probabilities of a model.
+    """Builds a table of predictions from a study's rows and the probabilities of a model.
 
     Args:
         rows: DataFrame of metadata as `load_metadata` gives it, one row an image.
         probs: (n, 14) probabilities in [0, 1], in the order of `rows` and of `PATHOLOGIES`.
-        split: (n,) part of each image.
+        split: (n,) subset of each image.
 
     Returns:
-        Frame of predictions, see the module.
+        DataFrame of predictions, see the module.
 
     Raises:
         ValueError: if an image is in it twice.
@@ -67,25 +70,26 @@ def load_predictions(path, metadata, lists):
     """Loads the predictions of any model and joins labels, patients and views from the study's metadata.
 
     The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
-    by it, with or without `prob_`; other columns are skipped. Where it has a column `split`, such as that of our
-    own predictions.csv, its parts are kept apart, and of several one must be called "test"; thresholds and calibration
-    may be chosen on "val". Parts are named after what their images are: `official-test`, `official-train_val`, or
-    `mixed` with images of both lists; two parts that would get one name keep their own in addition, such as
-    `mixed-val` and `mixed-test`.
+    after it, with or without `prob_`; other columns are skipped. Where it has a column `split`, such as that of our own
+    predictions.csv, its subsets are kept apart, and of several one must be called "test"; thresholds and calibration
+    may be chosen on "val". Subsets are named after the list that their images are in: `official-test`,
+    `official-train_val`, or `mixed` with images of both lists; two subsets that would get one name keep their own in
+    addition, such as `mixed-val` and `mixed-test`.
 
     Args:
         path: path of the CSV.
-        metadata: frame of `load_metadata`.
+        metadata: DataFrame of `load_metadata`.
         lists: pair of sets of image names, of `load_official_lists`.
 
     Returns:
-        Tuple of the frame of predictions, sorted by image, with `attrs["parts"]`, a dict from the name of each part to
-        what `split` called it ("" without such a column, else "test", "val" or another word), and a `JoinReport`.
+        Tuple of the DataFrame of predictions, sorted by image, with `attrs["subsets"]`, a dict from the name of each
+        subset to what `split` called it ("" without such a column, else "test", "val" or another word), and a
+        `JoinReport`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if a column is lacking, an image is listed twice or in neither list, a probability is not a number
-            in [0, 1], a patient is in two parts, or no image is one of the study; names the file, and row and column.
+            in [0, 1], a patient is in two subsets, or no image is one of the study; names the file, row and column.
     """
     table = read_predictions(path)
     known = table["image"].isin(metadata["image"])
@@ -107,14 +111,13 @@ def load_predictions(path, metadata, lists):
     try:
         assert_no_patient_overlap(rows["patient_id"], table["split"])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; a score of such a part would be flattered") from None
-    parts = _name_parts(table["split"], in_test)
-    predictions = join_predictions(rows, table[PROBS], table["split"].map(parts))
-    predictions.attrs["parts"] = {name: called for called, name in parts.items()}
+        raise ValueError(f"{path}: {error}; the score of such a subset would be too good") from None
+    names = _name_subsets(table["split"], in_test)
+    predictions = join_predictions(rows, table[PROBS], table["split"].map(names))
+    predictions.attrs["subsets"] = {name: called for called, name in names.items()}
 
-    wanted = set()
-    for is_scored, names in zip((in_train_val.any(), in_test.any()), lists, strict=True):
-        wanted |= names if is_scored else set()
+    scored_lists = (names for names, inside in zip(lists, (in_train_val, in_test), strict=True) if inside.any())
+    wanted = set().union(*scored_lists)
     unscored = sorted((wanted & set(metadata["image"])) - set(table["image"]))
     counts = len(known), len(table), len(unknown), len(unscored), relabeled
     return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]))
@@ -167,6 +170,58 @@ def read_predictions(path):
     return table
 
 
+def gather_scores(tables):
+    """Builds a table of the AUCs of several sources, provided that all were measured on the same split.
+
+    Args:
+        tables: dict from a source's name to a DataFrame with `split`, `pathology` and `auc`, one split in each.
+
+    Returns:
+        DataFrame indexed by `pathology`, in the order of the first table, a column of AUCs a source.
+
+    Raises:
+        ValueError: if the tables name more than one split: such scores cannot be compared.
+    """
+    splits = {name: sorted(set(table["split"])) for name, table in tables.items()}
+    if len({split for names in splits.values() for split in names}) > 1:
+        described = "; ".join(f"{name} is on {' and '.join(names)}" for name, names in splits.items())
+        raise ValueError(f"scores on different splits cannot be compared in one table: {described}")
+    columns = {name: table.set_index("pathology")["auc"] for name, table in tables.items() if len(table)}
+    return pd.DataFrame(columns).reindex(next(iter(columns.values())).index if columns else [])
+
+
+def add_to_leaderboard(path, entry):
+    """Adds a run's score to the leaderboard; the same run on the same images replaces its earlier entry.
+
+    Args:
+        path: path of the CSV; created if missing, replaced atomically.
+        entry: dict with `run`, `study`, `split`, `part`, `images_sha256`, `mean_auc` and any other columns.
+
+    Returns:
+        DataFrame of the entries on the same images of the same split, best first: only these can be compared.
+
+    Raises:
+        ValueError: if the entry or the file lacks one of these columns; nothing is written then.
+    """
+    path = as_path(path)
+    needed = ["run", *_SAME_IMAGES, "mean_auc"]
+    # As text: a hash or a run called 007 must come out as it went in.
+    kinds = dict.fromkeys(["run", *_SAME_IMAGES], str)
+    entries = read_csv(path, dtype=kinds) if path.exists() else pd.DataFrame(columns=[*entry])
+    for held, what in ((entry, "the entry"), (entries, str(path))):
+        lacking = [name for name in needed if name not in held]
+        if lacking:
+            raise ValueError(f"{what} lacks {', '.join(lacking)}; move {path} away to begin a new leaderboard")
+    new = pd.DataFrame([entry]).astype(kinds)
+    same = (entries[["run", *_SAME_IMAGES]] == new[["run", *_SAME_IMAGES]].iloc[0]).all(axis=1)
+    kept = entries[~same]
+    entries = pd.concat([kept, new], ignore_index=True) if len(kept) else new
+    best_first = entries.sort_values("mean_auc", ascending=False)
+    entries = best_first.sort_values(_SAME_IMAGES, kind="stable", ignore_index=True)
+    write_csv(path, entries, index=False)
+    return entries[(entries[_SAME_IMAGES] == new[_SAME_IMAGES].iloc[0]).all(axis=1)].reset_index(drop=True)
+
+
 def _parse_probs(path, table, column, called):
     values = pd.to_numeric(table[column], errors="coerce")
     bad = ~values.between(0, 1)
@@ -184,13 +239,15 @@ def _parse_probs(path, table, column, called):
 
 
 def _parse_split(path, split):
-    """Returns the parts under the names "test" and "val" where they go by these or usual others."""
+    """Returns the subsets under the names "test" and "val" where they go by these or other usual names."""
     usual = {"testing": "test", "official-test": "test", "valid": "val", "validation": "val", "dev": "val"}
     split = split.str.casefold().replace(usual | {"official-train_val": "val"})
-    parts = pd.unique(split)
-    if len(parts) > 1 and "test" not in parts:
-        named = ", ".join(sorted(part or "(empty)" for part in parts))
-        raise ValueError(f"{path}: the column split names {named}; call the part to be measured test, or leave it out")
+    found = pd.unique(split)
+    if len(found) > 1 and "test" not in found:
+        named = ", ".join(sorted(name or "(empty)" for name in found))
+        raise ValueError(
+            f"{path}: the column split names {named}; call the subset to be measured test, or omit the column"
+        )
     return split
 
 
@@ -224,8 +281,8 @@ def _count_relabeled(table, rows):
     return int(differs.sum())
 
 
-def _name_parts(split, in_test):
-    """Returns a dict from each value of `split` to the name of its part."""
+def _name_subsets(split, in_test):
+    """Returns a dict from each value of `split` to the name of that subset."""
     names = {}
     for called in pd.unique(split):
         inside = in_test[split.eq(called).to_numpy()]

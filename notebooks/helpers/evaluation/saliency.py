@@ -1,39 +1,35 @@
-"""Shows where a classifier looks, pixel by pixel: gradients, gradients of noisy copies, and patches painted over.
+"""Saliency maps, for any architecture: gradients, gradients of noisy copies, and patches painted over (occlusion).
 
-None of the three needs a certain architecture. Each takes a functional keras.Model from float32 images (n, side, side,
-1), 0 to 255, to logits (n, columns), with whatever preprocessing inside, and gives one float32 map (n, side, side) for
-one column. `localization.score_maps` scores them against boxes, after `smooth_maps`.
+Each method takes a functional keras.Model in inference mode from float32 images (n, side, side, 1), 0 to 255, to logits
+(n, columns), with all preprocessing inside, and gives one float32 map (n, side, side) for one column. Other models and
+images raise ValueError. `localization.score_maps` scores the maps against boxes, after `smooth_maps`.
 """
 
 import functools
 import zlib
 
-import keras
 import numpy as np
 from scipy.ndimage import gaussian_filter
-
-from .gradients import compile_gradient
 
 
 def gradient_map(model, images, *, column=0, batch_size=8):
     """Computes how strongly a logit reacts to each pixel: the gradient's size (Simonyan et al., ICLR workshop 2014).
 
     The sign is dropped: an edge of a finding has both. The map says where a small change would matter most, which is
-    not the same as what the logit is made of; `occlusion_map` asks that.
+    not the same as what the logit is made of; `occlusion_map` measures that.
 
     Args:
-        model: a functional keras.Model, see above, in inference mode throughout.
+        model: a functional keras.Model, see the module.
         images: (n, side, side, 1) array of finite numbers, 0 to 255.
         column: which logit.
-        batch_size: images at once; the last batch is filled up, so that there is one shape to compile. Memory grows with
-            it and not with the number of images.
+        batch_size: images at once; the last batch is filled up, so that there is one shape to compile. Memory grows
+            with it and not with the number of images.
 
     Returns:
         float32 array (n, side, side), logits a gray level, 0 or more.
-
-    Raises:
-        ValueError: the model has other inputs or outputs, or the images another shape or other values.
     """
+    import keras
+
     images = _check(model, images, column)
     gradient = _compiled_gradient(model)
     maps = np.empty(images.shape[:3], dtype="float32")
@@ -53,13 +49,13 @@ def smooth_grad(model, images, *, n_samples=32, noise=0.1, seed=0, column=0, bat
     without noise.
 
     Args:
-        model: a functional keras.Model, see above, in inference mode throughout.
+        model: a functional keras.Model, see the module.
         images: (n, side, side, 1) array of finite numbers, 0 to 255.
         n_samples: int, noisy copies of each image.
         noise: standard deviation of the Gaussian noise, as a share of each image's range of gray levels; Smilkov et al.
             found 0.1 to 0.2 best. Nothing is clipped, or dark and white areas would get less of it.
-        seed: of the noise, int, 0 or more. It is drawn from the seed and the image's pixels, so that an image's map does
-            not depend on the images beside it.
+        seed: of the noise, int, 0 or more. It is drawn from the seed and the image's pixels, so that an image's map
+            does not depend on the images beside it.
         column: which logit.
         batch_size: copies at once, as in `gradient_map`.
 
@@ -67,8 +63,10 @@ def smooth_grad(model, images, *, n_samples=32, noise=0.1, seed=0, column=0, bat
         float32 array (n, side, side), logits a gray level, 0 or more.
 
     Raises:
-        ValueError: as `gradient_map`, or `n_samples` or `noise` are out of range.
+        ValueError: if `n_samples` or `noise` is out of range.
     """
+    import keras
+
     if n_samples < 1 or not 0 <= noise < np.inf:
         raise ValueError(
             f"n_samples is {n_samples} and noise {noise}; expected 1 or more copies, and a share from 0 up"
@@ -90,14 +88,14 @@ def smooth_grad(model, images, *, n_samples=32, noise=0.1, seed=0, column=0, bat
 
 
 def occlusion_map(model, images, patch, stride, *, column=0, batch_size=32):
-    """Computes by how much a logit falls when what is around a pixel is painted over (Zeiler and Fergus, ECCV 2014).
+    """Computes the drop of a logit when the patches around a pixel are painted over (Zeiler and Fergus, ECCV 2014).
 
     A patch is filled from its surroundings: each of its pixels with the Gaussian average, of standard deviation patch /
-    2, of the image outside the patch. The image's mean gray would do harm: in a dark lung a gray square looks like the
-    very nodule that is sought. A finding larger than the patch stays partly in sight, so let the patch be larger.
+    2, of the image outside the patch. The image's mean gray would not do: in a dark lung, a gray square looks like a
+    nodule. A finding larger than the patch stays partly visible, so the patch should be larger.
 
     Args:
-        model: a functional keras.Model, see above, in inference mode throughout.
+        model: a functional keras.Model, see the module.
         images: (n, side, side, 1) array of finite numbers, 0 to 255.
         patch: int, pixels a side of the square patch, below the image's side.
         stride: int, pixels from patch to patch, at most `patch`; the last one is moved to the image's edge, so that all
@@ -107,10 +105,10 @@ def occlusion_map(model, images, patch, stride, *, column=0, batch_size=32):
 
     Returns:
         float32 array (n, side, side): mean drop of the logit over the patches that cover a pixel; positive where the
-        image speaks for the class, negative where it speaks against it.
+        image is evidence for the class, negative where it is evidence against it.
 
     Raises:
-        ValueError: as `gradient_map`, or the patch does not fit into the image, or strides leave gaps.
+        ValueError: if the patch does not fit into the image, or strides leave gaps.
     """
     images = _check(model, images, column)
     side = images.shape[1]
@@ -146,10 +144,10 @@ def occlusion_map(model, images, patch, stride, *, column=0, batch_size=32):
 
 
 def smooth_maps(maps, sigma):
-    """Smooths maps with a Gaussian, the same way whatever drew them.
+    """Smooths maps with a Gaussian.
 
-    Gradients flicker from pixel to pixel, and a map's single largest pixel points at little. Maps that are compared are
-    to be smoothed alike.
+    Gradients flicker from pixel to pixel, so a map's single largest pixel means little. Maps that are compared must be
+    smoothed alike.
 
     Args:
         maps: float array (n, side, side).
@@ -159,7 +157,7 @@ def smooth_maps(maps, sigma):
         float32 array (n, side, side); beyond its edges a map is mirrored, which keeps its sum.
 
     Raises:
-        ValueError: `maps` has another shape, or `sigma` is out of range.
+        ValueError: if `maps` has another shape, or `sigma` is out of range.
     """
     maps = np.asarray(maps, dtype="float32")
     if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
@@ -170,7 +168,55 @@ def smooth_maps(maps, sigma):
     return gaussian_filter(maps, (0, width, width))
 
 
-# The gradients of one model after the other are asked for, by two methods and for several lots of images.
+def compile_gradient(model):
+    """Compiles the gradient of one output by a batch of inputs, with dropout and batch norm as at inference.
+
+    Inputs of one shape are compiled once, whatever the column; the weights are those that the model has at the call.
+
+    Args:
+        model: a keras.Model from one input (batch, ...) to outputs (batch, columns).
+
+    Returns:
+        A function of inputs (batch, ...) and a column's number that returns the gradient of that column's sum by the
+        inputs, a tensor of their shape. No example depends on another, so it holds the gradient of each.
+    """
+    import keras
+
+    compiled = (_compile_jax if keras.backend.backend() == "jax" else _compile_tensorflow)(model)
+    return lambda inputs, column: compiled(keras.ops.convert_to_tensor(inputs), column)
+
+
+def _compile_tensorflow(model):
+    import tensorflow as tf
+
+    @tf.function
+    def differentiate(inputs, column):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            chosen = tf.gather(model(inputs, training=False), column, axis=1)
+        return tape.gradient(chosen, inputs)
+
+    return lambda inputs, column: differentiate(inputs, tf.constant(column))  # a bare number would be traced anew
+
+
+def _compile_jax(model):
+    import jax
+
+    @jax.jit
+    def differentiate(inputs, column, *variables):
+        def choose(inputs):
+            return model.stateless_call(*variables, inputs, training=False)[0][:, column].sum()
+
+        return jax.grad(choose)(inputs)
+
+    def call(inputs, column):
+        variables = [[v.value for v in some] for some in (model.trainable_variables, model.non_trainable_variables)]
+        return differentiate(inputs, column, *variables)
+
+    return call
+
+
+# The gradients of one model are asked for by two methods and for several sets of images.
 _compiled_gradient = functools.lru_cache(maxsize=1)(compile_gradient)
 
 

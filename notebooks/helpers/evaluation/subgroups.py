@@ -1,9 +1,10 @@
-"""Measures a classifier in groups of patients: who is served worse, and how sure that is."""
+"""Measures a classifier in groups of patients: in which it is worse, and how certain that is."""
 
 import numpy as np
 import pandas as pd
 
-from .auc import auc_table, bootstrap_ratio, percentile_interval
+from .auc import auc_table
+from .bootstrap import bootstrap_ratio, percentile_interval
 
 AGE_BANDS = {"below 40": (0, 40), "40 to 59": (40, 60), "60 and above": (60, np.inf)}  # years
 IMAGE_BANDS = {"1": (1, 2), "2 to 5": (2, 6), "6 and more": (6, np.inf)}  # images a patient
@@ -67,8 +68,8 @@ def gap_table(y_true, y_score, thresholds, masks, groups, class_names, *, small=
               level=0.95):  # fmt: skip
     """Builds the table of gaps: the largest difference in true-positive rate between two subgroups of an attribute.
 
-    The pair is chosen for its difference, which flatters the gap: with many groups some differ by chance. An interval
-    that reaches below 0 says that the data do not tell the two apart.
+    The pair is chosen for its difference, which makes the gap look large: with many groups some differ by chance. Where
+    the interval reaches below 0, the data do not show a difference.
 
     Args:
         y_true: (n, classes) labels.

@@ -1,0 +1,142 @@
+"""Turns scores into decisions: operating thresholds, the rates at them, and lists of the top k. NumPy and pandas only.
+
+`y_true`, `y_score` and `groups` are those of `auc`, with the same checks, and the same NaN where labels leave a figure
+undefined. Notebook 3 writes what is chosen here to thresholds.json.
+"""
+
+import numpy as np
+import pandas as pd
+
+from .auc import check_scores
+from .bootstrap import bootstrap_ratio, interval_around, ratio
+
+# What each method of `choose_thresholds` makes as large as it can, from the true and false positives at each distinct
+# score. The first is Youden's index times positives times negatives: in whole numbers equal indices are equal.
+_MERITS = {
+    "youden": lambda tp, fp, _: tp * fp[-1] - fp * tp[-1],
+    "f1": lambda tp, fp, _: 2 * tp / (tp + fp + tp[-1]),
+    "sensitivity": lambda tp, fp, wished: tp / tp[-1] >= wished,
+}
+
+
+def confusion_at(y_true, y_score, thresholds):
+    """Counts the outcomes where a score at or above its class's threshold is called positive.
+
+    Args:
+        y_true: (n, classes) labels.
+        y_score: (n, classes) scores.
+        thresholds: (classes,) thresholds, or one number for all; at NaN nothing is called and every rate is NaN.
+
+    Returns:
+        Dict of (classes,) arrays: int64 `tp`, `fp`, `fn`, `tn`, and float64 `sensitivity`, `specificity`, `ppv`, `npv`
+        in [0, 1], NaN where nothing is there to divide by.
+
+    Raises:
+        ValueError: if `thresholds` has another shape.
+    """
+    y, score = check_scores(y_true, y_score)
+    thresholds = np.asarray(thresholds, dtype="float64")
+    if thresholds.shape not in ((), (y.shape[1],)):
+        raise ValueError(f"thresholds has shape {thresholds.shape}; expected () or ({y.shape[1]},)")
+    called = score >= thresholds
+    tp, fp = (called & y).sum(axis=0), (called & ~y).sum(axis=0)
+    fn, tn = (~called & y).sum(axis=0), (~called & ~y).sum(axis=0)
+    rates = {"sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp), "ppv": (tp, tp + fp), "npv": (tn, tn + fn)}
+    known = ~np.isnan(thresholds)
+    return {
+        **{"tp": tp, "fp": fp, "fn": fn, "tn": tn},
+        **{name: ratio(part, np.where(known, whole, 0)) for name, (part, whole) in rates.items()},
+    }
+
+
+def choose_thresholds(y_true, y_score, method="youden", sensitivity=None):
+    """Chooses an operating threshold for each class among its observed scores.
+
+    "youden" takes the score at which sensitivity + specificity - 1 is largest (Youden, 1950), "f1" that at which
+    2 tp / (2 tp + fp + fn) is, "sensitivity" the highest that reaches the wished sensitivity. Of several equally good
+    scores the highest is taken, which calls the fewest images. A score equal to the threshold is positive, as in
+    `confusion_at`.
+
+    Args:
+        y_true: (n, classes) labels.
+        y_score: (n, classes) scores.
+        method: "youden", "f1" or "sensitivity".
+        sensitivity: the wished sensitivity in (0, 1], for the method of that name only.
+
+    Returns:
+        (classes,) float64 thresholds; NaN without positives or without negatives.
+
+    Raises:
+        ValueError: if method and sensitivity do not fit.
+    """
+    if method not in _MERITS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(_MERITS)}")
+    if (method == "sensitivity") != (sensitivity is not None):
+        raise ValueError(f"method {method!r} with sensitivity {sensitivity}; they go together, or neither is given")
+    if sensitivity is not None and not 0 < sensitivity <= 1:
+        raise ValueError(f"sensitivity is {sensitivity}; expected a share above 0 and at most 1")
+    y, score = check_scores(y_true, y_score)
+    result = np.full(y.shape[1], np.nan)
+    for c in np.flatnonzero(y.any(axis=0) & ~y.all(axis=0)):
+        order = np.argsort(-score[:, c], kind="stable")
+        sorted_y, sorted_score = y[order, c], score[order, c]
+        last = np.flatnonzero(np.append(np.diff(sorted_score) != 0, True))  # of the images that share a score
+        tp = np.cumsum(sorted_y)[last]
+        # Thresholds descend, and the first of equal merits wins.
+        result[c] = sorted_score[last[np.argmax(_MERITS[method](tp, last + 1 - tp, sensitivity))]]
+    return result
+
+
+def rates_table(y_true, y_score, thresholds, groups, class_names, n_resamples=1000, seed=0, level=0.95):
+    """Builds the table of outcomes and rates at thresholds, with patient-wise bootstrap intervals.
+
+    The thresholds are taken as given: choose them on other images, or the rates are too good.
+
+    Args:
+        y_true: (n, classes) labels; n may be 0.
+        y_score: (n, classes) scores.
+        thresholds: (classes,) thresholds, or one number for all, as in `confusion_at`.
+        groups: (n,) patient of each row.
+        class_names: the classes' names, in column order.
+        n_resamples: number of resamples.
+        seed: seed of the draw.
+        level: share of the resamples inside the interval.
+
+    Returns:
+        DataFrame with a row a class: `pathology`, `threshold`, `tp`, `fp`, `fn`, `tn`, then `sensitivity`,
+        `specificity`, `ppv` and `npv`, each followed by its `_low` and `_high`. Rates that nothing defines are NaN.
+    """
+    y, score = check_scores(y_true, y_score)
+    counts = confusion_at(y, score, thresholds)
+    table = pd.DataFrame({"pathology": list(class_names)})
+    table["threshold"] = np.broadcast_to(np.asarray(thresholds, dtype="float64"), y.shape[1:])
+    for name in ("tp", "fp", "fn", "tn"):
+        table[name] = counts[name]
+    called = score >= thresholds
+    of = {"sensitivity": (called, y), "specificity": (~called, ~y), "ppv": (y, called), "npv": (~y, ~called)}
+    hits, cases = (np.hstack(parts) for parts in zip(*((a & b, b) for a, b in of.values()), strict=True))
+    samples = np.split(bootstrap_ratio(hits, cases, groups, n_resamples, seed), len(of), axis=1)
+    for name, values in zip(of, samples, strict=True):
+        table[name] = counts[name]
+        table[f"{name}_low"], table[f"{name}_high"] = interval_around(counts[name], values, level, 0, 1)
+    return table
+
+
+def top_k_hits(y_true, y_score, k):
+    """Finds the true labels that are among the k highest scores of their image.
+
+    Scores of different classes are compared, so they should be probabilities. The same row of scores for every image,
+    for instance the prevalences, gives the constant ranking that any model must beat.
+
+    Args:
+        y_true: (n, classes) labels.
+        y_score: (n, classes) scores; of tied classes the earlier ranks higher.
+        k: classes named for each image.
+
+    Returns:
+        (n, classes) bool.
+    """
+    y, score = check_scores(y_true, y_score)
+    named = np.zeros(y.shape, dtype=bool)
+    np.put_along_axis(named, np.argsort(-score, axis=1, kind="stable")[:, :k], True, axis=1)
+    return named & y
