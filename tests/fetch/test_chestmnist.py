@@ -37,9 +37,9 @@ QUICK = {"pause": 0.01, "timeout": 5, "retries": 1}
 def make_arrays(side=16, counts=(7, 3, 4)):
     rng = np.random.default_rng(3)
     arrays = {}
-    for part, n in zip(("train", "val", "test"), counts, strict=True):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (n, side, side), dtype=np.uint8)
-        arrays[f"{part}_labels"] = (rng.random((n, 14)) < 0.2).astype(np.uint8)
+    for subset, n in zip(("train", "val", "test"), counts, strict=True):
+        arrays[f"{subset}_images"] = rng.integers(0, 256, (n, side, side), dtype=np.uint8)
+        arrays[f"{subset}_labels"] = (rng.random((n, 14)) < 0.2).astype(np.uint8)
     return arrays
 
 
@@ -60,17 +60,17 @@ def study(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_images_labels_and_parts_are_those_of_the_file(tmp_path, arrays, compress):
+def test_images_labels_and_subsets_are_those_of_the_file(tmp_path, arrays, compress):
     write_chestmnist_study(save(tmp_path / "a.npz", arrays, compress), tmp_path / "study", 16)
     images, rows = list_images(tmp_path / "study"), load_metadata(tmp_path / "study")
     rows["split"] = make_split(rows, tmp_path / "study", split=CHESTMNIST)
     assert len(images) == len(rows) == 14
-    for part in ("train", "val", "test"):
-        some = rows[rows["split"].eq(part)]
-        assert list(some["image"]) == [f"chestmnist-{part}-{number:06d}.png" for number in range(len(some))]
-        assert np.array_equal(some[list(PATHOLOGIES)], arrays[f"{part}_labels"])
+    for subset in ("train", "val", "test"):
+        some = rows[rows["split"].eq(subset)]
+        assert list(some["image"]) == [f"chestmnist-{subset}-{number:06d}.png" for number in range(len(some))]
+        assert np.array_equal(some[list(PATHOLOGIES)], arrays[f"{subset}_labels"])
         pixels = np.stack([np.asarray(Image.open(images[name])) for name in some["image"]])
-        assert np.array_equal(pixels, arrays[f"{part}_images"])
+        assert np.array_equal(pixels, arrays[f"{subset}_images"])
 
 
 def test_no_patients_are_made_up(study):
@@ -98,7 +98,7 @@ def test_it_has_one_split_and_no_other_study_has_that(study, phantom_dir, split)
         make_split(load_metadata(phantom_dir), phantom_dir, split=CHESTMNIST)
 
 
-def test_images_of_another_name_have_no_part(study):
+def test_images_of_another_name_have_no_subset(study):
     rows = load_metadata(study)
     rows.loc[3, "image"] = "00000001_000.png"
     with pytest.raises(ValueError, match=r"00000001_000\.png is not an image of ChestMNIST"):
@@ -111,14 +111,14 @@ def test_it_is_packed_like_any_study(study, tmp_path):
     rows["split"] = make_split(rows, study, split=CHESTMNIST)
     packed = pack_study(rows, images, tmp_path / "packed", split_name=CHESTMNIST, side=32, study_dir=study)
     assert not packed.excluded and len(packed.index) == 14 and set(packed.index["view"]) == {"unknown"}
-    assert not has_patients(tmp_path / "packed" / "study")  # whoever has the shards alone knows, too
+    assert not has_patients(tmp_path / "packed" / "study")  # the shards alone carry the mark, too
     report = audit_study(study, load_metadata(study), matched, packed, find_study_duplicates(packed))
     (line,) = (line for line in report["verdict"] if line["check"] == "patients in two subsets")
     assert (line["status"], line["found"]) == ("not compared", None)
     assert json.dumps(report).count("patient") == json.dumps(line).count("patient") + 2  # and two names of empty tables
 
 
-def test_a_quick_look_takes_the_first_images_of_each_part(tmp_path, arrays):
+def test_a_quick_look_takes_the_first_images_of_each_subset(tmp_path, arrays):
     write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, images=4)
     names = load_metadata(tmp_path / "study")["image"]
     assert names.str.split("-").str[1].value_counts().to_dict() == {"train": 4, "val": 3, "test": 4}
@@ -214,7 +214,7 @@ def test_it_is_fetched_once_resumed_and_the_file_removed(served, tmp_path):
     server, file = served
     server.faults["/chestmnist_64.npz"] = [cut_after(2000)]
     folder = fetch_chestmnist(file, tmp_path / "study", 16, **QUICK)
-    assert [held for _, held, _ in server.asked] == [None, "bytes=2000-"]
+    assert [sent for _, sent, _ in server.asked] == [None, "bytes=2000-"]
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["Data_Entry_2017_chestmnist.csv", "chestmnist.json", "images"]
     assert json.loads((folder / "chestmnist.json").read_text())["md5"] == file.md5

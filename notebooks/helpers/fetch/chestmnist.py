@@ -53,7 +53,7 @@ def list_chestmnist_file(side, mirror=""):
 
 
 def plan_chestmnist(file, folder, side, *, images=None, packed_side=None, packed_dir=None):
-    """Plans what ChestMNIST takes on the disk, and checks that there is room for it; see `plan_fetch`.
+    """Plans what ChestMNIST takes on the disk, and checks that there is space for it; see `plan_fetch`.
 
     Args:
         file: `RemoteFile` of `list_chestmnist_file`.
@@ -61,7 +61,7 @@ def plan_chestmnist(file, folder, side, *, images=None, packed_side=None, packed
         side: pixels, of its images.
         images: most images of each subset, or None.
         packed_side: pixels, of the packed images; None for `side`.
-        packed_dir: path of the folder for the shards; None to leave them out of the check of room.
+        packed_dir: path of the folder for the shards; None to leave them out of the check.
 
     Returns:
         A `DiskPlan`.
@@ -141,6 +141,7 @@ def write_chestmnist_study(npz, folder, side, *, images=None, about=None, progre
     folder = local_folder(folder)
     if _is_written(folder, side, images):
         return
+    # The key "films_a_part" is the one of earlier versions, whose folders are read, too.
     mark = {"complete": False, "side": side, "films_a_part": images, **(about or {}), **_TERMS}
     write_text(folder / CHESTMNIST_MARK, json.dumps(mark, indent=1) + "\n")  # first: from now on the folder is ours
     draft, final = folder / "images.part", folder / "images"

@@ -62,7 +62,7 @@ class _Places:
         downloads = folder / "downloads"
         self.side, self.archive = side, downloads / archive.name
         self.part, self.draft = downloads / f"{archive.name}.part", downloads / archive.stem
-        self.images, self.caches = folder / archive.stem, folder / f"films-{side}"
+        self.images, self.caches = folder / archive.stem, folder / f"films-{side}"  # as earlier versions named it
         self.result = self.caches / f"{archive.stem}.npy" if side else self.images
 
     def unpacked(self):
@@ -77,14 +77,14 @@ class _Places:
 
 
 def plan_fetch(study, folder, *, side, stream=True, packed_dir=None):
-    """Plans what fetching a study takes, and checks that there is room for it.
+    """Plans what fetching a study takes, and checks that there is space for it.
 
     Args:
         study: `RemoteStudy`.
         folder: path of the study's folder, on a disk of this machine; made if missing.
         side: pixels, of the packed images.
         stream: whether images are shrunk archive by archive and removed, or stay as they come.
-        packed_dir: path of the folder for the shards; None to leave them out of the check of room.
+        packed_dir: path of the folder for the shards; None to leave them out of the check.
 
     Returns:
         A `DiskPlan`.
