@@ -1,12 +1,12 @@
-"""What does it save to keep features, and what does keeping them cost?
+"""What does it save to cache features, and what does caching cost?
 
-Writing a bank of features from files of images, beside plain `keras.Model.predict` of the same network over the same
-images as tensors that are ready in memory: rounds of both take turns in one process. Then an epoch of the 512x512 head
-on kept features, beside an epoch of end-to-end fine-tuning of the same network and head on the same images: of the
-latter some steps are timed and scaled up. And bytes on disk, and seconds to read a bank again.
+Two tasks take turns in one process: writing a cache of features from image files, and plain `keras.Model.predict` of
+the same network on the same images as arrays in memory. Then an epoch of the 512x512 head on cached features is
+compared with an epoch of end-to-end fine-tuning of the same network and head on the same images: some steps of the
+latter are timed and scaled up. Also measured: bytes on disk, and seconds to read a cache again.
 
-Usage: features.py [--films 96] [--side 224] [--rounds 3] [--steps 2]
-Images are drawn; weights are random, which changes nothing of the work.
+Usage: features.py [--images 96] [--side 224] [--rounds 3] [--steps 2]
+Images are synthetic and weights random, which does not change the amount of work.
 """
 
 import argparse
@@ -56,20 +56,20 @@ def measure_peak(size=4096, times=5):
     return 2e-9 * size**3 / float(np.median(seconds))
 
 
-def time_head(codes, labels, epochs):
+def time_head(features, labels, epochs):
     """Returns the seconds of an epoch of the head, validation included, without tracing."""
     rows = np.arange(len(labels))
     seconds = {}
     for n_epochs in (1, 1 + epochs):  # the first call traces
-        trainer = HeadTrainer(codes.shape[1:], **(XVISION | {"epochs": n_epochs}))
-        trainer.train(codes, labels, rows, rows[:4])
-        seconds[n_epochs] = clock(lambda trainer=trainer: trainer.train(codes, labels, rows, rows[:4]))[1]
+        trainer = HeadTrainer(features.shape[1:], **(XVISION | {"epochs": n_epochs}))
+        trainer.train(features, labels, rows, rows[:4])
+        seconds[n_epochs] = clock(lambda trainer=trainer: trainer.train(features, labels, rows, rows[:4]))[1]
     return (seconds[1 + epochs] - seconds[1]) / epochs
 
 
-def time_fine_tuning(backbone, codes, images, labels, steps):
+def time_fine_tuning(backbone, features, images, labels, steps):
     """Returns the seconds of an epoch of fine-tuning, from the median of some steps."""
-    trainer = HeadTrainer(codes.shape[1:], **XVISION)
+    trainer = HeadTrainer(features.shape[1:], **XVISION)
     backbone.model.trainable = True
     model = join_head(backbone, trainer.head)
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
@@ -83,7 +83,7 @@ def time_fine_tuning(backbone, codes, images, labels, steps):
 def main():
     """Measures, prints a table and writes benchmarks/results/features.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--films", type=int, default=96)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
@@ -94,51 +94,52 @@ def main():
         study = Path(scratch) / "study"
         write_synthetic_study(study, arguments.images, arguments.side, plan=plan_nodule_study, n_workers=1)
         cohort = load_folder_cohort(study)
-        labels = cohort.images["label"].to_numpy()
+        labels = cohort.rows["label"].to_numpy()
         keras.utils.set_random_seed(0)
         backbone = build_backbone("VGG16", side=arguments.side)
         images = read_cohort_images(cohort, arguments.side, np.arange(len(cohort)))
         backbone.model.predict(images[:BATCH], batch_size=BATCH, verbose=0)
         backbone.model.predict_on_batch(images[:BATCH])  # the first of each is slow
-        shares, seconds = [], {"bank": [], "predict": []}
+        shares, seconds = [], {"cache": [], "predict": []}
         for number in range(arguments.rounds):
             tasks = {
-                "bank": lambda number=number: write_feature_cache(
-                    cohort, backbone, Path(scratch) / f"banks-{number}", dtype="float32", batch_size=BATCH
+                "cache": lambda number=number: write_feature_cache(
+                    cohort, backbone, Path(scratch) / f"caches-{number}", dtype="float32", batch_size=BATCH
                 ),
                 "predict": lambda: backbone.model.predict(images, batch_size=BATCH, verbose=0),
             }
             done = {name: clock(tasks[name]) for name in sorted(tasks, reverse=number % 2)}
             for name, (_, taken) in done.items():
                 seconds[name].append(taken)
-            assert np.allclose(done["bank"][0].codes, done["predict"][0], rtol=1e-4, atol=1e-5)
-            shares.append(seconds["predict"][-1] / seconds["bank"][-1])
-        bank, again = clock(lambda: write_feature_cache(cohort, backbone, Path(scratch) / "banks-0", dtype="float32"))
-        half = write_feature_cache(cohort, backbone, Path(scratch) / "banks-half", dtype="float16")
-        banks = {"float32": bank, "float16": half}
-        sizes = {name: (found.folder / "codes.npy").stat().st_size for name, found in banks.items()}
-        sizes["films"] = sum(Path(path).stat().st_size for path in cohort.paths)
+            assert np.allclose(done["cache"][0].features, done["predict"][0], rtol=1e-4, atol=1e-5)
+            shares.append(seconds["predict"][-1] / seconds["cache"][-1])
+        cache, again = clock(lambda: write_feature_cache(cohort, backbone, Path(scratch) / "caches-0", dtype="float32"))
+        half = write_feature_cache(cohort, backbone, Path(scratch) / "caches-half", dtype="float16")
+        caches = {"float32": cache, "float16": half}
+        sizes = {name: (found.folder / "codes.npy").stat().st_size for name, found in caches.items()}
+        sizes["image files"] = sum(Path(path).stat().st_size for path in cohort.paths)
         peak = measure_peak()
-        head = time_head(np.array(bank.codes), labels, 10)
-        tuning = time_fine_tuning(backbone, bank.codes, images, labels, arguments.steps)
+        head = time_head(np.array(cache.features), labels, 10)
+        tuning = time_fine_tuning(backbone, cache.features, images, labels, arguments.steps)
     results = {
         "machine": describe_machine(tf, keras),
         "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
-        "work": f"VGG16 to block5_pool, {arguments.films} synthetic images of {arguments.side} pixels, batches of {BATCH}",
+        "work": f"VGG16 to block5_pool, {arguments.images} synthetic images of {arguments.side} pixels, "
+        f"batches of {BATCH}",
         "method": f"medians of {arguments.rounds} rounds that take turns; reading, writing and hashing count for "
-        "the bank",
-        "films_per_second": {
+        "the cache",
+        "images_per_second": {
             name: round(arguments.images / float(np.median(taken)), 2) for name, taken in seconds.items()
         },
         "share_of_plain_predict": round(float(np.median(shares)), 3),
         "gigaflops_of_a_matrix_product": round(peak),
-        "bank_as_share_of_that": round(
-            VGG16_GFLOP * (arguments.side / 224) ** 2 * arguments.images / float(np.median(seconds["bank"])) / peak, 2
+        "cache_as_share_of_that": round(
+            VGG16_GFLOP * (arguments.side / 224) ** 2 * arguments.images / float(np.median(seconds["cache"])) / peak, 2
         ),
         "share_in_each_round": [round(share, 3) for share in shares],
         "seconds_to_read_again": round(again, 3),
         "bytes_per_image": {name: round(size / arguments.images) for name, size in sizes.items()},
-        "seconds_of_an_epoch": {"head on kept features": round(head, 3), "fine-tuning end to end": round(tuning, 1)},
+        "seconds_of_an_epoch": {"head on cached features": round(head, 3), "fine-tuning end to end": round(tuning, 1)},
         "fine_tuning_over_head": round(tuning / head, 1),
     }
     print(json.dumps(results, indent=1))

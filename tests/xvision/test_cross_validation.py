@@ -3,14 +3,13 @@
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 from drawn_scores import resample_rows
 from scipy import stats
 from sklearn import metrics
 
 from helpers.evaluation import bootstrap_auc
-from helpers.xvision import compare_scores, make_folds, score_table
+from helpers.xvision import compare_scores, cross_validation, make_folds, score_table
 
 FIGURES = [
     *("accuracy", "balanced_accuracy", "precision_normal", "recall_normal", "f1_normal"),
@@ -34,9 +33,9 @@ def draw_study(n=240, n_patients=90, repeats=3, seed=0, prevalence=0.3, decimals
     return y, probs if decimals is None else probs.round(decimals), groups
 
 
-def measure(y, probs, threshold=0.5):
-    """The figures of one repeat by scikit-learn, which the labels and calls are to define."""
-    called = probs >= threshold
+def measure(y, probs):
+    """The figures of one repeat by scikit-learn."""
+    called = probs >= 0.5
     of_class = [
         figure(y, called, pos_label=k) for k in (0, 1)
         for figure in (metrics.precision_score, metrics.recall_score, metrics.f1_score)
@@ -49,33 +48,29 @@ def measure(y, probs, threshold=0.5):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_row_is_tested_once_and_patients_stay_together(seed, by_patient):
     y, _, groups = draw_study(seed=seed)
-    folds = make_folds(y, groups, n_folds=4, n_repeats=3, val_share=0.25, seed=seed, by_patient=by_patient)
+    folds = make_folds(y, groups, n_folds=4, n_repeats=3, seed=seed, by_patient=by_patient)
     assert [(fold.repeat, fold.fold) for fold in folds] == [(r, k) for r in range(3) for k in range(4)]
     shared = 0
     for repeat in range(3):
         tested = np.concatenate([fold.test for fold in folds if fold.repeat == repeat])
         np.testing.assert_array_equal(np.sort(tested), np.arange(240))
     for fold in folds:
-        parts = fold.train, fold.val, fold.test
-        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(240))
-        patients = [set(groups[part]) for part in parts]
+        subsets = fold.train, fold.val, fold.test
+        np.testing.assert_array_equal(np.sort(np.concatenate(subsets)), np.arange(240))
+        patients = [set(groups[rows]) for rows in subsets]
         shared += sum(len(patients[i] & patients[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
-        assert all((np.diff(part) > 0).all() for part in parts)
-        for part, size in zip(parts, (135, 45, 60), strict=True):
-            assert abs(len(part) - size) <= 18
-            assert abs(y[part].mean() - y.mean()) < 0.12
+        assert all((np.diff(rows) > 0).all() for rows in subsets)
+        for rows, size in zip(subsets, (144, 36, 60), strict=True):
+            assert abs(len(rows) - size) <= 18
+            assert abs(y[rows].mean() - y.mean()) < 0.12
     assert (shared == 0) == by_patient
     assert shared == 0 or shared > 12 * 20
 
 
 def test_folds_are_balanced_where_each_patient_has_one_row():
-    y = np.repeat([0, 1], [40, 20])
-    for fold in make_folds(y, np.arange(60), val_share=0.25):
-        assert [np.bincount(y[part]).tolist() for part in (fold.train, fold.val, fold.test)] == [
-            [24, 12],
-            [8, 4],
-            [8, 4],
-        ]
+    y = np.repeat([0, 1], [50, 25])
+    for fold in make_folds(y, np.arange(75)):
+        assert [np.bincount(y[rows]).tolist() for rows in fold[2:]] == [[32, 16], [8, 4], [10, 5]]
 
 
 def test_folds_depend_on_patients_and_seed_alone():
@@ -83,42 +78,32 @@ def test_folds_depend_on_patients_and_seed_alone():
     folds = make_folds(y, groups, n_repeats=2, seed=5)
     order = np.random.default_rng(0).permutation(len(y))
     for fold, other in zip(folds, make_folds(y[order], groups[order], n_repeats=3, seed=5), strict=False):
-        for part in ("train", "val", "test"):
-            np.testing.assert_array_equal(getattr(fold, part), np.sort(order[getattr(other, part)]))
+        for rows, other_rows in zip(fold[2:], other[2:], strict=True):
+            np.testing.assert_array_equal(rows, np.sort(order[other_rows]))
     assert not np.array_equal(folds[0].test, folds[5].test)
     assert not np.array_equal(folds[0].test, make_folds(y, groups, seed=6)[0].test)
     vals = [set(fold.val) for fold in folds]
     assert all(vals[i] != vals[j] for i in range(10) for j in range(i))
 
 
-def test_smallest_study_fills_every_part():
+def test_smallest_study_fills_every_subset():
     y, groups = np.repeat([0, 1], [9, 3]), [f"p{number}" for number in range(12)]
     for seed in range(20):
-        for fold in make_folds(y, groups, n_folds=3, val_share=0.05, seed=seed):
-            assert [len(set(y[part])) for part in (fold.train, fold.val, fold.test)] == [2, 2, 2]
+        for fold in make_folds(y, groups, n_folds=3, seed=seed):
+            assert [len(set(y[rows])) for rows in fold[2:]] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
     ("y", "groups", "options", "text"),
     [
-        ([0] * 6, range(6), {}, "no row is nodule; .* add such rows"),
-        ([1] * 6, range(6), {}, "no row is normal"),
+        ([0] * 6, range(6), {}, "0 patients are nodule, too few for 5 folds; add patients"),
+        ([1] * 6, range(6), {}, "0 patients are normal"),
         ([0] * 9 + [1] * 8, [*range(9), *[9, 10, 11, 12] * 2], {}, "4 patients are nodule.* n_folds of 4 or fewer"),
-        (
-            [0] * 9 + [1] * 4,
-            [*range(9), 9, 9, 9, 9],
-            {},
-            "1 patients are nodule, too few for 5 folds; add patients",
-        ),
+        ([0] * 9 + [1] * 4, [*range(9), 9, 9, 9, 9], {}, "1 patients are nodule, too few for 5 folds; add patients"),
         ([0] * 9 + [1] * 4, [0] * 13, {"by_patient": False}, "4 rows are nodule"),
-        ([0] * 9 + [1] * 9, range(18), {"class_names": ("healthy", "ill"), "n_folds": 10}, "9 patients are healthy"),
+        ([0] * 9 + [1] * 9, range(18), {"n_folds": 10}, "9 patients are normal"),
         ([0, 0, 1, 1], range(4), {"n_folds": 2}, "2 patients are normal, too few for 2 folds; add p"),
-        ([0, 2, 1], range(3), {}, "label 2 in row 1; expected 0 or 1"),
-        ([[0, 1]], range(1), {}, r"labels have shape \(1, 2\)"),
         ([0, 1], range(3), {}, r"groups has shape \(3,\)"),
-        ([0, 1], range(2), {"n_folds": 1}, "n_folds is 1"),
-        ([0, 1], range(2), {"n_repeats": 0}, "n_repeats 0"),
-        ([0, 1], range(2), {"val_share": 1}, "val_share 1"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(y, groups, options, text):
@@ -126,14 +111,13 @@ def test_what_cannot_be_divided_is_refused(y, groups, options, text):
         make_folds(np.array(y), list(groups), **options)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.3])
 @pytest.mark.parametrize("decimals", [None, 1])
-def test_values_equal_sklearn(threshold, decimals):
+def test_values_equal_sklearn(decimals):
     y, probs, groups = draw_study(decimals=decimals)
-    table = score_table(y, probs, groups, n_resamples=20, threshold=threshold)
+    table = score_table(y, probs, groups, n_resamples=20)
     assert list(table.columns) == ["figure", "value", "low", "high", "n_rows", "n_patients"]
     assert table["figure"].tolist() == [*FIGURES, "majority", "accuracy_minus_majority"]
-    expected = np.mean([measure(y, column, threshold) for column in probs.T], axis=0)
+    expected = np.mean([measure(y, column) for column in probs.T], axis=0)
     np.testing.assert_allclose(table["value"][:9], expected, rtol=0, atol=1e-14)
     majority = 1 - y.mean()
     np.testing.assert_allclose(table["value"][9:], [majority, expected[0] - majority], rtol=0, atol=1e-14)
@@ -142,31 +126,34 @@ def test_values_equal_sklearn(threshold, decimals):
     n_patients = [len(set(groups[y == k])) for k in (0, 1)]
     assert table["n_patients"].tolist()[1:9] == [len(set(groups)), *[n_patients[0]] * 3, *[n_patients[1]] * 3,
                                                  len(set(groups))]  # fmt: skip
-    one = score_table(y, probs[:, 1], groups, n_resamples=20, threshold=threshold)
-    np.testing.assert_allclose(one["value"][:9], measure(y, probs[:, 1], threshold), rtol=0, atol=1e-14)
+    one = score_table(y, probs[:, 1], groups, n_resamples=20)
+    np.testing.assert_allclose(one["value"][:9], measure(y, probs[:, 1]), rtol=0, atol=1e-14)
 
 
-def test_intervals_equal_sklearn_on_the_repeated_rows():
+def test_intervals_equal_sklearn_on_the_repeated_rows(monkeypatch):
     """More than one chunk of resamples, every one by hand."""
+    library = cross_validation.draw_patients.__globals__
+    assert library["_CHUNK"] > 8
+    monkeypatch.setitem(library, "_CHUNK", 8)
     y, probs, groups = draw_study(n=150, n_patients=40, repeats=2, decimals=1)
     other = np.random.default_rng(3).random((150, 1)).round(1)
     samples, others, shares = [], [], []
-    for rows in resample_rows(groups, 140, 3):
+    for rows in resample_rows(groups, 20, 3):
         samples.append(np.mean([measure(y[rows], column[rows]) for column in probs.T], axis=0))
         others.append(np.mean([measure(y[rows], column[rows]) for column in other.T], axis=0))
         shares.append(1 - y[rows].mean())
     samples, others, shares = np.array(samples), np.array(others), np.array(shares)
-    table = score_table(y, probs, groups, n_resamples=140, seed=3, level=0.8)
+    table = score_table(y, probs, groups, n_resamples=20, seed=3, level=0.8)
     expected = np.column_stack([samples, shares, samples[:, 0] - shares])
     np.testing.assert_allclose(table[["low", "high"]].T, np.quantile(expected, [0.1, 0.9], axis=0), atol=1e-8)
-    both = compare_scores(y, probs, other, groups, n_resamples=140, seed=3, level=0.8)
+    both = compare_scores(y, probs, other, groups, n_resamples=20, seed=3, level=0.8)
     assert list(both.columns) == ["figure", "a", "b", "difference", "low", "high"]
     assert both["figure"].tolist() == FIGURES
     np.testing.assert_allclose(both[["low", "high"]].T, np.quantile(samples - others, [0.1, 0.9], axis=0), atol=1e-8)
     np.testing.assert_array_equal(both["a"], table["value"][:9])
     np.testing.assert_array_equal(both["b"], score_table(y, other, groups, n_resamples=5)["value"][:9])
     np.testing.assert_allclose(both["difference"], both["a"] - both["b"])
-    auc = bootstrap_auc(np.column_stack([y, y]), probs, groups, 140, 3).mean(axis=1)
+    auc = bootstrap_auc(np.column_stack([y, y]), probs, groups, 20, 3).mean(axis=1)
     np.testing.assert_allclose(auc, samples[:, 8], atol=1e-12)
 
 
@@ -174,12 +161,12 @@ def test_pairing_makes_differences_narrow():
     y, probs, groups = draw_study()
     near = probs.copy()
     near[::40] = 1 - near[::40]
-    both = compare_scores(y, probs, near, groups, n_resamples=300)
-    alone = score_table(y, probs, groups, n_resamples=300)[:9]
+    both = compare_scores(y, probs, near, groups, n_resamples=200)
+    alone = score_table(y, probs, groups, n_resamples=200)[:9]
     assert ((both["high"] - both["low"]) < 0.6 * (alone["high"] - alone["low"])).all()
     same = compare_scores(y, probs, probs[:, [2, 0, 1]], groups, n_resamples=50)
     np.testing.assert_allclose(same[["difference", "low", "high"]], 0, atol=1e-8)
-    back = compare_scores(y, near, probs, groups, n_resamples=300)
+    back = compare_scores(y, near, probs, groups, n_resamples=200)
     np.testing.assert_allclose(back[["difference", "low", "high"]], -both[["difference", "high", "low"]], atol=1e-12)
 
 
@@ -192,14 +179,14 @@ def test_majority_shows_what_an_accuracy_is_worth():
     np.testing.assert_allclose(lead[["value", "low", "high"]].astype(float), 0, atol=1e-8)
     good = score_table(y, 0.1 + 0.8 * y, groups).set_index("figure")
     assert good.loc["accuracy_minus_majority", "low"] > 0.05
-    # The commoner class may be the other.
+    # The majority class may be the other one.
     flipped = score_table(1 - y, np.full(400, 0.9), groups).set_index("figure")
     assert flipped.loc["majority", "value"] == majority["value"]
     worse = score_table(y, 0.9 - 0.8 * y, groups).set_index("figure").loc["accuracy_minus_majority"]
     assert -1 <= worse["low"] < worse["value"] < worse["high"] < -0.7
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_intervals_hold_the_value_in_tiny_studies(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(0, 9))
@@ -219,7 +206,7 @@ def test_intervals_hold_the_value_in_tiny_studies(seed):
 
 def test_undefined_figures_are_nan():
     groups = np.arange(6)
-    # Nothing is called in the second repeat.
+    # The second repeat predicts no nodule.
     table = score_table([0, 0, 0, 1, 1, 1], [[0.1, 0.1]] * 3 + [[0.9, 0.2]] * 3, groups, n_resamples=30)
     nan = table.set_index("figure")["value"].isna()
     assert nan[nan].index.tolist() == ["precision_nodule"]
@@ -232,47 +219,35 @@ def test_undefined_figures_are_nan():
     assert score_table([], np.zeros((0, 2)), [], n_resamples=3)["n_rows"].tolist() == [0] * 11
 
 
+@pytest.mark.slow
 def test_patient_intervals_cover_and_row_intervals_do_not():
-    """Patients with 5 rows of one label that share most of the score; 250 studies of 80 patients."""
+    """Patients with 5 rows of one label that share most of the score; 120 studies of 80 patients."""
     rng = np.random.default_rng(2)
     patients, hits = np.repeat(np.arange(80), 5), {"patients": [], "rows": []}
-    truth = stats.norm.cdf(1 / np.sqrt(1 + 0.5**2))  # of calling a row rightly, in either class
-    for study in range(250):
+    truth = stats.norm.cdf(1 / np.sqrt(1 + 0.5**2))  # of predicting a row rightly, in either class
+    for study in range(120):
         y = (rng.random(80) < 0.4)[patients]
         score = 2 * y - 1 + rng.normal(size=80)[patients] + 0.5 * rng.normal(size=400)
         for name, groups in (("patients", patients), ("rows", np.arange(400))):
-            table = score_table(y, stats.norm.cdf(score), groups, n_resamples=300, seed=study)
+            table = score_table(y, stats.norm.cdf(score), groups, n_resamples=100, seed=study)
             hits[name].append((table["low"] <= truth)[[0, 1, 3, 6]] & (truth <= table["high"])[[0, 1, 3, 6]])
     by_patient, by_row = (np.mean(hits[name], axis=0) for name in ("patients", "rows"))
-    assert ((by_patient >= 0.9) & (by_patient <= 0.98)).all(), by_patient
-    assert (by_row < 0.8).all(), by_row
+    assert ((by_patient >= 0.87) & (by_patient <= 0.99)).all(), by_patient
+    assert (by_row < 0.85).all(), by_row
 
 
 @pytest.mark.parametrize(
-    ("y", "probs", "groups", "options", "text"),
+    ("y", "probs", "groups", "text"),
     [
-        ([0, 1], [0.2, np.nan], [1, 2], {}, "probability nan in row 1, repeat 0; expected a number in .* every row"),
-        ([0, 1], [[0.2, 0.3], [0.1, 1.5]], [1, 2], {}, "probability 1.5 in row 1, repeat 1"),
-        ([0, 1], [0.2, 0.3, 0.4], [1, 2], {}, r"probs have shape \(3,\); expected \(2,\) or \(2, repeats\)"),
-        ([0, 1], np.zeros((2, 0)), [1, 2], {}, r"probs have shape \(2, 0\)"),
-        ([0, 3], [0.2, 0.3], [1, 2], {}, "label 3 in row 1"),
-        ([0, np.nan], [0.2, 0.3], [1, 2], {}, "label nan in row 1"),
-        ([0, 1], [0.2, 0.3], [1], {}, r"groups has shape \(1,\)"),
-        ([0, 1], [0.2, 0.3], [1, 2], {"level": 95}, "level is 95"),
-        ([0, 1], [0.2, 0.3], [1, 2], {"class_names": ("a", "a")}, "two different names"),
+        ([0, 1], [0.2, np.nan], [1, 2], "score nan in row 1, class 0; expected a finite number"),
+        ([0, 1], [0.2, 0.3, 0.4], [1, 2], r"labels have shape \(2, 1\), scores \(3, 1\)"),
+        ([0, 3], [0.2, 0.3], [1, 2], "label 3 in row 1"),
+        ([0, np.nan], [0.2, 0.3], [1, 2], "label nan in row 1"),
+        ([0, 1], [0.2, 0.3], [1], r"groups has shape \(1,\)"),
     ],
 )
-def test_malformed_input_is_refused(y, probs, groups, options, text):
-    options |= {"n_resamples": 3}
+def test_malformed_input_is_refused(y, probs, groups, text):
     with pytest.raises(ValueError, match=text):
-        score_table(y, probs, groups, **options)
+        score_table(y, probs, groups, n_resamples=3)
     with pytest.raises(ValueError, match=text):
-        compare_scores(y, np.full(len(y), 0.5), probs, groups, **options)
-
-
-def test_classes_have_the_names_that_are_given():
-    y, probs, groups = draw_study()
-    table = score_table(y, probs, groups, n_resamples=3, class_names=("normal", "abnormal"))
-    expected = score_table(pd.Series(y), pd.DataFrame(probs), pd.Series(groups), n_resamples=3)
-    np.testing.assert_array_equal(table.iloc[:, 1:], expected.iloc[:, 1:])
-    assert table["figure"][5] == "precision_abnormal"
+        compare_scores(y, np.full(len(y), 0.5), probs, groups, n_resamples=3)

@@ -1,131 +1,128 @@
-"""The small classifiers on features: what is learned, what is chosen, what does not depend on neighbors."""
+"""The small classifiers on features: what is learned, what is chosen, what does not depend on other images."""
 
 import keras
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from helpers.evaluation import roc_auc
-from helpers.xvision import (
-    XVISION,
-    Backbone,
-    HeadTrainer,
-    LogisticHead,
-    build_head,
-    join_head,
-    pool_features,
-    predict_head,
-)
+from helpers.xvision import XVISION, HeadTrainer, LogisticHead, build_head, join_head, pool_features
+from helpers.xvision.features import Backbone
 
 
 @pytest.fixture(scope="module")
 def data():
-    """Codes in which the label shifts one channel; rows to train, validate and test on."""
+    """Features in which the label shifts one channel; rows to train, validate and test on."""
     rng = np.random.default_rng(0)
     labels = (np.arange(200) % 2).astype("int8")
-    codes = rng.normal(size=(200, 2, 2, 8)).astype("float16")
-    codes[..., 3] += 1.5 * labels[:, None, None]
-    return codes, labels, (np.arange(120), np.arange(120, 150), np.arange(150, 200))
+    features = rng.normal(size=(200, 2, 2, 8)).astype("float16")
+    features[..., 3] += 3 * labels[:, None, None]
+    return features, labels, (np.arange(120), np.arange(120, 150), np.arange(150, 200))
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    codes, labels, (train, val, _) = data
+def trainer(data):
+    """A small head, which tests train again: it traces once."""
+    return HeadTrainer(data[0].shape[1:], units=(32, 32), learning_rate=0.1, epochs=4)
+
+
+@pytest.fixture(scope="module")
+def trained(data, trainer, tmp_path_factory):
+    """The head's weights after training with seed 1, the history, and the folder with those of every epoch."""
+    features, labels, (train, val, _) = data
     folder = tmp_path_factory.mktemp("epochs")
-    trainer = HeadTrainer(codes.shape[1:], **XVISION)
-    return trainer, trainer.train(codes, labels, train, val, seed=1, folder=folder), folder
+    history = trainer.train(features, labels, train, val, seed=1, folder=folder)
+    return trainer.head.get_weights(), history, folder
 
 
-def test_preset_is_that_of_the_study():
+def test_settings_are_those_of_the_xvision_study():
     assert XVISION == {"units": (512, 512), "learning_rate": 0.01, "batch_size": 20, "epochs": 20}
-    head = build_head((7, 7, 512))
-    assert head.count_params() == 7 * 7 * 512 * 512 + 512 * 512 + 2 * 4 * 512 + 512 + 1
+    assert build_head((1, 1, 8)).count_params() == 8 * 512 + 512 * 512 + 2 * 4 * 512 + 512 + 1
 
 
-def test_head_learns_and_keeps_the_best_epoch(data, trained):
-    codes, labels, (_, val, test) = data
-    trainer, history, folder = trained
-    assert roc_auc(labels[test], trainer.predict(codes, test))[0] > 0.9
-    assert history["epoch"].tolist() == list(range(1, 21)) and history["best"].sum() == 1
+def test_head_learns_and_keeps_the_best_epoch(data, trainer, trained):
+    features, labels, (_, val, test) = data
+    kept, history, folder = trained
+    trainer.head.set_weights(kept)
+    assert roc_auc(labels[test], trainer.predict(features, test))[0] > 0.9
+    assert history["epoch"].tolist() == [1, 2, 3, 4] and history["best"].sum() == 1
     assert history["val_loss"].idxmin() == history["best"].idxmax()
-    prob = trainer.predict(codes, val)
-    wrong = ((prob >= 0.5) != labels[val]).mean()
-    assert history.loc[history["best"], "val_error"].item() == pytest.approx(wrong)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] and history["error"].between(0, 1).all()
-    files = sorted(folder.iterdir())
-    assert [path.name for path in files] == [f"epoch-{epoch:02d}.weights.h5" for epoch in range(1, 21)]
-    best = int(history.loc[history["best"], "epoch"].item())
-    head = build_head(codes.shape[1:])
-    head.load_weights(files[best - 1])
-    assert np.allclose(predict_head(head, codes[val].astype("float32")), prob, atol=1e-6)
+    probs = trainer.predict(features, val)
+    best = history[history["best"]].iloc[0]
+    assert best["val_error"] == pytest.approx(((probs >= 0.5) != labels[val]).mean(), abs=1e-6)
+    assert best["val_loss"] == pytest.approx(-np.log(np.where(labels[val], probs, 1 - probs)).mean(), abs=1e-5)
+    assert sorted(path.name for path in folder.iterdir()) == [f"epoch-{n:02d}.weights.h5" for n in range(1, 5)]
+    trainer.head.load_weights(folder / f"epoch-{best['epoch']:02.0f}.weights.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(kept, trainer.head.get_weights(), strict=True))
 
 
-def test_same_seed_gives_the_same_training_whatever_came_before(data, trained):
-    codes, labels, (train, val, test) = data
-    trainer = HeadTrainer(codes.shape[1:], units=(16,), epochs=3)
-    trainer.train(codes, labels, train, val, seed=1)
-    first = trainer.predict(codes, test)
-    trainer.train(codes, 1 - labels, train, val, seed=2)
-    trainer.train(codes, labels, train, val, seed=1)
-    assert np.allclose(trainer.predict(codes, test), first, atol=1e-5)
+def test_best_epoch_need_not_be_the_last(data, trainer):
+    """Validation labels are the other way round, so every epoch makes it worse."""
+    features, labels, (train, val, _) = data
+    flipped = np.where(np.isin(np.arange(200), val), 1 - labels, labels)
+    history = trainer.train(features, flipped, train, val, seed=1)
+    assert history["best"].tolist() == [True, False, False, False]
+    probs = trainer.predict(features, val)
+    loss = -np.log(np.where(flipped[val], probs, 1 - probs)).mean()
+    assert history["val_loss"].iloc[0] == pytest.approx(loss, abs=1e-5)
 
 
-def test_answers_do_not_depend_on_neighbors_but_with_batch_moments_they_do(data, trained):
-    codes, _, (_, _, test) = data
-    trainer, _, _ = trained
-    whole = trainer.predict(codes, test)
-    assert np.allclose(trainer.predict(codes, test[:25]), whole[:25], atol=1e-6)
-    flawed = trainer.predict(codes, test, batch_moments=True)
-    other = trainer.predict(codes, test[:30], batch_moments=True)
+def test_same_seed_gives_the_same_training_whatever_came_before(data, trainer, trained):
+    features, labels, (train, val, test) = data
+    trainer.head.set_weights(trained[0])
+    first = trainer.predict(features, test)
+    trainer.train(features, 1 - labels, train, val, seed=2)
+    assert not np.allclose(trainer.predict(features, test), first, atol=1e-2)
+    trainer.train(features, labels, train, val, seed=1)
+    assert np.allclose(trainer.predict(features, test), first, atol=1e-5)
+
+
+def test_results_depend_on_other_images_with_batch_moments_only(data, trainer, trained):
+    features, labels, (_, _, test) = data
+    trainer.head.set_weights(trained[0])
+    whole = trainer.predict(features, test)
+    assert np.allclose(trainer.predict(features, test[:25]), whole[:25], atol=1e-6)
+    flawed = trainer.predict(features, test, batch_moments=True)
+    other = trainer.predict(features, test[:30], batch_moments=True)
     assert not np.allclose(flawed[:30], other, atol=1e-3)
-    assert np.allclose(trainer.predict(codes, test), whole, atol=1e-6)  # and leave no trace in the weights
-
-
-def test_batch_moments_are_those_of_both_classes_whatever_the_order(data, trained):
-    """Batches of one class would lose what tells it from the other, which no test set of the original did."""
-    codes, labels, (_, _, test) = data
+    assert np.allclose(trainer.predict(features, test), whole, atol=1e-6)  # and no trace is left in the weights
+    # Batches of one class would lose what distinguishes it from the other, which no test set of Xvision did.
     by_class = test[np.argsort(labels[test], kind="stable")]
-    assert roc_auc(labels[by_class], trained[0].predict(codes, by_class, batch_moments=True))[0] > 0.9
+    assert roc_auc(labels[by_class], trainer.predict(features, by_class, batch_moments=True))[0] > 0.9
 
 
-def test_a_remainder_of_one_image_is_never_a_batch(data):
-    codes, labels, (train, val, _) = data
-    trainer = HeadTrainer(codes.shape[1:], units=(8,), epochs=2)
-    history = trainer.train(codes, labels, train[:41], val)
+@pytest.mark.parametrize("n_images", [41, 7], ids=["remainder of one image", "fewer than a batch"])
+def test_odd_numbers_of_images_still_train(data, trainer, n_images):
+    features, labels, (train, val, _) = data
+    history = trainer.train(features, labels, train[:n_images], val)
     assert np.isfinite(history["loss"]).all()
 
 
-def test_fewer_images_than_a_batch_still_train(data):
-    codes, labels, (train, val, _) = data
-    history = HeadTrainer(codes.shape[1:], units=(8,), epochs=2).train(codes, labels, train[:7], val)
-    assert np.isfinite(history["loss"]).all()
-
-
-def test_logistic_regression_is_that_of_the_codes_themselves(data):
+@pytest.mark.parametrize("n_images", [25, 120], ids=["fewer images than features", "more"])
+def test_logistic_regression_is_that_of_the_features_themselves(data, n_images):
     """The rotation must change nothing: compared with a fit without it at the chosen penalty."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    codes, labels, (train, val, test) = data
+    features, labels, (train, val, test) = data
+    train = train[:n_images]
     logistic = LogisticHead()
-    logistic.train(codes, labels, train, val)
+    logistic.train(features, labels, train, val)
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=logistic.penalty, max_iter=2000))
-    plain.fit(codes[train].reshape(len(train), -1).astype("float32"), labels[train])
-    expected = plain.predict_proba(codes[test].reshape(len(test), -1).astype("float32"))[:, 1]
-    assert np.allclose(logistic.predict(codes, test), expected, atol=1e-2)
+    plain.fit(features[train].reshape(len(train), -1).astype("float32"), labels[train])
+    expected = plain.predict_proba(features[test].reshape(len(test), -1).astype("float32"))[:, 1]
+    assert np.allclose(logistic.predict(features, test), expected, atol=1e-2)
     assert roc_auc(labels[test], expected)[0] > 0.9
 
 
-def test_pooled_codes_are_means_over_the_image(data):
-    codes, _, _ = data
-    assert np.allclose(pool_features(codes), codes.astype("float32").mean(axis=(1, 2)), atol=1e-6)
+def test_pooled_features_are_means_over_the_image(data):
+    features, _, _ = data
+    assert np.allclose(pool_features(features), features.astype("float32").mean(axis=(1, 2)), atol=1e-6)
 
 
-def test_joined_model_answers_from_images_as_the_head_from_codes(data):
+def test_joined_model_gives_from_images_what_the_head_gives_from_features():
     images = keras.Input((16, 16, 1))
     network = keras.Model(images, keras.layers.Conv2D(4, 8, strides=8)(images))
     head = build_head((2, 2, 4), units=(8,))
     rows = np.random.default_rng(0).uniform(0, 255, (5, 16, 16, 1)).astype("float32")
-    logits = np.asarray(join_head(Backbone(network, {}), head)(rows))[:, 0]
-    expected = predict_head(head, np.asarray(network(rows)))
-    assert np.allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-5)
+    assert np.allclose(join_head(Backbone(network, {}), head)(rows), head(network(rows)), atol=1e-5)
