@@ -1,13 +1,13 @@
-"""How often does the input gate warn of real chest radiographs, and how often of what it should warn of?
+"""How often does the input gate warn of real chest radiographs, and how often of unusual input?
 
-False alarms are counted on real and drawn frontal images, as they are and a little tilted, cropped or padded;
-detections on the same images inverted and turned, on drawn laterals, other drawn pictures, and on the pictures
+False alarms are counted on real and synthetic frontal images, unchanged and slightly tilted, cropped or padded;
+detections on the same images inverted and turned, on synthetic laterals and other pictures, and on the pictures
 that come with Python packages. The limit of the evidence is chosen on half of NIH's patients, by the parity of a hash
 of their number, and the other half is reported as well. Then images per second on one core.
 
-Usage: input_gate.py [--data ../shared/data] [--pictures FOLDER ...] [--films 200]
-`--pictures` names further folders of photographs, for instance scikit-image's data. What is missing is left out with a
-line that says so; without real radiographs only the drawn ones are measured.
+Usage: input_gate.py [--data ../shared/data] [--pictures FOLDER ...] [--images 200]
+`--pictures` names further folders of photographs, for instance scikit-image's data. Missing data are skipped with a
+message; without real radiographs only the synthetic ones are measured.
 """
 
 import argparse
@@ -133,10 +133,10 @@ def measure_extremes(images):
     }
 
 
-def draw_images(n_films):
-    """Returns images of a drawn study, through its files, uint8 (n, side, side)."""
+def draw_images(n_images):
+    """Returns images of a synthetic study, read from its files, uint8 (n, side, side)."""
     with tempfile.TemporaryDirectory() as folder:
-        write_synthetic_study(Path(folder) / "study", n_images=n_films, size=SIDE, seed=SEED, n_workers=1)
+        write_synthetic_study(Path(folder) / "study", n_images=n_images, size=SIDE, seed=SEED, n_workers=1)
         return read_images(sorted((Path(folder) / "study" / "images").glob("*.png")))
 
 
@@ -195,9 +195,9 @@ def measure_pictures(paths):
     limit = input_gate.MAX_COLOR
     return {
         "pictures": [path.name for path in paths],
-        "turned gray: any warning": rate([bool(film) for film in codes]),
-        "turned gray: not warned of": [p.name for p, film in zip(paths, codes, strict=True) if not film],
-        "turned gray: not_chest or screenshot": rate([bool(film & {"not_chest", "screenshot"}) for film in codes]),
+        "turned gray: any warning": rate([bool(found) for found in codes]),
+        "turned gray: not warned of": [p.name for p, found in zip(paths, codes, strict=True) if not found],
+        "turned gray: not_chest or screenshot": rate([bool(found & {"not_chest", "screenshot"}) for found in codes]),
         "in color, as JPEG: color": rate(np.array(colors)[colorful] > limit),
         "gray as RGB, as JPEG: color": rate(np.array(grays) > limit),
         "largest color of gray as RGB": round(max(grays), 2),
@@ -261,12 +261,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--pictures", type=Path, nargs="*", default=[])
-    parser.add_argument("--films", type=int, default=200, help="how many images and pictures are drawn of each kind")
+    parser.add_argument("--images", type=int, default=200, help="how many images and pictures are drawn of each kind")
     options = parser.parse_args()
-    limit, results = input_gate.MAX_EVIDENCE, {"limits": {}, "films": {}}
+    limit, results = input_gate.MAX_EVIDENCE, {"limits": {}, "images": {}}
     results["limits"] = {name: getattr(input_gate, name) for name in dir(input_gate) if name.startswith("M")}
 
-    groups, names = {"drawn": draw_images(options.rows)}, {}
+    groups, names = {"drawn": draw_images(options.images)}, {}
     for name, folder in (("NIH", "nih_sample/images"), ("NIH originals", "nih_original/images_001/images"),
                          ("JSRT", "jsrt/images")):  # fmt: skip
         names[name] = sorted((options.data / folder).glob("*.png"))
@@ -276,28 +276,28 @@ def main():
             print(f"left out, no images in {options.data / folder}")
     table = options.data / "nih_metadata" / "Data_Entry_2017_v2020.csv"
     if "NIH" in groups:
-        rows, images = groups["NIH"], [path.name for path in names["NIH"]]
-        second = np.array([zlib.crc32(name[:8].encode()) % 2 == 1 for name in images])
-        results["chosen limit of evidence"] = choose_limit(rows[~second])
+        images, files = groups["NIH"], [path.name for path in names["NIH"]]
+        second = np.array([zlib.crc32(name[:8].encode()) % 2 == 1 for name in files])
+        results["chosen limit of evidence"] = choose_limit(images[~second])
         input_gate.MAX_EVIDENCE = limit
-        results["NIH by half"] = {"chosen on": alarms(rows[~second]), "held out": alarms(rows[second])}
-        warned = zip(images, check_images(rows), strict=True)
+        results["NIH by half"] = {"chosen on": alarms(images[~second]), "held out": alarms(images[second])}
+        warned = zip(files, check_images(images), strict=True)
         results["NIH images warned of"] = {name: [w.code for w in found] for name, found in warned if found}
         if table.exists():
-            view = pd.read_csv(table, index_col=0).loc[images, "View Position"].to_numpy()
-            results["NIH by view"] = {name: alarms(rows[view == name]) for name in ("AP", "PA")}
+            view = pd.read_csv(table, index_col=0).loc[files, "View Position"].to_numpy()
+            results["NIH by view"] = {name: alarms(images[view == name]) for name in ("AP", "PA")}
         else:
             print(f"left out the views, no {table}")
-    results["extremes"] = {name: measure_extremes(rows) for name, rows in groups.items()}
-    for name, rows in groups.items():
-        results["films"][name] = alarms(rows) if name == "NIH originals" else measure_images(rows)
-        print(name, json.dumps(results["films"][name], ensure_ascii=False)[:400])
+    results["extremes"] = {name: measure_extremes(images) for name, images in groups.items()}
+    for name, images in groups.items():
+        results["images"][name] = alarms(images) if name == "NIH originals" else measure_images(images)
+        print(name, json.dumps(results["images"][name], ensure_ascii=False)[:400])
 
     rng = np.random.default_rng(SEED)
     drawn = {}
     for draw, code in ((draw_lateral, "lateral"), (draw_extremity, "not_chest"), (draw_page, "screenshot"),
                        (draw_noise, "not_chest"), (draw_scene, "not_chest")):  # fmt: skip
-        pictures = np.array([draw(rng, SIDE) for _ in range(options.rows)])
+        pictures = np.array([draw(rng, SIDE) for _ in range(options.images)])
         drawn[draw.__name__.removeprefix("draw_")] = {code: detections(pictures, code)}
         if draw is draw_lateral:
             varied = np.array([vary(picture, rng) for picture in pictures])

@@ -1,14 +1,13 @@
-"""Does a folder of images go through as fast as the model itself?
+"""Is a folder of images predicted as fast as the model itself allows?
 
-`predict_folder`, which lists, reads, decodes, predicts, checks and writes, beside the model's own throughput: its
-`serving_default` on the same files in memory, which decodes and predicts, 32 at a time. The network alone, on squares
-that are decoded already, is measured too, and so are the parts of the way. Rounds of all three take turns in one
-process; loading the model and the first batch of each are not counted. Beside the clock stands the time of the
-processor, which other work on the machine stretches less: where all cores are busy, it is what throughput costs. Last,
-ONNX and LiteRT files beside the SavedModel are asked about the images themselves.
+`predict_folder`, which lists, reads, decodes, predicts, checks and writes, is compared with the model's own throughput:
+its `serving_default` on the same files in memory, which decodes and predicts, 32 at a time. The network alone, on
+decoded squares, is measured too, and so is each step. Rounds of all three alternate in one process; loading the model
+and the first batch of each are not counted. Processor time is reported too, since other work on the machine changes it
+less. Last, the ONNX and LiteRT files beside the SavedModel predict the same images.
 
-Usage: predict.py [--model models/densenet121/saved_model] [--named "quick profile"] [--films 384] [--rounds 5]
-Images are those of ../shared/data/nih_original, or drawn ones, repeated by links to one file each.
+Usage: predict.py [--model models/densenet121/saved_model] [--named "quick profile"] [--images 384] [--rounds 5]
+Images are those of ../shared/data/nih_original, or synthetic ones, repeated by links to one file each.
 """
 
 import argparse
@@ -38,22 +37,22 @@ BATCH, SIDE, N_FILES = 32, 1024, 48
 
 
 def gather_images(folder, n_images):
-    """Fills a folder with links to images and returns what they are."""
+    """Fills a folder with links to images and returns a description of them."""
     found = sorted((ROOT.parent / "shared/data/nih_original/images_001/images").glob("*.png"))[:N_FILES]
     kind = f"{len(found)} real radiographs of {SIDE} pixels"
     if not found:
         kind = f"{N_FILES // 4} synthetic images of {SIDE} pixels"
         for seed in range(N_FILES // 4):
-            path = folder.with_name(f"drawn_{seed}.png")
+            path = folder.with_name(f"synthetic_{seed}.png")
             Image.fromarray(draw_image(seed, size=SIDE)[0]).save(path)
             found.append(path)
     folder.mkdir()
     originals = []
     for number, path in enumerate(found):  # copied once: links do not cross file systems
-        originals.append(folder / f"film_{number:04d}.png")
+        originals.append(folder / f"image_{number:04d}.png")
         originals[-1].write_bytes(path.read_bytes())
     for number in range(len(found), n_images):
-        os.link(originals[number % len(found)], folder / f"film_{number:04d}.png")
+        os.link(originals[number % len(found)], folder / f"image_{number:04d}.png")
     return f"{kind}, repeated to {n_images}"
 
 
@@ -65,7 +64,7 @@ def clock(task):
 
 
 def measure_parts(model, paths, rows):
-    """Returns processor milliseconds an image of each part of the way, measured by itself on a batch."""
+    """Returns processor milliseconds an image of each step, measured separately on a batch."""
     side, files = model.facts["side"], [path.read_bytes() for path in paths]
     squares = np.stack([decode_image(tf.constant(data), side) for data in files])
     colors = [measure_color(data) for data in files]
@@ -92,14 +91,14 @@ def measure_parts(model, paths, rows):
 
 
 def compare_exports(folder, files, expected):
-    """Returns how far ONNX and LiteRT files beside a SavedModel are from it on images of full size, which all shrink."""
+    """Returns how far ONNX and LiteRT files beside a SavedModel are from it on images of full size."""
     found = {}
     for path in sorted((folder.parent / "exports").glob("model*.*")):
         model = open_export(path)
-        probs = np.concatenate([model.ask_file(data)["probabilities"] for data in files])
+        probs = np.concatenate([model.predict_file(data)["probabilities"] for data in files])
         top5, expected_top5 = (np.argsort(-values, axis=1, kind="stable")[:, :5] for values in (probs, expected))
         difference, same = np.abs(probs - expected).max(), (top5 == expected_top5).all(axis=1).mean()
-        found[path.name] = {"films": len(files), "max_difference": float(difference), "same_top5": float(same)}
+        found[path.name] = {"images": len(files), "max_difference": float(difference), "same_top5": float(same)}
     return found
 
 
@@ -107,8 +106,8 @@ def main():
     """Measures, prints a table and writes benchmarks/results/predict.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(ROOT / "models/densenet121/saved_model"))
-    parser.add_argument("--named", default="", help="what to call the model in the results")
-    parser.add_argument("--films", type=int, default=384)
+    parser.add_argument("--named", default="", help="name of the model in the results")
+    parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--target", default=str(ROOT / "benchmarks/results/predict.json"))
     arguments = parser.parse_args()
@@ -117,7 +116,7 @@ def main():
         return
     model = ExportedModel(arguments.model)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, out = Path(scratch) / "films", Path(scratch) / "out" / "films.csv"
+        folder, out = Path(scratch) / "images", Path(scratch) / "out" / "images.csv"
         kind = gather_images(folder, arguments.images)
         paths = sorted(folder.iterdir())
         files = [path.read_bytes() for path in paths]
@@ -140,7 +139,7 @@ def main():
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         seconds = {name: [] for name in arms}
         for number in range(arguments.rounds):
-            for name in sorted(arms, reverse=number % 2):  # none always follows the same one
+            for name in sorted(arms, reverse=number % 2):  # in alternating order
                 seconds[name].append(clock(arms[name]))
         answers = pd.concat(
             [pd.DataFrame(model.predict(files[start : start + BATCH])["probabilities"]) for start in starts]
@@ -158,10 +157,10 @@ def main():
         "machine": describe_machine(tf),
         "busy": f"{load:.1f} processes wanted a core before the rounds" if load is not None else "unknown",
         "model": f"{arguments.named or model.facts['study']}, {side} pixels a side",
-        "films": kind,
+        "images": kind,
         "method": f"medians of {arguments.rounds} rounds that take turns, batches of {BATCH}; loading is not counted, "
         "listing, hashing the model and all writing are",
-        "films_per_second": {name: round(len(paths) / float(np.median(times)), 1) for name, times in wall.items()},
+        "images_per_second": {name: round(len(paths) / float(np.median(times)), 1) for name, times in wall.items()},
         "processor_ms_per_image": {
             name: round(1e3 * float(np.median(times)) / len(paths), 2) for name, times in used.items()
         },

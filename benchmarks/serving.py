@@ -1,8 +1,8 @@
-"""What does HTTP cost? Latency, images per second and memory of `make serve`, beside the same model in this process.
+"""What does HTTP cost? Latency, images per second and memory of `make serve`, compared with the model in this process.
 
 Requests of one image of 1024 pixels, of batches of 32, and of 8 clients at a time, all through HTTP and JSON to
-`serve/app.py` on this machine; then 1,000 requests while the server's memory is watched. The synthetic image is a PNG of 8
-bits. Rounds alternate between server and process, so that other load on the machine meets both.
+`serve/app.py` on this machine; then 1,000 requests while the server's memory is recorded. The synthetic image is a PNG
+of 8 bits. Rounds alternate between server and process, so that other load on the machine affects both.
 
 Usage: serving.py [--model models/densenet121/saved_model] [--requests 40]
 """
@@ -44,7 +44,7 @@ def encode(seed):
 
 
 def write_request(images):
-    """Returns the body that asks for images."""
+    """Returns the body of a request with these images."""
     return json.dumps({"instances": [{"b64": base64.b64encode(image).decode()} for image in images]}).encode()
 
 
@@ -106,7 +106,7 @@ def measure(model, process, url, n_requests):
             if number % 100 == 99:
                 memory.append(watched.memory_info().rss)
     return {
-        "film": f"PNG, 1024 x 1024, {len(images[0]):,} bytes",
+        "image": f"PNG, 1024 x 1024, {len(images[0]):,} bytes",
         "requests": n_requests,
         "one_image": {
             "http": summarize(over_http),

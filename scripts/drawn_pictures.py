@@ -1,8 +1,8 @@
-"""Draws what is no frontal chest radiograph: laterals, other radiographs, pages and plots, noise, scenes.
+"""Draws pictures other than frontal chest radiographs: laterals, other body parts, pages and plots, noise, scenes.
 
-The gate of helpers/export/input_gate.py learns from these pictures, and is measured on others of them. Shapes and
-strengths were chosen by eye; no real picture went into them. Each function takes
-a generator and a side in pixels and returns uint8 (side, side).
+The input gate (helpers/export/input_gate.py) is fitted to such pictures, and measured on others of them. Shapes and
+strengths were chosen by eye, without real pictures. Each function takes a NumPy generator and a side in pixels, and
+returns uint8 (side, side).
 """
 
 import cv2

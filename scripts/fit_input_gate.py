@@ -1,10 +1,10 @@
-"""Fits the linear model of the input gate to drawn pictures and writes notebooks/helpers/export/input_gate.json.
+"""Fits the linear model of the input gate to synthetic pictures and writes notebooks/helpers/export/input_gate.json.
 
-Chests come from the phantom in all eight combinations of quarter turns and inversion; laterals, other radiographs,
-pages, noise and scenes from drawn_pictures.py. All are zoomed, shifted, tilted, shuttered and exposed at random, since
-real radiographs vary more than the phantom does. No real picture is read. About three minutes on one core.
+Chests come from the synthetic study in all eight combinations of quarter turns and inversion; laterals, other body
+parts, pages, noise and scenes from drawn_pictures.py. All are zoomed, shifted, tilted, cropped and exposed at random,
+since real radiographs vary more than synthetic ones. No real picture is read. About three minutes on one core.
 
-Usage: fit_input_gate.py [--films 800] [--seed 0]
+Usage: fit_input_gate.py [--images 800] [--seed 0]
 """
 
 import argparse
@@ -24,20 +24,20 @@ from helpers.export.input_gate import KINDS, image_features
 from helpers.study.synthetic import draw_image, plan_synthetic_study
 
 SIDE = 96
-REPEATS = 3  # versions of each drawn chest
+REPEATS = 3  # versions of each synthetic chest
 OTHERS = ((draw_extremity, 1.5), (draw_page, 0.75), (draw_noise, 0.75), (draw_scene, 1.5))  # and how many a chest
-STRENGTH = 0.003  # inverse of the penalty; 0.0003 to 0.03 did alike on synthetic images that were held out
+STRENGTH = 0.003  # inverse of the penalty; 0.0003 to 0.03 gave similar results on held-out synthetic images
 
 
 def vary(image, rng):
-    """Returns an image as another room might have taken it, uint8 of the same shape.
+    """Returns an image as another X-ray machine might have taken it, uint8 of the same shape.
 
     Args:
         image: uint8 (side, side).
         rng: NumPy generator.
     """
     side = len(image)
-    if rng.random() < 0.5:  # the model shall not depend on where the heart lies
+    if rng.random() < 0.5:  # the model must not depend on the side of the heart
         image = image[:, ::-1]
     zoom, squeeze, angle = np.exp(rng.normal(0, 0.12)), np.exp(rng.normal(0, 0.07)), rng.normal(0, 0.07)
     turn = zoom * np.array([[squeeze * np.cos(angle), -np.sin(angle)], [squeeze * np.sin(angle), np.cos(angle)]])
@@ -53,7 +53,7 @@ def vary(image, rng):
         low, high = rng.uniform(-0.1, 0.3), rng.uniform(0.7, 1.1)
         gray = low + (high - low) * gray
     gray += rng.normal(0, rng.uniform(0, 0.04), gray.shape)
-    for _ in range(rng.poisson(0.5)):  # shutters
+    for _ in range(rng.poisson(0.5)):  # collimators
         strip = np.rot90(gray, rng.integers(4))[: int(rng.uniform(0.02, 0.2) * side)]
         strip[:] = rng.choice([0, 1, rng.random()])
     for _ in range(rng.poisson(0.5)):  # name plates
@@ -66,11 +66,11 @@ def draw_examples(n_images, seed):
     """Draws pictures of all kinds.
 
     Args:
-        n_films: number of different chests.
+        n_images: int, number of different chests.
         seed: int.
 
     Returns:
-        Features, float32 (n, 384), and the place of each picture's kind in `KINDS`, int (n,).
+        Features, float32 (n, 384), and the index of each picture's kind in `KINDS`, int (n,).
     """
     rng = np.random.default_rng([20, seed])
     chests = []
@@ -88,9 +88,9 @@ def draw_examples(n_images, seed):
 
 
 def main():
-    """Fits, measures on other drawn pictures, and writes the weights."""
+    """Fits, measures on other synthetic pictures, and writes the weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--films", type=int, default=800)
+    parser.add_argument("--images", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     features, kinds = draw_examples(options.images, options.seed)
@@ -99,9 +99,9 @@ def main():
     right = model.predict(features) == kinds
     recall = {kind: round(float(right[kinds == place].mean()), 3) for place, kind in enumerate(KINDS)}
     rows = np.column_stack([model.coef_, model.intercept_]).astype("float64").round(4).tolist()
-    text = {"fitted": {"films": options.images, "seed": options.seed, "recall_on_other_drawn_pictures": recall}}
+    text = {"fitted": {"images": options.images, "seed": options.seed, "recall_on_other_drawn_pictures": recall}}
     lines = [f'  "{kind}": {json.dumps(row)}' for kind, row in zip(KINDS, rows, strict=True)]
-    path = ROOT / "notebooks" / "helpers" / "input_gate.json"
+    path = ROOT / "notebooks" / "helpers" / "export" / "input_gate.json"
     path.write_text(json.dumps(text)[:-1] + ',\n "weights": {\n' + ",\n".join(lines) + "\n }\n}\n")
     print(f"{path.relative_to(ROOT)}: {recall}")
 

@@ -1,4 +1,4 @@
-"""Predicts a folder of images, PNG, JPEG and DICOM mixed, with an exported model. Goes on where it was interrupted.
+"""Predicts a folder of images, PNG, JPEG and DICOM mixed, with an exported model. Continues an interrupted run.
 
 Usage: predict.py IMAGES [--run-dir DIR] [--out FILE]
 """
@@ -16,33 +16,32 @@ from tqdm import tqdm
 
 from helpers.export import ExportedModel, predict_folder
 from helpers.runtime import resolve_path
-from helpers.training import ModelFileError
 
 
 def parse_arguments():
     """Returns the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", help="a folder of images, searched through and through, or one image")
-    parser.add_argument("--run-dir", default="", help="run whose saved_model is asked (default: models/densenet121)")
+    parser.add_argument("images", help="a folder of images, searched with its subfolders, or one image")
+    parser.add_argument("--run-dir", default="", help="run whose saved_model predicts (default: models/densenet121)")
     parser.add_argument("--out", default="", help="CSV to write (default: predicted/<name of IMAGES>.csv in the run)")
     return parser.parse_args()
 
 
 def main():
-    """Predicts and says what came of it."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of folders need not be text
+    """Predicts and prints a summary."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of folders may hold any bytes
     arguments = parse_arguments()
     if not arguments.images:
-        sys.exit("Say which images: make predict IMAGES=folder")
+        sys.exit("No images given: make predict IMAGES=folder")
     run_dir, images = resolve_path(arguments.run_dir or "models/densenet121"), resolve_path(arguments.images)
     out = resolve_path(arguments.out) if arguments.out else run_dir / "predicted" / f"{images.name}.csv"
     try:
         model = ExportedModel(run_dir / "saved_model")
         done = predict_folder(model, images, out, progress=tqdm)
-    except (OSError, ModelFileError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. The same command goes on from here.")
+        sys.exit("\nInterrupted. The same command continues from here.")
     print(f"\n{done.predicted:,} images predicted now, {done.earlier:,} before: {done.out}")
     if len(done.warned):
         print(f"{len(done.warned):,} with warnings, in the column of that name, such as\n")

@@ -2,8 +2,8 @@
 
 Usage: python serve/app.py --model models/densenet121/saved_model [--port 8501] [--host 127.0.0.1] [--name densenet121]
 
-Requests and answers are those of TensorFlow Serving, see docs/serving.md, so whoever has that needs no other client. No
-image, no file name and no address of a client is written anywhere.
+Requests and answers are those of TensorFlow Serving, so the same clients work; see docs/serving.md. No image, file name
+or address of a client is written anywhere.
 """
 
 import argparse
@@ -30,13 +30,13 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 except ModuleNotFoundError as error:
-    remedy = "`make serve` installs what serving needs, or pip install -r requirements-serve.txt"
+    remedy = "`make serve` installs what serving needs, or pip install -r requirements/serve.txt"
     raise ModuleNotFoundError(f"{error.name} is not installed: {remedy}", name=error.name) from None
 
 from serve.rest import Limits, RequestError, answer_predict
 
 VERSION = "1"
-_DISCARDED = 8  # a body up to so many times too large is received, and kept nowhere, so that its sender gets a 413
+_DISCARDED = 8  # a body up to this many times too large is received and dropped, so that its sender can read the 413
 _PATH = re.compile(
     r"/v1/models(?:/(?P<name>[^/:]+))?(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
     r"(?::(?P<verb>predict|classify|regress)|/(?P<metadata>metadata))?",
@@ -53,9 +53,9 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
         name: text, the model's name in addresses.
         limits: a `rest.Limits`; None for its defaults.
         slots: int, requests that are computed at the same time; None for one a core, two at most, because each of them
-            takes all cores for most of its time.
-        waiting: int, requests beyond those that may wait or be sent; more are answered 429 at once, so memory for
-            bodies is bounded by (slots + waiting) * `limits.max_bytes`.
+            uses all cores most of the time.
+        waiting: int, further requests that may wait or be received; more get a 429 at once, so memory for bodies is
+            at most (slots + waiting) * `limits.max_bytes`.
         body_seconds: float, seconds that a client has to send a body.
 
     Returns:
@@ -66,7 +66,7 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
     description = json.dumps(_describe(model, name)).encode()
     status = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     status = json.dumps({"model_version_status": [status]}).encode()
-    limiter = None  # belongs to the event loop, which is not there yet
+    limiter = None  # made later: it needs the event loop
     present = 0
 
     def read_address(request):
@@ -84,7 +84,7 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
         return parts
 
     async def read_body(request):
-        """Returns the body as a bytearray; keeps no more of it than allowed, whatever its header says."""
+        """Returns the body as a bytearray; never keeps more of it than allowed, whatever its header claims."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(415, "Content-Encoding is not supported: send the JSON as it is")
         declared = request.headers.get("content-length", "0")
@@ -95,7 +95,7 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
             raise too_large
         try:
             async with asyncio.timeout(body_seconds):
-                async for part in request.stream():  # to its end: who is hung up on while sending reads no answer
+                async for part in request.stream():  # to its end: a client reads no answer before
                     received += len(part)
                     if received > limits.max_bytes * _DISCARDED:
                         raise too_large
@@ -126,7 +126,7 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
             parts = read_address(request)
             allowed = "POST" if parts["verb"] else "GET"
             if request.method != allowed:
-                return _refuse(RequestError(405, f"{request.method} is not for this address: {allowed} is"), allowed)
+                return _refuse(RequestError(405, f"{request.method} is not allowed here: use {allowed}"), allowed)
             if parts["verb"] and parts["verb"].lower() != "predict":
                 raise RequestError(400, "The model has signatures for predict only")
             if parts["verb"]:
@@ -135,9 +135,9 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
         except RequestError as error:
             return _refuse(error)
         except ClientDisconnect:
-            return _refuse(RequestError(499, "The client has gone"))  # which nobody reads
+            return _refuse(RequestError(499, "The client has gone"))  # nobody reads it
         except Exception as error:
-            # Where, and not what: the message of an error may quote what was sent.
+            # Only the place: the message of an error may quote the request.
             _log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
             return _send(b'{"error": "Internal error"}', 500)
 
@@ -157,7 +157,7 @@ def _refuse(error, allowed=None):
 
 
 def _describe(model, name):
-    """Returns what TensorFlow Serving says of a model's signatures, as plain values."""
+    """Returns TensorFlow Serving's description of a model's signatures, as plain values."""
     from google.protobuf.json_format import MessageToDict
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
@@ -178,35 +178,35 @@ def parse_arguments():
     parser.add_argument("--model", default="models/densenet121/saved_model", help="folder of the SavedModel")
     parser.add_argument("--sha256", help="the hash that the model must have")
     parser.add_argument("--name", help="the model's name in addresses (default: that of the run's folder)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8501)
     parser.add_argument("--max-megabytes", type=int, default=32, help="largest body of a request")
-    parser.add_argument("--max-films", type=int, default=Limits().max_images, help="most images in a request")
+    parser.add_argument("--max-images", type=int, default=Limits().max_images, help="most images in a request")
     parser.add_argument("--waiting", type=int, default=16, help="requests that may wait")
     parser.add_argument("--body-seconds", type=float, default=30, help="time to send a body")
     return parser.parse_args()
 
 
 def main():
-    """Loads the model, has it answer once, and serves it until it is interrupted."""
+    """Loads the model, runs it once, and serves it until it is interrupted."""
     from helpers.export import ExportedModel
 
     arguments = parse_arguments()
     folder = Path(arguments.model).resolve()
     name = arguments.name or (folder.parent.name if folder.name == "saved_model" else folder.name)
     if not re.fullmatch(r"[\w.-]+", name):
-        sys.exit(f"{name!r} cannot stand in an address. Give the model another name with --name.")
+        sys.exit(f"{name!r} cannot be part of an address. Give the model another name with --name.")
     try:
         model = ExportedModel(folder, arguments.sha256)
     except (OSError, ValueError) as error:
         sys.exit(f"{error}\n`make run` trains a model and exports one to models/densenet121/saved_model.")
-    model.predict_pixels([[[[0.0]] * 64] * 64])  # the first answer takes longest; nobody shall wait for it
+    model.predict_pixels([[[[0.0]] * 64] * 64])  # the first call is slow
     limits = Limits(max_bytes=arguments.max_megabytes * 2**20, max_images=arguments.max_images)
     app = make_app(model, name, limits=limits, waiting=arguments.waiting, body_seconds=arguments.body_seconds)
-    reach = "this machine alone" if arguments.host in ("127.0.0.1", "::1", "localhost") else "THE NETWORK, to anybody"
+    reach = "this machine only" if arguments.host in ("127.0.0.1", "::1", "localhost") else "THE NETWORK, to anybody"
     print(f"Serving on http://{arguments.host}:{arguments.port}/v1/models/{name}:predict, to {reach}.", flush=True)
     print(model.facts["notice"], flush=True)
-    # h11 and no other parser, lest limits depend on what is installed. The access log would keep what clients ask.
+    # Always h11, so that limits do not depend on what is installed. The access log would record requests.
     uvicorn.run(
         app, host=arguments.host, port=arguments.port, http="h11", ws="none", access_log=False, log_level="error",
         server_header=False, timeout_keep_alive=5,

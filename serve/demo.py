@@ -1,9 +1,9 @@
-"""A page to drop a chest radiograph on: the five most probable findings, and where on the image the evidence for them lies.
+"""A page for one chest radiograph: the five most probable findings, and a heatmap of the evidence for each.
 
 Usage: python serve/demo.py --model models/densenet121/saved_model [--port 7860]
 
 In a notebook, on Colab too, it appears below the cell: `build_demo(ExportedModel("models/densenet121/saved_model"))
-.launch()`. Nothing leaves the machine that the model runs on, and an uploaded image is deleted as soon as it is read.
+.launch()`. No data leaves the machine that runs the model, and an uploaded image is deleted as soon as it is read.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
-    remedy = "`make demo` installs what the page needs, or pip install -r requirements-serve.txt"
+    remedy = "`make demo` installs what the page needs, or pip install -r requirements/serve.txt"
     raise ModuleNotFoundError(f"{error.name} is not installed: {remedy}", name=error.name) from None
 from PIL import Image
 from serve import page
@@ -32,11 +32,11 @@ from helpers.export import check_image, measure_color
 from helpers.packing import decode_image, load_image
 from helpers.study import PATHOLOGIES, draw_image
 
-_WELCOME = "What the model says of an image, and what is unusual about the file, appears here."
-_SHOWN_SIDE = 768  # pixels of the image as it is shown
-_CHECKED_SIDE = 256  # pixels of the image as its warnings are sought
-_STATE_SECONDS = 1800  # after which what is known of an image is forgotten
-_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # what is there already: no download
+_WELCOME = "Warnings about the image appear here."
+_SHOWN_SIDE = 768  # pixels of the image on the page
+_CHECKED_SIDE = 256  # pixels of the image for the input gate
+_STATE_SECONDS = 1800  # after which the server deletes an image and its results
+_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # installed fonts: no download
 
 
 def build_demo(model):
@@ -46,7 +46,7 @@ def build_demo(model):
         model: an `ExportedModel`.
 
     Returns:
-        A gr.Blocks; its `launch` takes what Gradio's own does, but shares nothing with the internet unless asked to.
+        A gr.Blocks; its `launch` takes the same arguments as Gradio's own, but makes no public link by default.
     """
     with gr.Blocks(
         title="Chest radiograph findings", analytics_enabled=False, fill_width=True, delete_cache=(600, 600)
@@ -55,8 +55,8 @@ def build_demo(model):
         gr.HTML(page.show_header(model.facts), padding=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                file = gr.File(label="Image: PNG, JPEG or DICOM", height=150, elem_id="film")
-                draw = gr.Button("Draw an image with random findings", size="sm", elem_id="draw")
+                file = gr.File(label="Image: PNG, JPEG or DICOM", height=150, elem_id="image")
+                draw = gr.Button("Synthetic image with random findings", size="sm", elem_id="draw")
                 stage = gr.HTML(page.show_empty(), elem_id="stage", padding=False)
             with gr.Column(scale=6, min_width=300):
                 notes = gr.HTML(page.show_notes([_WELCOME], "fine"), elem_id="notes", padding=False)
@@ -74,7 +74,7 @@ def build_demo(model):
         file.clear(_forget, None, shown, api_visibility="private")
         draw.click(functools.partial(_draw, model), None, [file, *shown], api_visibility="private")
         finding.input(_show_finding, [known, finding], stage, api_visibility="private")
-        # In the browser alone: neither the model nor the server has to do with it.
+        # Runs in the browser only, without the server.
         opacity.change(None, opacity, None, js="v => {document.documentElement.style.setProperty('--cxr-heat', v)}")
     theme = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=_FONT, font_mono=["monospace"]).set(
         block_label_background_fill="transparent",
@@ -90,7 +90,7 @@ def build_demo(model):
 
 
 def _read_upload(model, path):
-    """Answers an uploaded file, and deletes it."""
+    """Predicts an uploaded file, and deletes it."""
     try:
         return _answer(model, path, "Your image")
     finally:
@@ -98,19 +98,19 @@ def _read_upload(model, path):
 
 
 def _draw(model):
-    """Draws an image, and answers it by the same way as an uploaded one."""
+    """Draws a synthetic image, and predicts it in the same way as an uploaded one."""
     chance = random.Random()
     findings = chance.sample(PATHOLOGIES, chance.choice([1, 1, 2]))
     pixels, _ = draw_image(chance.randrange(10**6), findings, size=512)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.png"
+        path = Path(folder) / "image.png"
         Image.fromarray(pixels).save(path)
         caption = "A synthetic image with " + " and ".join(map(page.pretty, findings))
         return None, *_answer(model, path, caption)
 
 
 def _answer(model, path, caption):
-    """Returns what the page shows of a file: an image with all that the model says, or a sentence that says why not."""
+    """Returns the contents of the page for a file: image and predictions, or the reason why it cannot be read."""
     try:
         data, remarks = load_image(path)
     except (ValueError, OSError) as error:
@@ -123,13 +123,14 @@ def _answer(model, path, caption):
         return _refuse("This file cannot be read as an image: it is damaged or cut short.")
     remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in remarks] + _list_warnings(data)
     image = page.encode_picture(decode_image(data, _SHOWN_SIDE).numpy()[..., 0], "JPEG")
-    known = {"film": image, "heatmaps": dict(zip(model.facts["class_names"], heatmaps.transpose(2, 0, 1), strict=True))}
-    known |= {"caption": caption, "side": model.facts["side"]}
-    ranked = [model.facts["class_names"][index] for index in answer["probabilities"].argsort()[::-1]]
+    names = model.facts["class_names"]
+    known = {"image": image, "caption": caption, "side": model.facts["side"]}
+    known["heatmaps"] = dict(zip(names, heatmaps.transpose(2, 0, 1), strict=True))
+    ranked = [names[index] for index in answer["probabilities"].argsort()[::-1]]
     return (
         known,
         _show_finding(known, ranked[0]),
-        page.show_notes(remarks, "warn") if remarks else page.show_notes(["Nothing unusual about this file."], "fine"),
+        page.show_notes(remarks, "warn") if remarks else page.show_notes(["Nothing unusual about this image."], "fine"),
         page.show_table(model.facts, answer, 5),
         page.show_table(model.facts, answer, len(ranked)),
         gr.Dropdown([(page.pretty(name), name) for name in ranked], value=ranked[0]),
@@ -137,16 +138,16 @@ def _answer(model, path, caption):
 
 
 def _list_warnings(data):
-    """Returns the sentences of the input gate on an encoded image."""
+    """Returns the warnings of the input gate for an encoded image."""
     image = decode_image(data, _CHECKED_SIDE).numpy()
     return [warning.reason for warning in check_image(image, measure_color(data))]
 
 
 def _show_finding(known, finding):
-    """Returns the image with the heatmap of another finding, from what the model has said already."""
+    """Returns the image with the heatmap of another finding, without another prediction."""
     if known is None:
         return page.show_empty()
-    return page.show_image(known["film"], known["heatmaps"][finding], known["side"], finding, known["caption"])
+    return page.show_image(known["image"], known["heatmaps"][finding], known["side"], finding, known["caption"])
 
 
 def _refuse(sentence):
@@ -158,7 +159,7 @@ def _forget():
 
 
 def main():
-    """Loads the model and opens the page, on this machine alone."""
+    """Loads the model and opens the page, on this machine only."""
     from helpers.export import ExportedModel
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

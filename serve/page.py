@@ -1,4 +1,4 @@
-"""What the page of `make demo` shows, as HTML and pictures; no Gradio and no model."""
+"""The contents of the page of `make demo`, as HTML and pictures; without Gradio and without a model."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.evaluation import resize_maps
 
 AGAINST, FOR = (37, 99, 235), (220, 38, 38)  # blue, red: the ends of the colors of a heatmap
-_LEAST_SCALE = 1.0  # logit; an image on which nothing speaks shall look like it
+_LEAST_SCALE = 1.0  # logit; so that weak evidence looks weak
 _NOTICE = "For research and teaching only, not for clinical use."
 
 CSS = """
@@ -68,25 +68,25 @@ CSS = """
 
 
 def pretty(name):
-    """Returns a finding's name as people write it."""
+    """Returns a finding's name with spaces."""
     return name.replace("_", " ")
 
 
 def show_header(facts):
-    """Returns the head of the page: what it is, what it is not for, and which model answers."""
-    study = "synthetic, synthetic images" if facts["synthetic"] else "real radiographs"
+    """Returns the head of the page: title, notice, and facts about the model."""
+    study = "synthetic images" if facts["synthetic"] else "real radiographs"
     values = {
         "Study": f"{facts['study']} ({study})",
         "Split": facts["split"],
-        "Film": f"{facts['side']} x {facts['side']} pixels",
+        "Image": f"{facts['side']} x {facts['side']} pixels",
         "Weights": facts["weights_sha256"][:12],
         "Trained with": facts["versions"],
     }
     listed = " &nbsp;·&nbsp; ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in values.items())
-    drawn = " It was trained on synthetic images and says nothing about real radiographs." if facts["synthetic"] else ""
+    limits = " The model was trained on synthetic images; it says nothing about real radiographs." * facts["synthetic"]
     return (
-        f'<div class="cxr-top"><h1>What a model sees on a chest radiograph</h1><div class="cxr-use">{_NOTICE}</div></div>'
-        f'<div class="cxr-facts">{listed}.{drawn}</div>'
+        f'<div class="cxr-top"><h1>Findings on a chest radiograph</h1><div class="cxr-use">{_NOTICE}</div></div>'
+        f'<div class="cxr-facts">{listed}.{limits}</div>'
     )
 
 
@@ -97,20 +97,20 @@ def show_notes(notes, kind):
 
 
 def show_empty():
-    """Returns the place of the image before there is one."""
-    hint = "No image yet.<br>Drop a frontal chest radiograph above, or have one drawn."
+    """Returns the frame of the image, without an image."""
+    hint = "No image yet.<br>Upload a frontal chest radiograph, or use a synthetic one."
     return f'<div class="cxr-stage"><div class="cxr-empty"><span>{hint}</span></div></div>'
 
 
 def show_image(image, heatmap, side, finding, caption):
-    """Returns the image with a heatmap on it, whose opacity is the style's variable `--cxr-heat`.
+    """Returns the image under a heatmap, whose opacity is the CSS variable `--cxr-heat`.
 
     Args:
-        image: text, the image as a data address, see `encode_picture`.
+        image: text, the image as a data URL, see `encode_picture`.
         heatmap: float array (h, w).
         side: int, pixels of the image that the heatmap was computed on.
-        finding: name of the finding that the heatmap is of.
-        caption: text on the image.
+        finding: text, the finding of the heatmap.
+        caption: text below the image.
     """
     picture, scale = color_map(heatmap, side)
     overlay = encode_picture(picture, "PNG")
@@ -124,11 +124,11 @@ def show_image(image, heatmap, side, finding, caption):
 
 
 def color_map(heatmap, side):
-    """Colors a heatmap: red where it speaks for the finding, blue against, clear where neither.
+    """Colors a heatmap: red for evidence for the finding, blue for evidence against it, transparent for none.
 
     Args:
         heatmap: float array (h, w), logits; 0 is neutral.
-        side: int, pixels of the image that it was computed on, and of the picture.
+        side: int, pixels of the image that the heatmap was computed on, and of the result.
 
     Returns:
         uint8 array (side, side, 4) and the value, above 0, that has full color.
@@ -141,18 +141,18 @@ def color_map(heatmap, side):
 
 
 def encode_picture(pixels, kind):
-    """Returns uint8 pixels as a data address, "PNG" or "JPEG"; nothing is written anywhere."""
+    """Returns uint8 pixels as a data URL; `kind` is "PNG" or "JPEG"."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, quality=88)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def show_legend():
-    """Returns what the colors mean."""
+    """Returns the legend of the heatmap."""
     return (
-        '<div class="cxr-legend"><span>speaks against</span><i></i><span>speaks for</span>'
-        "<small>Each place's evidence, as a logit, beyond what every image shows there. Colors outline nothing: the "
-        "model sees coarse cells. Where there is no color, nothing was found, which is not the same as health.</small>"
+        '<div class="cxr-legend"><span>evidence against</span><i></i><span>evidence for</span>'
+        "<small>The evidence at each place, as a logit, minus the average over many images. Colors do not outline a "
+        "finding: the cells of the model are coarse. A place without color is not proof of health.</small>"
         "</div>"
     )
 
@@ -178,13 +178,13 @@ def show_table(facts, answer, count):
             f"<td>{_percent(prob)}</td><td>{prob / max(facts['prevalence'][index], 1e-3):.1f} ×</td>"
             f'<td>{_percent(threshold)}</td><td><span class="cxr-tag">{"above" if above else "below"}</span></td></tr>'
         )
-    heads = "Finding", "", "Probability", "Times the usual", "Threshold", ""
+    heads = "Finding", "", "Probability", "Lift", "Threshold", ""
     return (
         '<div class="cxr-wide"><table class="cxr-table"><thead><tr>'
         + "".join(f"<th>{head}</th>" for head in heads)
         + "</tr></thead>"
         "<tbody>" + "".join(rows) + "</tbody></table></div>"
-        '<div class="cxr-hint">Times the usual: the probability over the share of training images with the finding. '
+        '<div class="cxr-hint">Lift: the probability divided by the share of training images with the finding. '
         "The mark on each bar is the threshold, chosen on validation images.</div>"
     )
 

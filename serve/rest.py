@@ -1,7 +1,7 @@
-"""The predict requests and answers of TensorFlow Serving's REST API: JSON on one side, NumPy on the other, no network.
+"""The predict requests and answers of TensorFlow Serving's REST API, from JSON to NumPy and back, without a network.
 
-What a request may cost is known before it is done: its values are counted before the JSON is parsed, and images are
-measured by their headers before any of them is decoded.
+Requests that are too large are refused early: values are counted before the JSON is parsed, and the sizes of images are
+read from their headers before any of them is decoded.
 """
 
 import binascii
@@ -13,18 +13,20 @@ import numpy as np
 
 from helpers.packing import ImageError, inspect_image
 
-# The one input of each signature; TensorFlow Serving's REST API refuses signatures without any, this one answers them.
+# The input of each signature. TensorFlow Serving's REST API refuses signatures without an input; this one answers them.
 INPUTS = {"serving_default": "image_bytes", "explain": "image_bytes", "pixels": "pixels", "metadata": None}
 _METHODS = {"serving_default": "predict", "explain": "explain", "pixels": "predict_pixels"}
-_MIN_SIDE = 16  # of decoded images, as `helpers.images` holds encoded ones to
+_MIN_SIDE = 16  # pixels, of decoded images; the same limit as for encoded ones
 
 
 class Limits(NamedTuple):
-    """What one request may ask for.
+    """Limits of one request.
 
-    `max_bytes` of its body; `max_images` in it; `max_pixels` that all its encoded images declare together (each of them
-    is held to `helpers.images.MAX_PIXELS` besides); `max_values`, numbers or other values of its JSON, a few times 100
-    bytes of memory each.
+    Attributes:
+        max_bytes: of its body.
+        max_images: in it.
+        max_pixels: of all its encoded images together; each of them has its own limit in `helpers.packing`.
+        max_values: numbers and other values in its JSON; each takes a few hundred bytes of memory.
     """
 
     max_bytes: int = 2**25
@@ -34,7 +36,7 @@ class Limits(NamedTuple):
 
 
 class RequestError(Exception):
-    """A request that is refused: the HTTP status, 400 to 499, and a sentence for the one who asked."""
+    """A request that is refused: the HTTP status, 400 to 499, and a sentence for the client."""
 
     def __init__(self, status, message):
         super().__init__(message)
@@ -51,11 +53,11 @@ def answer_predict(model, body, limits):
         limits: a `Limits`.
 
     Returns:
-        bytes, JSON: `{"predictions": [...]}` with an object an image for the row format, `{"outputs": {...}}` with a list
-        an output for the columnar one.
+        bytes, JSON: `{"predictions": [...]}`, an object for each image, in the row format; `{"outputs": {...}}`, a list
+        for each output, in the columnar one.
 
     Raises:
-        RequestError: the body is no such request, asks for more than the limits allow, or holds what is no image.
+        RequestError: the body is not such a request, exceeds the limits, or holds something that is not an image.
     """
     signature, by_row, value = _parse(body, limits)
     name = INPUTS[signature]
@@ -68,14 +70,14 @@ def answer_predict(model, body, limits):
         raise RequestError(400, f"No values in '{'instances' if by_row else 'inputs'}'")
     if len(items) > limits.max_images:
         raise RequestError(413, f"{len(items)} images in one request; at most {limits.max_images} are allowed")
-    ask = getattr(model, _METHODS[signature])
+    predict = getattr(model, _METHODS[signature])
     images = _read_pixels(items) if name == "pixels" else _read_images(items, limits)
     try:
-        answer = ask(images)
-    except ValueError as error:  # the model names the images that it could not decode
+        answer = predict(images)
+    except ValueError as error:  # names the images that the model could not decode
         raise RequestError(400, str(error)) from None
     answer = {key: _plain(array) for key, array in answer.items()}
-    if len(answer) == 1:  # TensorFlow Serving leaves out the name of an only output
+    if len(answer) == 1:  # TensorFlow Serving omits the name of a single output
         return _write("predictions" if by_row else "outputs", *answer.values())
     if not by_row:
         return _write("outputs", answer)
@@ -91,9 +93,9 @@ def _parse(body, limits):
     except RecursionError:
         raise RequestError(400, "JSON Parse error: nested too deeply") from None
     except ValueError as error:
-        # Not its text: of bytes that are no UTF-8 it quotes the whole body.
+        # Not its text: for bytes that are not UTF-8 it quotes the whole body.
         where = f" at offset: {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise RequestError(400, f"JSON Parse error: the body is no JSON in UTF-8{where}") from None
+        raise RequestError(400, f"JSON Parse error: the body is not JSON in UTF-8{where}") from None
     if not isinstance(request, dict):
         raise RequestError(400, "The body is not a JSON object")
     signature = request.get("signature_name", "")
@@ -139,7 +141,7 @@ def _list_column(column, name):
 
 
 def _read_images(items, limits):
-    """Returns the bytes of encoded images; refuses those whose headers say that they are none."""
+    """Returns the bytes of encoded images; refuses bytes without the header of an image."""
     images, n_pixels = [], 0
     for number, item in enumerate(items):
         place = f"image_bytes, item {number} (from 0)"
@@ -148,7 +150,7 @@ def _read_images(items, limits):
                 images.append(_decode_base64(item["b64"]))
             except ValueError:
                 raise RequestError(400, f"{place}: Unable to base64 decode") from None
-        elif isinstance(item, str):  # text is a value as well, but no image is text
+        elif isinstance(item, str):  # TensorFlow Serving takes text too; it gets a hint below
             images.append(item.encode("utf-8", "surrogatepass"))
         else:
             raise RequestError(400, f'{place}: not formatted correctly for base64 data: {{"b64": "<base64>"}}')
@@ -159,9 +161,7 @@ def _read_images(items, limits):
             raise RequestError(400, f"{place}: {error}{hint}") from None
         n_pixels += header["width"] * header["height"]
     if n_pixels > limits.max_pixels:
-        raise RequestError(
-            413, f"The images have {n_pixels:,} pixels together; at most {limits.max_pixels:,} a request"
-        )
+        raise RequestError(413, f"The images have {n_pixels:,} pixels in all; at most {limits.max_pixels:,} a request")
     return images
 
 
@@ -181,14 +181,12 @@ def _read_pixels(items):
     for _ in range(4):
         sizes = {len(value) if isinstance(value, list) else 0 for value in values}
         if len(sizes) != 1 or 0 in sizes:
-            raise RequestError(400, "pixels: expecting lists of one shape, (images, height, width, 1)")
+            raise RequestError(400, "pixels: expecting lists of one shape, (n, height, width, 1)")
         shape += sizes
         values = list(itertools.chain.from_iterable(values))
     if shape[3] != 1 or min(shape[1:3]) < _MIN_SIDE:
         shape = ", ".join(map(str, shape))
-        raise RequestError(
-            400, f"pixels: shape ({shape}); expecting (images, height, width, 1), sides from {_MIN_SIDE}"
-        )
+        raise RequestError(400, f"pixels: shape ({shape}); expecting (n, height, width, 1), sides from {_MIN_SIDE}")
     if not set(map(type, values)) <= {int, float}:
         raise RequestError(400, "pixels: a JSON value is not of expected type: float")
     try:
@@ -199,7 +197,7 @@ def _read_pixels(items):
 
 
 def _plain(array):
-    """Returns an array as nested lists, floats with the digits that they need and no more: 0.1 is no 0.10000000149."""
+    """Returns an array as nested lists, floats with as few digits as they need: 0.1, not 0.10000000149."""
     if array.dtype.kind == "f":
         array = array.astype("float32").astype(str).astype("float64")
     return array.tolist()

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 from made_images import encode, make_png
 
-from helpers.export import list_image_files, predict_folder
-from helpers.export.folder import _escape
+from helpers.export import ExportedModel, predict_folder
+from helpers.export.folder import _escape, list_image_files
 from helpers.packing import load_image
 from helpers.study import draw_image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
+pytestmark = pytest.mark.slow
 IMAGES = [draw_image(seed, size=96)[0] for seed in range(6)]
 
 
@@ -47,15 +48,17 @@ def snapshot(folder):
 
 
 class Model:
-    """A model that counts the images it is asked for and may break down, or end the process, at a later batch."""
+    """A model that counts the images it predicts and may break down at a later batch, or call a function first."""
 
-    def __init__(self, model, *, fails_at=None):
+    def __init__(self, model, *, fails_at=None, before=None):
         self.model, self.facts, self.folder, self.fails_at = model, model.facts, model.folder, fails_at
-        self.sizes = []
+        self.sizes, self.before = [], before
 
     def predict_pixels(self, pixels):
         if len(self.sizes) == self.fails_at:
             raise RuntimeError("out of memory")
+        if self.before:
+            self.before(len(self.sizes))
         self.sizes.append(len(pixels))
         return self.model.predict_pixels(pixels)
 
@@ -67,9 +70,9 @@ def ten(tmp_path):
 
 
 def assert_same_rows(out, undisturbed):
-    rows = out.read_text().splitlines()
-    assert sorted(rows) == sorted(undisturbed.read_text().splitlines())
-    assert len(rows) == len(set(rows))
+    one, other = (read(path).sort_values("file", ignore_index=True) for path in (out, undisturbed))
+    pd.testing.assert_frame_equal(one, other, rtol=0, atol=2e-6)  # batches of other sizes round differently
+    assert one["file"].is_unique and len(out.read_text().splitlines()) == len(one) + 1
 
 
 # Images
@@ -79,14 +82,14 @@ def test_rows_say_what_the_model_says_of_each_file(tiny_model, tmp_path):
     files = {
         "gray.png": encode(IMAGES[0]),
         "UPPER.PNG": encode(IMAGES[1]),
-        "a/film.jpg": encode(IMAGES[2], "JPEG"),
-        "a/film.jpeg": encode(IMAGES[2][:, 8:], "JPEG"),
+        "a/image.jpg": encode(IMAGES[2], "JPEG"),
+        "a/image.jpeg": encode(IMAGES[2][:, 8:], "JPEG"),
         "a/b c/deep.png": encode(IMAGES[3].astype(np.uint16) * 257),
         "a/b c/rgb.png": encode(np.stack([IMAGES[4]] * 3, -1)),
     }
-    hidden = {".hidden.png": b"", ".folder/film.png": b"", "notes.txt": b"", "labels.csv": b""}
+    hidden = {".hidden.png": b"", ".folder/image.png": b"", "notes.txt": b"", "labels.csv": b""}
     out = tmp_path / "new" / "out.csv"
-    done = predict_folder(tiny_model, write(tmp_path / "films", files | hidden), out, batch_size=4)
+    done = predict_folder(tiny_model, write(tmp_path / "images", files | hidden), out, batch_size=4)
     assert (done.images, done.predicted, done.earlier, done.unreadable_csv) == (6, 6, 0, None)
     rows = read(out)
     assert list(rows["file"]) == sorted(files)
@@ -97,7 +100,7 @@ def test_rows_say_what_the_model_says_of_each_file(tiny_model, tmp_path):
     for row in rows.to_dict("records"):
         expected = tiny_model.predict([files[row["file"]]])
         probs = [row[f"prob_{name}"] for name in names]
-        np.testing.assert_allclose(probs, expected["probabilities"][0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(probs, expected["probabilities"][0], rtol=0, atol=2e-6)
         above = np.array(names)[expected["above_threshold"][0]]
         assert row["findings"].split() == list(above)
         assert row["bytes"] == len(files[row["file"]])
@@ -112,20 +115,20 @@ def test_dicom_is_read_by_any_name_and_names_nobody(tiny_model, tmp_path):
     data = dicom(IMAGES[0], PatientName="Zebulon^Quagmire", PatientID="PID-7741903", PhotometricInterpretation=None)
     names = {"PatientName": "Zebulon^Quagmire", "PatientID": "PID-7741903", "StudyDescription": "Quagmire followup"}
     files = {
-        "film.dcm": dicom(IMAGES[0], **names),
+        "image.dcm": dicom(IMAGES[0], **names),
         "series/IM0001": dicom(IMAGES[1], **names),
         "series/1.2.840.113619.2.55": dicom(IMAGES[2], **names),
         "lateral.DCM": dicom(IMAGES[3], ViewPosition="LL", **names),
         "broken.dcm": data,
     }
-    out = tmp_path / "out" / "films.csv"
-    done = predict_folder(tiny_model, write(tmp_path / "films", files), out)
+    out = tmp_path / "out" / "images.csv"
+    done = predict_folder(tiny_model, write(tmp_path / "images", files), out)
     rows = read(out).set_index("file")
     assert list(done.unreadable["file"]) == ["broken.dcm"]
     assert set(rows.index) == set(files) - {"broken.dcm"}
     for name, row in rows.iterrows():
         expected = tiny_model.predict([load_image(files[name])[0]])["probabilities"][0]
-        np.testing.assert_allclose(row.filter(like="prob_").astype(float), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(row.filter(like="prob_").astype(float), expected, rtol=0, atol=2e-6)
     assert "the view is LL" in rows.loc["lateral.DCM", "warnings"]
     written = b"".join(snapshot(out.parent).values())
     assert not re.search(b"zebulon|quagmire|7741903", written, re.IGNORECASE)
@@ -133,7 +136,7 @@ def test_dicom_is_read_by_any_name_and_names_nobody(tiny_model, tmp_path):
 
 def test_an_inverted_image_is_warned_of_and_predicted_all_the_same(tiny_model, tmp_path):
     clear, inverted = draw_image(3, size=128)[0], 255 - draw_image(3, size=128)[0]
-    folder = write(tmp_path / "films", {"clear.png": encode(clear), "inverted.png": encode(inverted)})
+    folder = write(tmp_path / "images", {"clear.png": encode(clear), "inverted.png": encode(inverted)})
     done = predict_folder(tiny_model, folder, tmp_path / "out.csv")
     rows = read(done.out).set_index("file")
     assert rows.loc["clear.png", "warnings"] == ""
@@ -148,17 +151,17 @@ def test_one_image_is_a_folder_of_one(tiny_model, ten):
 
 
 def test_progress_counts_every_file(tiny_model, ten, tmp_path):
-    told = []
+    calls = []
 
     def progress(total, initial, unit):
-        told.append((total, initial, unit))
-        return SimpleNamespace(update=told.append, close=lambda: told.append("closed"))
+        calls.append((total, initial, unit))
+        return SimpleNamespace(update=calls.append, close=lambda: calls.append("closed"))
 
     (ten / "bad.png").write_bytes(b"no image")
     predict_folder(tiny_model, ten, tmp_path / "out.csv", batch_size=4, progress=progress)
-    assert told == [(11, 0, "film"), 4, 4, 3, "closed"]
+    assert calls == [(11, 0, "image"), 4, 4, 3, "closed"]
     predict_folder(tiny_model, ten, tmp_path / "out.csv", batch_size=4, progress=progress)
-    assert told[5:] == [(11, 10, "film"), 1, "closed"]
+    assert calls[5:] == [(11, 10, "image"), 1, "closed"]
 
 
 # What cannot be read
@@ -176,10 +179,10 @@ def test_what_cannot_be_read_is_listed_and_the_rest_done(tiny_model, tmp_path, m
         "tiny.png": (encode(IMAGES[0][:8, :8]), "a side is below 16"),
         "scan.tif": (encode(IMAGES[0], "TIFF"), "neither PNG nor JPEG"),
         "README": (b"no image", "neither PNG nor JPEG"),
-        "film.dcm": (bytes(128) + b"DICM", "needs pydicom: pip install"),
+        "image.dcm": (bytes(128) + b"DICM", "needs pydicom: pip install"),
     }
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    folder = write(tmp_path / "films", {name: data for name, (data, _) in bad.items()} | {"z.png": image})
+    folder = write(tmp_path / "images", {name: data for name, (data, _) in bad.items()} | {"z.png": image})
     write(folder, {"folder.png/inside.png": image})
     (folder / "link.png").symlink_to(folder / "gone.png")
     reasons = {name: reason for name, (_, reason) in bad.items()}
@@ -231,7 +234,7 @@ def test_a_file_that_breaks_its_reader_does_not_end_the_rest(tiny_model, ten, tm
 
 
 def test_nothing_readable_is_no_error(tiny_model, tmp_path):
-    done = predict_folder(tiny_model, write(tmp_path / "films", {"a.png": b"x", "b.png": b""}), tmp_path / "out.csv")
+    done = predict_folder(tiny_model, write(tmp_path / "images", {"a.png": b"x", "b.png": b""}), tmp_path / "out.csv")
     assert (done.predicted, len(done.unreadable), len(read(done.out))) == (0, 2, 0)
 
 
@@ -243,7 +246,7 @@ def undisturbed(tiny_model, ten, tmp_path):
     return predict_folder(tiny_model, ten, tmp_path / "undisturbed.csv", batch_size=3).out
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tiny_model, ten, tmp_path, undisturbed):
+def test_an_interrupted_run_continues_where_it_was(tiny_model, ten, tmp_path, undisturbed):
     out = tmp_path / "out.csv"
     with pytest.raises(RuntimeError, match="out of memory"):
         predict_folder(Model(tiny_model, fails_at=1), ten, out, batch_size=3)
@@ -258,22 +261,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_model, ten, tmp_path, undi
     assert_same_rows(out, undisturbed)
 
 
-def test_a_killed_process_goes_on_where_it_was(tiny_model, ten, tmp_path, undisturbed):
-    out = tmp_path / "out.csv"
-    script = (
-        "import os, signal, sys\n"
-        f"sys.path[:0] = [{str(ROOT / 'notebooks')!r}]\n"
-        "from helpers.export import ExportedModel, predict_folder\n"
-        f"model = ExportedModel({os.fspath(tiny_model.folder)!r})\n"
-        "ask, asked = model.predict_pixels, []\n"
-        "def predict_pixels(pixels):\n"
-        "    asked.append(1)\n"
-        "    len(asked) == 3 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return ask(pixels)\n"
-        "model.predict_pixels = predict_pixels\n"
-        f"predict_folder(model, {os.fspath(ten)!r}, {os.fspath(out)!r}, batch_size=3)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
+def test_a_killed_process_continues_where_it_was(tiny_model, ten, tmp_path, undisturbed):
+    """What is on the disk before the third batch is all that a process leaves that is killed there."""
+    out, left = tmp_path / "out.csv", tmp_path / "left.csv"
+    killed = Model(tiny_model, before=lambda batch: batch == 2 and shutil.copyfile(out, left))
+    predict_folder(killed, ten, out, batch_size=3)
+    left.replace(out)
     rest = Model(tiny_model)
     done = predict_folder(rest, ten, out, batch_size=3)
     assert (done.earlier, sum(rest.sizes)) == (6, 4)
@@ -284,13 +277,14 @@ def test_a_killed_process_goes_on_where_it_was(tiny_model, ten, tmp_path, undist
 def test_a_line_cut_short_is_predicted_again(tiny_model, ten, tmp_path, undisturbed, kept):
     out = tmp_path / "undisturbed.csv"
     whole = out.read_bytes()
+    (tmp_path / "whole.csv").write_bytes(whole)
     header = whole.index(b"\n") + 1
     out.write_bytes(whole[: kept if kept < 0 else header + kept])
     lines = out.read_bytes().count(b"\n") - 1
     model = Model(tiny_model)
     assert predict_folder(model, ten, out).earlier == lines
     assert sum(model.sizes) == 10 - lines
-    assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert_same_rows(out, tmp_path / "whole.csv")
 
 
 @pytest.mark.parametrize("change", ["size", "time"])
@@ -341,7 +335,7 @@ def test_a_csv_of_another_model_folder_or_origin_is_refused_and_kept(tiny_model,
         for path, data in (good | changed).items():
             path.unlink() if data is None else path.write_bytes(data)
         before = {path: path.read_bytes() for path in (out, note) if path.exists()}
-        with pytest.raises(ValueError, match=r"undisturbed.csv is no CSV of this model and this folder. Choose"):
+        with pytest.raises(ValueError, match=r"undisturbed.csv is not a CSV of this model and this folder. Choose"):
             predict_folder(model, images, out)
         assert {path: path.read_bytes() for path in (out, note) if path.exists()} == before
 
@@ -352,8 +346,8 @@ def test_a_csv_of_another_model_folder_or_origin_is_refused_and_kept(tiny_model,
 def test_names_that_are_no_plain_text_do_not_break_the_csv(tiny_model, tmp_path):
     names = ['a, "b".png', "ö ü 肺.png", "=1+1.png", " .png", "'.png", "NA", "007", "a\\nb.png"]
     if os.name == "posix":
-        names += ["a\nb.png", "a\r\nb.png", "tab\t.png", "\x1b[31m.png", os.fsdecode(b"raw\xff.png"), "d\ne/film.png"]
-    folder = tmp_path / "films"
+        names += ["a\nb.png", "a\r\nb.png", "tab\t.png", "\x1b[31m.png", os.fsdecode(b"raw\xff.png"), "d\ne/image.png"]
+    folder = tmp_path / "images"
     try:
         write(folder, {name: encode(np.roll(IMAGES[k % 6], k, 0)) for k, name in enumerate(names)})
     except OSError as error:
@@ -393,6 +387,11 @@ def command(monkeypatch, tiny_model):
     """The command, run in this process; returns what it exits with."""
     import predict
 
+    def open_once(folder):
+        return tiny_model if folder == tiny_model.folder else ExportedModel(folder)
+
+    monkeypatch.setattr(predict, "ExportedModel", open_once)
+
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
         try:
@@ -404,15 +403,15 @@ def command(monkeypatch, tiny_model):
     return run
 
 
-def test_the_command_says_what_came_of_it(command, tiny_model, ten, capsys):
+def test_the_command_prints_a_summary(command, tiny_model, ten, capsys):
     write(ten, {"bad.png": b"x", "color.png": encode(np.stack([IMAGES[0], IMAGES[1], IMAGES[2]], -1))})
     run_dir = tiny_model.folder.parent
-    out = ten.parent / "new" / "films.csv"
+    out = ten.parent / "new" / "images.csv"
     assert command(ten, "--run-dir", run_dir, "--out", out) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in ("11 images predicted now, 0 before", str(out), "color.png: The file is in color", "bad.png: neither"):
-        assert part in said
-    assert tiny_model.facts["notice"] in said
+        assert part in printed
+    assert tiny_model.facts["notice"] in printed
     assert command(ten, "--run-dir", run_dir, "--out", out) == 0
     assert "0 images predicted now, 11 before" in capsys.readouterr().out
 
@@ -432,10 +431,10 @@ def test_the_command_ends_with_a_sentence(command, tiny_model, ten, tmp_path):
 
 
 def test_make_predict_passes_its_settings_on():
-    said = subprocess.run(
+    printed = subprocess.run(
         ["make", "-n", "-o", ".venv/run", "predict", "IMAGES=my images", "OUT=a b.csv", "RUN_DIR=run"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     ).stdout
-    assert 'scripts/predict.py "my images" --run-dir "run" --out "a b.csv"' in said
+    assert 'scripts/predict.py "my images" --run-dir "run" --out "a b.csv"' in printed

@@ -11,27 +11,28 @@ from serve import page
 
 from helpers.study import draw_image
 
-pytest.importorskip("gradio", reason="needs gradio: pip install -r requirements-serve.txt")
+pytest.importorskip("gradio", reason="needs gradio: pip install -r requirements/serve.txt")
+pytestmark = pytest.mark.slow
 
 
 class Counting:
-    """A model that counts how often it is asked."""
+    """A model that counts its predictions."""
 
     def __init__(self, model):
-        self.model, self.facts, self.asked = model, model.facts, 0
+        self.model, self.facts, self.n_calls = model, model.facts, 0
 
     def predict(self, files):
-        self.asked += 1
+        self.n_calls += 1
         return self.model.predict(files)
 
     def explain(self, files):
-        self.asked += 1
+        self.n_calls += 1
         return self.model.explain(files)
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    path = tmp_path_factory.mktemp("films") / "ward 7 <b>Doe.png"
+    path = tmp_path_factory.mktemp("images") / "ward 7 <b>Doe.png"
     Image.fromarray(draw_image(4, ["Effusion"], size=400)[0]).save(path)
     return path
 
@@ -59,7 +60,7 @@ def demo(tiny_model, uploads):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: requirements-dev.txt")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: requirements/dev.txt")
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
@@ -72,7 +73,7 @@ def browser():
 
 @pytest.fixture
 def opened(demo, browser):
-    """The page in a browser that reaches nothing but it; `wanted` lists what it asked others for."""
+    """The page in a browser that reaches nothing but it; `wanted` lists its other requests."""
     tab = browser.new_page(viewport={"width": 1280, "height": 1000})
     tab.wanted, tab.errors = [], []
 
@@ -105,7 +106,7 @@ def read_table(tab, place):
     ]
 
 
-def test_a_image_is_answered_as_the_model_answers_it(opened, demo, image, uploads):
+def test_the_page_shows_the_predictions_of_the_model(opened, demo, image, uploads):
     expected = {name: values[0] for name, values in demo.model.model.predict([image.read_bytes()]).items()}
     upload(opened, image)
     shown = read_table(opened, "top5")
@@ -131,11 +132,11 @@ def test_a_image_is_answered_as_the_model_answers_it(opened, demo, image, upload
     assert opened.wanted == [] and opened.errors == []
 
 
-def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model(opened, demo, image):
+def test_another_finding_and_opacity_change_the_picture_without_another_prediction(opened, demo, image):
     upload(opened, image)
     read_table(opened, "top5")
     opened.wait_for_selector("#stage .cxr-heat")
-    asked, first = demo.model.asked, opened.locator("#stage").screenshot()
+    n_calls, first = demo.model.n_calls, opened.locator("#stage").screenshot()
     sent = []
     opened.on("request", lambda request: sent.append(request.url))
     opened.locator("#opacity input[type=number]").fill("0")
@@ -156,7 +157,7 @@ def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model
     opened.wait_for_selector(".cxr-heat[alt='heatmap of Hernia']")
     assert opened.locator(".cxr-heat").get_attribute("src") != before
     assert opened.evaluate("getComputedStyle(document.querySelector('.cxr-heat')).opacity") == "1"
-    assert demo.model.asked == asked
+    assert demo.model.n_calls == n_calls
 
 
 @pytest.mark.parametrize(
@@ -165,10 +166,10 @@ def test_another_finding_and_opacity_change_the_picture_and_do_not_ask_the_model
         ("notes.txt", lambda data: b"hello, I am no image", "neither PNG nor JPEG"),
         ("empty.png", lambda data: b"", "empty"),
         ("cut.png", lambda data: data[: len(data) // 2], "damaged or cut short"),
-        ("film.dcm", lambda data: b"no DICOM either", "cannot be read as an image"),
+        ("image.dcm", lambda data: b"no DICOM either", "cannot be read as an image"),
     ],
 )
-def test_what_is_no_image_gets_a_sentence(opened, image, tmp_path, name, change, sentence):
+def test_a_file_that_is_not_an_image_gets_a_reason(opened, image, tmp_path, name, change, sentence):
     (tmp_path / name).write_bytes(change(image.read_bytes()))
     upload(opened, tmp_path / name)
     box = opened.wait_for_selector("#notes .cxr-note.error")
@@ -179,7 +180,7 @@ def test_what_is_no_image_gets_a_sentence(opened, image, tmp_path, name, change,
 
 
 def test_a_dicom_is_shown_with_what_was_done_to_it(opened, image, tmp_path):
-    pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install -r requirements-serve.txt")
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install -r requirements/serve.txt")
     pixels = 255 - np.asarray(Image.open(image))
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
@@ -190,8 +191,8 @@ def test_a_dicom_is_shown_with_what_was_done_to_it(opened, image, tmp_path):
     dataset.SamplesPerPixel = 1
     dataset.BitsAllocated = dataset.BitsStored = 8
     dataset.HighBit, dataset.PixelRepresentation, dataset.PixelData = 7, 0, pixels.tobytes()
-    dataset.save_as(tmp_path / "film.dcm", enforce_file_format=True)
-    upload(opened, tmp_path / "film.dcm")
+    dataset.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    upload(opened, tmp_path / "image.dcm")
     assert len(read_table(opened, "top5")) == 5
     assert "MONOCHROME1" in opened.locator("#notes .cxr-note.warn").text_content()
     assert "Jane" not in opened.content()
@@ -204,7 +205,7 @@ def test_an_unusual_image_is_answered_with_a_warning(opened, image, tmp_path):
     assert "inverted" in opened.locator("#notes .cxr-note.warn").text_content()
 
 
-def test_a_image_is_drawn_on_demand(opened):
+def test_a_synthetic_image_is_drawn_on_demand(opened):
     opened.click("#draw")
     assert len(read_table(opened, "top5")) == 5
     assert "A synthetic image with" in opened.locator(".cxr-caption").text_content()
@@ -218,7 +219,7 @@ def test_the_table_marks_what_is_above_its_threshold(tiny_model):
     assert "Pleural Thickening" in table
 
 
-def test_a_heatmap_is_red_where_it_speaks_for_the_finding_and_blue_where_against():
+def test_a_heatmap_is_red_for_evidence_and_blue_for_evidence_against():
     heatmap = np.zeros((4, 4), "float32")
     heatmap[0, 0], heatmap[3, 3] = 4, -2
     picture, scale = page.color_map(heatmap, 32)
@@ -229,17 +230,17 @@ def test_a_heatmap_is_red_where_it_speaks_for_the_finding_and_blue_where_against
     assert page.color_map(heatmap / 100, 32)[1] == 1  # faint evidence looks faint
 
 
-def test_a_image_that_was_forgotten_meanwhile_is_no_error():
+def test_an_image_that_was_deleted_meanwhile_is_no_error():
     from serve.demo import _show_finding
 
     assert _show_finding(None, "Hernia") == page.show_empty()
 
 
-def test_what_a_file_says_of_itself_is_text():
+def test_notes_are_escaped():
     assert "<script>" not in page.show_notes(["<script>alert(1)</script>"], "error")
 
 
-def test_nothing_is_shared_and_nobody_is_told(demo):
+def test_nothing_is_shared_or_reported(demo):
     assert demo.share_url is None and not demo.share
     assert not demo.analytics_enabled and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert demo.local_url.startswith("http://127.0.0.1:")

@@ -1,4 +1,4 @@
-"""A small finished run, written by code: what the tests of the model card and of the release read."""
+"""A small finished run, written by code, for the tests of the model card and of the release."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from helpers.study import PATHOLOGIES
 
 
 def make_run(folder, *, synthetic=True, study="phantom"):
-    """Writes all that a run gives away, and what it must not; returns the folder."""
+    """Writes everything that a run publishes, and some of what it must not; returns the folder."""
     rng = np.random.default_rng(3)
     for name in ("figures", "exports", "saved_model/variables"):
         (folder / name).mkdir(parents=True)
@@ -23,7 +23,7 @@ def make_run(folder, *, synthetic=True, study="phantom"):
         "classes": list(PATHOLOGIES),
         "finished": True,
         "settings": {
-            "DATA_DIR": "/home/ada/films",
+            "DATA_DIR": "/home/ada/images",
             "RUN_DIR": "models/x",
             "WEIGHTS": "/home/ada/start.h5",
             "EPOCHS": 3,
@@ -69,15 +69,15 @@ def with_interval(name, values):
 
 def _write_measurements(folder, rng):
     counts = {"n_pos": np.arange(14) + 1000, "n_neg": np.arange(14), "n_pos_patients": np.arange(14) + 5}
-    parts = []
-    for part in ("test", "val"):
-        rows = pd.DataFrame({"pathology": PATHOLOGIES, "split": part, **counts})
+    subsets = []
+    for subset in ("test", "val"):
+        rows = pd.DataFrame({"pathology": PATHOLOGIES, "split": subset, **counts})
         rows = rows.assign(**with_interval("auc", rng.uniform(0.6, 0.9, 14)), ap=rng.random(14))
-        if part == "test":
+        if subset == "test":
             rows.loc[13, ["auc", "auc_low", "auc_high"]] = np.nan  # one class only
-        mean = rows.mean(numeric_only=True).to_dict() | {"pathology": "mean", "split": part, "n_pos": 9, "n_neg": 9}
-        parts += [rows, pd.DataFrame([mean])]
-    pd.concat(parts).to_csv(folder / "aucs.csv", index=False)
+        mean = rows.mean(numeric_only=True).to_dict() | {"pathology": "mean", "split": subset, "n_pos": 9, "n_neg": 9}
+        subsets += [rows, pd.DataFrame([mean])]
+    pd.concat(subsets).to_csv(folder / "aucs.csv", index=False)
     point = {"method": "youden", "sensitivity_test": 0.71234, "specificity_test": 0.62345}
     points = {name: point | {"threshold": 0.1 + 0.01 * k} for k, name in enumerate(PATHOLOGIES)}
     points["Hernia"]["sensitivity_test"] = None
@@ -109,7 +109,7 @@ def _write_exports(folder, rng):
         "saved_model/variables/variables.data-00000-of-00001",
     ):
         (folder / name).write_bytes(rng.bytes(50) + weights_sha256.encode() * (name in exports))
-    write_json(folder / "exports" / "parity.json", {"saved_model": {"films": 64, "max_difference": 2e-7}})
+    write_json(folder / "exports" / "parity.json", {"saved_model": {"images": 64, "max_difference": 2e-7}})
     golden = {"film": "golden.png", "weights_sha256": weights_sha256, "probabilities": [0.5] * 14}
     write_json(folder / "exports" / "golden.json", golden)
     for name in ("exports/golden.png", "figures/03_aucs.png", "figures/04_hits_and_misses.png"):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from helpers.study import PATHOLOGIES
-from helpers.training import build_densenet121
+from helpers.training import DENSENET121, build_densenet121
 
 SIDE = 64
 
@@ -29,13 +29,13 @@ def draw_weights(model, seed=0):
         variable.assign(values.astype("float32"))
 
 
-def write_seeded_run(folder):
-    """Writes what `export_model` reads: weights trained in mixed bfloat16, if they were trained, and their records."""
+def write_seeded_run(folder, blocks=DENSENET121):
+    """Writes the files that `export_model` reads, with weights of a network in mixed bfloat16; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = build_densenet121(output_stride=16)
+        model = build_densenet121(output_stride=16, blocks=blocks)
     finally:
         keras.config.set_dtype_policy(before)
     draw_weights(model)
@@ -45,6 +45,7 @@ def write_seeded_run(folder):
         "classes": list(PATHOLOGIES),
         "side": SIDE,
         "output_stride": 16,
+        "blocks": list(blocks),
         "study": "seeded",
         "synthetic": True,
         "split": {"name": "official", "sha256": "5" * 64},

@@ -1,8 +1,8 @@
-"""Models for others: exported files, model card, folder prediction, input gate."""
+"""Models for others: exported files, model card, release, folder prediction, input gate."""
 
 from .exported import ExportedModel, compare_export, open_export
-from .folder import list_image_files, predict_folder
-from .formats import describe_export, export_model
-from .input_gate import ImageWarning, check_image, check_images, measure_color
+from .folder import predict_folder
+from .formats import export_model
+from .input_gate import check_image, check_images, measure_color
 from .model_card import fill_model_card
-from .release import check_release, gather_release, inspect_release
+from .release import check_release, gather_release

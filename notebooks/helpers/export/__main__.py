@@ -1,4 +1,4 @@
-"""`python -m helpers.export RUN_DIR FORMAT ...`: writes exported models in a process of its own, on TensorFlow."""
+"""`python -m helpers.export RUN_DIR FORMAT ...` writes exported models; Keras must run on TensorFlow."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Predicts a folder of images, PNG, JPEG and DICOM mixed, into one CSV that is written as it goes."""
+"""Predicts a folder of images, PNG, JPEG and DICOM mixed, into one CSV; continues an interrupted call."""
 
 import contextlib
 import io
@@ -21,26 +21,26 @@ from ..runtime.settings import read_json, write_json
 from ..training.model_files import hash_model
 from .input_gate import check_images, measure_color
 
-IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-PICTURES = (".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # listed as unreadable, not skipped
+_IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+_PICTURES = (".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # listed as unreadable, not skipped
 
 
 def list_image_files(images):
     """Lists the files of a folder, and of the folders in it, that may be images.
 
-    These are the endings of images and of other pictures, and names without an ending or with a number for one, as
-    archives export DICOM. Hidden files and folders are left out, links to folders are not followed. A folder that
-    cannot be opened, or that is named like an image, is listed too, lest it be missed in silence.
+    These are files with the endings of images and of other pictures, and names without an ending or with a number as
+    ending, as archives export DICOM. Hidden files and folders are skipped, links to folders are not followed. A folder
+    that cannot be opened, or whose name ends like an image's, is listed too, so that it is reported as unreadable.
 
     Args:
         images: path of a folder on a local disk, or of one image.
 
     Returns:
-        List of (name, path), sorted. The name is the path below the folder, with slashes; one with a backslash or
-        with what cannot be printed (an end of line, bytes that are no text) is escaped as in Python's strings.
+        List of (name, path), sorted. The name is the path relative to the folder, with slashes; names with a backslash
+        or with characters that cannot be printed (line breaks, bytes that are not text) are escaped as in Python.
 
     Raises:
-        FileNotFoundError: there is no such folder, or nothing in it that may be an image.
+        FileNotFoundError: the folder does not exist, or holds no file that may be an image.
     """
     images = Path(images)
     if images.is_file():
@@ -49,7 +49,7 @@ def list_image_files(images):
     for folder, folders, names in os.walk(images, onerror=closed.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(folder, name) for name in names if not name.startswith(".") and _may_be_image(name)]
-        found += [Path(folder, name) for name in folders if name.lower().endswith(IMAGES)]
+        found += [Path(folder, name) for name in folders if name.lower().endswith(_IMAGES)]
     found = {*found, *(Path(error.filename) for error in closed)}
     if not images.exists() or not found:
         fault = "holds no image" if images.exists() else "is missing"
@@ -59,60 +59,59 @@ def list_image_files(images):
 
 def _may_be_image(name):
     ending = os.path.splitext(name)[1].lower()
-    return ending in ("", *IMAGES, *PICTURES) or ending[1:].isdigit()  # a DICOM is often named by its UID
+    return ending in ("", *_IMAGES, *_PICTURES) or ending[1:].isdigit()  # a DICOM is often named by its UID
 
 
 def _escape(name):
-    """Returns a name that takes one line of UTF-8; no two names become the same."""
+    """Returns a name that takes one line of UTF-8; different names stay different."""
     return name if name.isprintable() and "\\" not in name else name.encode("unicode_escape").decode()
 
 
-def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progress=None):
-    """Predicts all images of a folder, beginning where an earlier call was interrupted.
+def predict_folder(model, images, out, *, batch_size=32, progress=None):
+    """Predicts all images of a folder, or the rest of them after an interrupted call.
 
-    Images are read and decoded by threads, two batches ahead of the model. After each batch its rows are in the CSV.
-    An image whose file has another size or time than when it was predicted is predicted anew; rows of files that are
-    gone stay. Two calls at once must not write the same CSV.
+    Threads read and decode images two batches ahead of the model. The rows of a batch are written as soon as it is
+    predicted. An image whose file changed its size or time is predicted again; rows of files that no longer exist
+    stay. Two calls at the same time must not write the same CSV.
 
     Args:
         model: an `ExportedModel`.
         images: path of a folder on a local disk, or of one image.
-        out: path of the CSV to write, on a local disk: a row an image with `file` (see `list_image_files`), `bytes`,
+        out: path of the CSV to write, on a local disk. One row an image: `file` (see `list_image_files`), `bytes`,
             `modified` (UTC), `findings` (those above their thresholds), `warnings`, then `prob_<Pathology>`
-            (calibrated) and `threshold_<Pathology>`. Beside it go `<out>_model.json`, what the model and the folder
-            are, and `<out>_unreadable.csv`, the files that are no images, with reasons.
-        batch_size: images a step.
-        n_workers: int, threads that read; None for one a core. More help where the disk is slow to answer.
+            (calibrated) and `threshold_<Pathology>`. Beside it are written `<out>_model.json`, which describes the
+            model and the folder, and `<out>_unreadable.csv`, the files that cannot be read, with reasons.
+        batch_size: int, images a step.
         progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with
             `update(n)` and `close()`.
 
     Returns:
-        A namespace: `out`, `unreadable_csv` (path or None); counts `films`, `predicted` (now), `earlier`; `unreadable`
-        and `warned`, DataFrames with `file` and `reason`, of this call.
+        A namespace: `out`, `unreadable_csv` (path or None); counts `images`, `predicted` (in this call), `earlier`;
+        `unreadable` and `warned`, DataFrames with `file` and `reason`, of this call.
 
     Raises:
         FileNotFoundError: see `list_image_files`.
-        ValueError: `out` holds predictions of another model or folder, or is no such CSV; or the images of the model
-            are too small for the gate.
+        ValueError: `out` holds predictions of another model or folder, or is another file; or the side of the model's
+            images is too small for the input gate.
         OSError: `out` cannot be written.
     """
-    films, out = list_image_files(images), Path(out)
+    files, out = list_image_files(images), Path(out)
     table = _open_table(model, images, out)
-    status = {name: _measure(path) for name, path in films}
+    status = {name: _measure(path) for name, path in files}
     found = zip(table["file"], zip(table["bytes"], table["modified"], strict=True), strict=True)
     same = [status.get(name, known) == known for name, known in found]
     kept = table[np.array(same, dtype=bool)]
     done = set(kept["file"])
-    todo = [(name, path) for name, path in films if name not in done]
+    todo = [(name, path) for name, path in files if name not in done]
     write_text(out, kept.to_csv(index=False, lineterminator="\n"))
     unreadable, warned = [], []
     with contextlib.ExitStack() as stack:
-        bar = progress(total=len(films), initial=len(films) - len(todo), unit="film") if progress else None
+        bar = progress(total=len(files), initial=len(files) - len(todo), unit="image") if progress else None
         if bar:
             stack.callback(bar.close)
         file = stack.enter_context(out.open("a", encoding="utf-8", newline=""))
-        pool = ThreadPoolExecutor(n_workers or os.cpu_count())
-        stack.callback(pool.shutdown, cancel_futures=True)  # who interrupts does not wait for what was to be read
+        pool = ThreadPoolExecutor(os.cpu_count())
+        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for images not yet read
         for batch in _read_ahead(pool, todo, batch_size, model.facts["side"]):
             unreadable += [(name, image.reason) for name, image in batch if image.reason]
             readable = [(name, image) for name, image in batch if not image.reason]
@@ -132,25 +131,25 @@ def predict_folder(model, images, out, *, batch_size=32, n_workers=None, progres
     return SimpleNamespace(
         out=out,
         unreadable_csv=path if len(failures) else None,
-        films=len(films),
+        images=len(files),
         predicted=len(todo) - len(failures),
-        earlier=len(films) - len(todo),
+        earlier=len(files) - len(todo),
         unreadable=failures,
         warned=pd.DataFrame(warned, columns=columns),
     )
 
 
 def _measure(path):
-    """Returns (bytes, modified) of a file as they stand in the CSV, empty for what is not there."""
+    """Returns (bytes, modified) of a file as in the CSV, empty if there is no such file."""
     try:
         status = path.stat()
-    except OSError:  # a link to nothing, for instance: `_read` will say so
+    except OSError:  # such as a link to nothing, which `_read` reports
         return "", ""
     return str(status.st_size), str(np.datetime64(status.st_mtime_ns, "ns"))
 
 
 def _open_table(model, images, out):
-    """Returns what an earlier call left in `out`, as text, without a line that was cut short.
+    """Returns the rows that an earlier call wrote to `out`, as text, without an incomplete last line.
 
     The model must be the same, and so must the folder: two may have images of one name and size.
     """
@@ -163,17 +162,17 @@ def _open_table(model, images, out):
         write_json(note, same | model.facts)
         return pd.DataFrame(columns=columns)
     try:
-        told, text = read_json(note), read_text(out)
+        recorded, text = read_json(note), read_text(out)
         table = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), dtype=str, keep_default_na=False)
-        if list(table) == columns and all(told[key] == value for key, value in same.items()):
+        if list(table) == columns and all(recorded[key] == value for key, value in same.items()):
             return table
-    except (FileNotFoundError, ValueError, LookupError, TypeError):  # no note, no text, no table
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # the note or the CSV is missing or malformed
         pass
-    raise ValueError(f"{out} is no CSV of this model and this folder. Choose another file, or remove it.")
+    raise ValueError(f"{out} is not a CSV of this model and this folder. Choose another file, or remove it.")
 
 
 def _read_ahead(pool, todo, batch_size, side):
-    """Yields batches of (name, what `_read` gives), while the next two are being read."""
+    """Yields batches of (name, result of `_read`), while the next two are being read."""
     batches = (todo[start : start + batch_size] for start in range(0, len(todo), batch_size))
     ahead = deque()
     for batch in batches:
@@ -184,32 +183,32 @@ def _read_ahead(pool, todo, batch_size, side):
         yield [(name, future.result()) for name, future in ahead.popleft()]
 
 
-_decode = tf.function(decode_image)  # traced once a side; threads do not wait for each other in a graph
+_decode = tf.function(decode_image)  # traced once a side; threads run a graph in parallel
 
 
 def _read(path, side):
-    """Returns a namespace with `film` (uint8), `notes` and `color`, or with the `reason` why it is none."""
+    """Returns a namespace with `image` (uint8), `notes` and `color`; or with the `reason` why it cannot be read."""
     try:
         _check_plain(path)
         data, notes = load_image(path)
         image = _decode(tf.constant(data), side).numpy()
         return SimpleNamespace(image=image, notes=notes, color=measure_color(data), reason="")
-    except tf.errors.InvalidArgumentError:  # the header is fine, what follows is not
+    except tf.errors.InvalidArgumentError:  # the header is valid, the pixels are not
         return SimpleNamespace(reason="damaged or cut short: its pixels cannot be decoded")
     except (ImageError, OSError) as error:
         return SimpleNamespace(reason=str(error) if isinstance(error, ImageError) else error.strerror or str(error))
-    except Exception as error:  # one strange file must not keep the rest from ever being done
+    except Exception as error:  # one strange file must not stop the others
         return SimpleNamespace(reason=f"cannot be read ({type(error).__name__})")  # its message might name a patient
 
 
 def _check_plain(path):
-    """Raises ImageError or OSError for what is no plain file: reading a pipe would never end."""
+    """Raises ImageError or OSError unless the path is a plain file: reading a pipe would never end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         os.scandir(path).close()
-        raise ImageError("a folder; what is in it was looked at as well")
+        raise ImageError("a folder; the files in it are listed separately")
     if not stat.S_ISREG(mode):
-        raise ImageError("no plain file, but a pipe or a device")
+        raise ImageError("not a plain file but a pipe or a device")
 
 
 def _predict(model, batch, status):

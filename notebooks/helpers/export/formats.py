@@ -1,10 +1,10 @@
-"""Writes a trained classifier as files that need nothing of this repository: a SavedModel, ONNX, LiteRT.
+"""Writes a trained classifier as files that need no code of this repository: a SavedModel, ONNX, LiteRT.
 
-TensorFlow writes them, whatever Keras trained on, so this runs in a process of its own, on that backend and in float32:
+TensorFlow writes them, whichever backend Keras trained on, so `export_model` starts a process of its own:
 `KERAS_BACKEND=tensorflow python -m helpers.export RUN_DIR saved_model onnx litert`.
 
-Every file takes images as they come and gives what its user asks for: calibrated probabilities, raw ones, and whether a
-finding is above its threshold. `describe_export` has what else must be known, and each file carries it.
+Each file returns calibrated and raw probabilities and which findings are above their thresholds, and carries the facts
+of `describe_export`.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from scipy.special import logit
 from ..evaluation.calibration import apply_platt
 from ..runtime.files import as_path, is_remote, local_draft, remove_folder
 from ..runtime.settings import read_json, write_json
+from ..training.model_files import record_hashes
 
 FORMATS = {
     "saved_model": ["saved_model"],
@@ -33,20 +34,20 @@ _NOTICE = _USE + (
     "Weights trained on NIH ChestX-ray14 or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
     "NIH Clinical Center as the data provider."
 )
-_SYNTHETIC_NOTICE = _USE + "Trained on synthetic, synthetic images: says nothing about real radiographs."
+_SYNTHETIC_NOTICE = _USE + "Trained on synthetic images: says nothing about real radiographs."
 
 
 def describe_export(run_dir):
-    """Gathers what the user of an exported model must know beside its weights.
+    """Gathers what the user of an exported model must know besides its weights.
 
     Args:
         run_dir: path of a run's folder, with `run.json` of notebook 2 and `thresholds.json` of notebook 3.
 
     Returns:
-        A dict of plain values. By finding, in one order: `class_names`; `thresholds`, for calibrated probabilities, and
-        `raw_thresholds`, for raw ones; `calibration_slope` and `calibration_intercept` (Platt's, of the logit);
-        `prevalence` among the training images. Then `side` of the square image in pixels; `split` and `split_sha256`;
-        `study`, `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
+        A dict of plain values. Lists in the order of the findings: `class_names`; `thresholds`, for calibrated
+        probabilities, and `raw_thresholds`, for raw ones; `calibration_slope` and `calibration_intercept` (Platt's, of
+        the logit); `prevalence` in the training images. Then `side` of the square image in pixels; `split` and
+        `split_sha256`; `study`, `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
 
     Raises:
         FileNotFoundError: a file of the run is missing.
@@ -89,35 +90,35 @@ def _check_weights(path, content, run, notebook):
 def export_model(run_dir, formats=tuple(FORMATS)):
     """Exports the model of a run in a fresh Python process on the TensorFlow backend, in float32.
 
-    SavedModel signatures, all with a batch of any size from one image on:
+    Signatures of the SavedModel, for batches of one or more images:
 
-    - `serving_default`: `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
-      million pixels. Gives `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided
+    - `serving_default` takes `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
+      million pixels. Returns `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided
       on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the
       probability over the finding's share of the training images.
-    - `explain`: the same input. Gives `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
-      the same less what every image shows (`reference_maps.json` of notebook 4); `films`, the uint8 squares
-      (n, side, side, 1) that they lie on.
-    - `pixels`: `pixels` (n, height, width, 1) float32, 0 to 255, gray images of one size; other values are an error.
-      Gives what `serving_default` gives.
-    - `metadata`: no input. Gives `describe_export` as constants.
+    - `explain` takes the same. Returns `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
+      the maps minus the mean maps of many images (`reference_maps.json` of notebook 4); `films`, the images as uint8
+      squares (n, side, side, 1).
+    - `pixels` takes `pixels`, float32 (n, height, width, 1), 0 to 255, gray images of one size. Returns the same as
+      `serving_default`; other values are an error.
+    - `metadata` takes nothing. Returns `describe_export` as constants.
 
-    ONNX and LiteRT take `pixels` and give `probabilities`, `raw_probabilities` and `above_threshold`; they carry
-    `describe_export` as `model.json`, among the metadata of ONNX and in a zip archive at the end of a LiteRT file.
+    ONNX and LiteRT take `pixels` and return `probabilities`, `raw_probabilities` and `above_threshold`. They carry
+    `describe_export` as `model.json`: in the metadata of ONNX, and in a zip archive at the end of a LiteRT file.
 
-    A synthetic image and the SavedModel's answer go to `exports/golden.png` and `exports/golden.json`, to check any
-    installation against.
+    A synthetic image and the SavedModel's answer go to `exports/golden.png` and `exports/golden.json`; with them an
+    installation is checked.
 
     Args:
         run_dir: path of the folder that 02_train_densenet121 and 03_evaluate wrote.
         formats: some of "saved_model", "onnx" (needs tf2onnx) and "litert".
 
     Returns:
-        List of the paths written, those of `FORMATS` below the run's folder.
+        List of the paths written.
 
     Raises:
-        FileNotFoundError, ValueError: see `describe_export`.
-        ModuleNotFoundError: a format needs a package that is not installed; before anything is written.
+        FileNotFoundError, ValueError: see `describe_export`; or a format is unknown.
+        ModuleNotFoundError: a format needs a package that is not installed.
         RuntimeError: the export failed; with the last lines of its error.
     """
     unknown = set(formats) - set(FORMATS)
@@ -147,10 +148,12 @@ def write_formats(run_dir, formats):
         _write_onnx(judge_pixels, facts, run_dir / "exports" / "model.onnx")
     if "litert" in formats:
         _write_litert(weights, judge_pixels, facts, run_dir / "exports")
+    names = [name for form in formats for name in FORMATS[form] if name != "saved_model"]
+    record_hashes(run_dir / name for name in names)  # ONNX and LiteRT files are opened only with a known SHA-256
 
 
 def _build_signatures(run_dir, facts):
-    """Returns a tf.Module with the weights, the functions of all signatures on them, and that of the other formats."""
+    """Returns a tf.Module with the weights, the SavedModel's signatures, and the function of ONNX and LiteRT."""
     import numpy as np
     import tensorflow as tf
 
@@ -161,7 +164,7 @@ def _build_signatures(run_dir, facts):
     side = facts["side"]
     network = build_activation_model(load_densenet121(run_dir))
     slope, intercept, thresholds, prevalence = (
-        np.asarray(facts[key], "float32")  # no tensors: ONNX would make inputs of them
+        np.asarray(facts[key], "float32")  # not tensors, of which ONNX would make inputs
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")
     )
     reference = 0.0
@@ -178,7 +181,7 @@ def _build_signatures(run_dir, facts):
 
     def rank(answer):
         top5 = tf.math.top_k(answer["probabilities"], 5)
-        lift = top5.values / tf.gather(np.maximum(prevalence, 1e-3), top5.indices)  # a finding nobody had has no lift
+        lift = top5.values / tf.gather(np.maximum(prevalence, 1e-3), top5.indices)  # 0 for a finding without images
         names = tf.gather(facts["class_names"], top5.indices)
         return answer | {"top5_label": names, "top5_prob": top5.values, "top5_lift": lift}
 
@@ -213,14 +216,14 @@ def _build_signatures(run_dir, facts):
         }
 
     weights = tf.Module()
-    # The plain variables: Keras's own objects would be written a second time beside them.
+    # The plain variables: Keras's own objects would be written as well.
     weights.variables_in_order = [variable.value for variable in network.variables]
     signatures = {"serving_default": classify, "explain": explain, "pixels": classify_pixels, "metadata": metadata}
     return weights, signatures, judge_pixels
 
 
 def _write_saved_model(weights, signatures, folder):
-    """Writes a SavedModel; on a local disk it takes the old one's place only once it is whole."""
+    """Writes a SavedModel; on a local disk it replaces an older one only when it is complete."""
     import tensorflow as tf
 
     draft = folder if is_remote(folder) else folder.with_name("part-" + folder.name)
@@ -232,7 +235,7 @@ def _write_saved_model(weights, signatures, folder):
 
 
 def _write_golden(classify, weights_sha256, folder):
-    """Draws an image whose sides differ, which takes all of the reading path, and notes what the model says of it."""
+    """Writes an image that must be padded and resized, and what the model answers for it."""
     import tensorflow as tf
     from PIL import Image
 
@@ -270,6 +273,6 @@ def _write_litert(weights, judge_pixels, facts, folder):
             converter.optimizations = optimizations  # DEFAULT without samples: int8 weights, float32 activations
             with local_draft(folder / name) as draft:
                 draft.write_bytes(converter.convert())
-                with zipfile.ZipFile(draft, "a") as archive:  # readers of the model stop before it
+                with zipfile.ZipFile(draft, "a") as archive:  # behind the end of the model
                     archive.writestr("model.json", json.dumps(facts, indent=1))
                     archive.writestr("labels.txt", "\n".join(facts["class_names"]))

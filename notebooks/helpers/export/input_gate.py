@@ -1,8 +1,8 @@
-"""Warns before predicting: color, screenshots, empty files, inverted or turned images, laterals, what is no chest.
+"""Warns of unusual input: color, screenshots, empty files, inverted or turned images, laterals, other body parts.
 
-A model of chest radiographs gives probabilities for anything. The gate measures a few plain statistics and asks a linear
-model, learned from drawn pictures only, which of ten kinds of picture an image resembles most. It warns with a reason and
-never withholds an image. What it was measured on, and what it cannot see, stands in docs/input_gate.md.
+A chest radiograph model returns probabilities for any picture. The gate measures a few statistics, and a linear model,
+fitted to synthetic pictures only, decides which of ten kinds of picture an image resembles most. It gives warnings with
+reasons and never rejects an image. docs/input_gate.md has its error rates and its limits.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..packing.image_files import ImageError, inspect_image
 
-# Kinds of picture that the model tells apart: chests turned counterclockwise, the same inverted, and two more.
+# Kinds of picture that the linear model distinguishes: chests turned counterclockwise, the same inverted, and two more.
 KINDS = (
     *("upright", "turned 90", "turned 180", "turned 270"),
     *("inverted", "inverted 90", "inverted 180", "inverted 270"),
@@ -24,16 +24,16 @@ KINDS = (
 )
 CODES = ("color", "empty", "screenshot", "inverted", "rotated", "lateral", "not_chest")
 
-# Limits lie between the values of real radiographs and those of what should be warned of; docs/input_gate.md has both. That
-# of the evidence is the only one chosen by counting: on half of the real patients, see benchmarks/input_gate.py.
+# Limits lie between the values of real radiographs and those of unusual input; docs/input_gate.md has both. Only that
+# of the evidence was chosen by counting: on half of the real patients, see benchmarks/input_gate.py.
 MAX_COLOR = 3.0  # gray levels; JPEG of gray stored as RGB stays below 1
 MIN_CONTRAST = 40.0  # gray levels; 551 real radiographs have 130 or more
-MAX_FLAT = 0.25  # share of the picture; real radiographs have 0.12 at most, drawn ones 0.20
+MAX_FLAT = 0.25  # share of the picture; real radiographs have 0.12 at most, synthetic ones 0.20
 MAX_EVIDENCE = 1.0  # difference of log-odds
 
-_MIDDLE, _SMALL = 64, 32  # pixels a side: borders are found on the first, the model sees the second
-_BLACK, _WHITE = 12, 243  # gray levels: rows and columns at the edge that lie beyond are border
-_MIN_BOX = _MIDDLE // 4  # a picture narrower than this is left in its border
+_MIDDLE, _SMALL = 64, 32  # pixels a side: borders are found on the first, the linear model gets the second
+_BLACK, _WHITE = 12, 243  # gray levels: rows and columns at the edge that are darker or brighter are border
+_MIN_BOX = _MIDDLE // 4  # a picture narrower than this keeps its border
 _BATCH = 128  # images at once: 34 MB at 512 pixels
 
 
@@ -54,7 +54,7 @@ def check_image(image, color=None):
 
     Args:
         image: uint8 array (side, side) or (side, side, 1).
-        color: float, what `measure_color` gives for the file, or None if it was not measured.
+        color: float, `measure_color` of the file, or None if it was not measured.
 
     Returns:
         List of `ImageWarning`; empty for an ordinary frontal image.
@@ -65,39 +65,39 @@ def check_image(image, color=None):
     return check_images(np.asarray(image)[None], None if color is None else [color])[0]
 
 
-def check_images(rows, colors=None):
-    """Looks for what the model was not made for, in thousands of images a second.
+def check_images(images, colors=None):
+    """Checks whether images are what the model was trained on, thousands of images a second.
 
     - color: the mean color of the file, if measured.
-    - empty: 98 % of the picture lie within few gray levels. Nothing else is then looked for.
-    - screenshot: much of the picture is one flat gray, without the noise that every detector has.
+    - empty: 98 % of the pixels have nearly the same gray level. Nothing else is checked then.
+    - screenshot: much of the picture is flat gray, without the noise of a detector.
     - inverted, rotated, lateral, not_chest: the linear model gives another kind more evidence than the upright chest.
 
     Args:
-        images: uint8 array (n, side, side) or (n, side, side, 1), as `decode_image` gives them, with sides from 32
-            pixels; those below 64, on which the rates were not measured, are enlarged. Black or white borders are cut
-            off before anything is measured.
+        images: uint8 array (n, side, side) or (n, side, side, 1), as from `decode_image`, with sides of 32 pixels or
+            more. Sides below 64, on which no error rates were measured, are enlarged. Black or white borders are cut
+            off first.
         colors: n floats of `measure_color`, NaN where it was not measured, or None.
 
     Returns:
-        List of n lists of `ImageWarning`; an empty list means that there was nothing to warn of.
+        List of n lists of `ImageWarning`; empty lists for ordinary images.
 
     Raises:
         ValueError: if images have another type or shape, a side below 32 pixels, or another number than colors.
     """
-    rows = np.asarray(rows)
-    colors = np.full(len(rows), np.nan) if colors is None else np.asarray(colors, "float64")
-    if colors.shape != rows.shape[:1]:
-        raise ValueError(f"colors have shape {colors.shape}; expected one for each of the {len(rows)} images")
-    _check(rows)
-    if rows.shape[1] < _MIDDLE:
-        images = (Image.fromarray(film.squeeze()) for film in rows)
-        rows = np.array([np.asarray(image.resize((_MIDDLE, _MIDDLE), Image.Resampling.BILINEAR)) for image in images])
-        rows = rows.reshape(-1, _MIDDLE, _MIDDLE)
+    images = np.asarray(images)
+    colors = np.full(len(images), np.nan) if colors is None else np.asarray(colors, "float64")
+    if colors.shape != images.shape[:1]:
+        raise ValueError(f"colors have shape {colors.shape}; expected one for each of the {len(images)} images")
+    _check(images)
+    if images.shape[1] < _MIDDLE:
+        size, how = (_MIDDLE, _MIDDLE), Image.Resampling.BILINEAR
+        larger = [np.asarray(Image.fromarray(image.squeeze()).resize(size, how)) for image in images]
+        images = np.array(larger, "uint8").reshape(-1, *size)
     weights = _load_model()
     warnings = []
-    for start in range(0, len(rows), _BATCH):
-        small, flat = _shrink(rows[start : start + _BATCH])
+    for start in range(0, len(images), _BATCH):
+        small, flat = _shrink(images[start : start + _BATCH])
         contrast = _measure_contrast(small)
         evidence = _find_features(small) @ weights[:, :-1].T + weights[:, -1]
         measured = zip(colors[start:], contrast, flat, evidence, strict=False)
@@ -108,8 +108,8 @@ def check_images(rows, colors=None):
 def measure_color(data):
     """Measures how colorful a file is: the mean difference between the largest and the smallest of R, G and B.
 
-    Gray stored as RGB, RGBA or palette gives 0, or below 1 after JPEG. Files whose header says gray are not decoded;
-    others are, PNGs in full and JPEGs at an eighth of their size where they are large.
+    Gray stored as RGB, RGBA or palette gives 0, or below 1 after JPEG. Files that are gray by their header are not
+    decoded.
 
     Args:
         data: bytes of a PNG or JPEG.
@@ -134,11 +134,11 @@ def measure_color(data):
 
 
 def image_features(images):
-    """Returns what the linear model sees of images: gray levels, and the edges across and down.
+    """Computes the features of the linear model: gray levels, and the strength of edges across and down.
 
-    The image without its borders is brought to 32 x 32 pixels, squeezed if it must be, and to zero mean and unit
-    deviation; 16 x 16 of its means and 2 x 8 x 8 means of the root of the differences between neighbors are the
-    features. Neither brightness nor contrast changes them, but for clipping.
+    The image without its borders is resized to 32 x 32 pixels and scaled to zero mean and unit deviation. The features
+    are 16 x 16 means of it, and 2 x 8 x 8 means of the root of the differences between neighbors. Brightness and
+    contrast do not change them, apart from clipping.
 
     Args:
         images: uint8 array as for `check_images`.
@@ -171,11 +171,11 @@ def _average(n, n_out, start, stop):
 
 
 def _shrink(images):
-    """Returns images without borders, float32 (n, 32, 32), 0 to 255, and the share of each that is flat, float (n,)."""
+    """Returns images without borders, float32 (n, 32, 32), 0 to 255, and their flat share, float (n,)."""
     n, side = images.shape[:2]
     images = images.reshape(n, side, side)
     step = side // _MIDDLE
-    if side == _MIDDLE * step and step < 257:  # sums of whole numbers are faster, and fit into 16 bits
+    if side == _MIDDLE * step and step < 257:  # sums of integers are faster, and fit into 16 bits
         rows = images.reshape(n, _MIDDLE, step, side).sum(axis=2, dtype="uint16").astype("float32") / step
     else:
         rows = _average(side, _MIDDLE, 0, side) @ images.astype("float32")
@@ -196,7 +196,7 @@ def _shrink(images):
 
 
 def _find_box(middle, axis):
-    """Returns int (n, 2): the first row (axis 2) or column (axis 1) that is not border, and one past the last."""
+    """Returns int (n, 2): the first row (axis 2) or column (axis 1) that is not border, and the last plus one."""
     filled = (middle.max(axis=axis) >= _BLACK) & (middle.min(axis=axis) <= _WHITE)
     ends = np.stack([filled.argmax(axis=1), _MIDDLE - filled[:, ::-1].argmax(axis=1)], axis=1)
     ends[(np.ptp(ends, axis=1) < _MIN_BOX) | ~filled.any(axis=1)] = 0, _MIDDLE
@@ -216,7 +216,7 @@ def _find_features(small):
     small /= np.maximum(small.std(axis=(1, 2), keepdims=True), 2)  # a blank image stays blank
     edges = [np.zeros_like(small), np.zeros_like(small)]
     edges[0][:, :, :-1], edges[1][:, :-1] = np.abs(np.diff(small, axis=2)), np.abs(np.diff(small, axis=1))
-    edges = [3 * np.sqrt(edge + 0.01) for edge in edges]  # 3, to weigh about as much as the gray levels
+    edges = [3 * np.sqrt(edge + 0.01) for edge in edges]  # 3: about the scale of the gray levels
     parts = ((small, 16), (edges[0], 8), (edges[1], 8))
     pooled = [_average(_SMALL, side, 0, _SMALL) @ part @ _average(_SMALL, side, 0, _SMALL).T for part, side in parts]
     return np.concatenate([part.reshape(n, -1) for part in pooled], axis=1)
@@ -254,14 +254,14 @@ def _judge(color, contrast, flat, evidence):
 
 _REASONS = {
     "color": "The file is in color: R, G and B differ by {:.1f} gray levels on average (limit {:.1f}). Radiographs are "
-    "gray; use the exported image, not a photograph or a colored picture of it.",
-    "empty": "The image is almost empty: 98 % of it lie within {:.0f} gray levels (at least {:.0f} expected). Check the "
-    "exposure, and that 16-bit pixels were scaled to the full range.",
+    "gray. Use the exported image, not a photograph or a colored picture of it.",
+    "empty": "The image is almost empty: 98 % of its pixels lie within {:.0f} gray levels (at least {:.0f} expected). "
+    "Check the exposure, and that 16-bit pixels were scaled to the full range.",
     "screenshot": "{:.0f} % of the picture is flat gray without noise (limit {:.0f} %), as in screenshots, text and "
     "drawings. Use the exported image itself.",
     "inverted": "The image looks inverted, bone dark and air bright {}. If it is a chest at all, invert its gray "
     "levels; in DICOM such images are marked MONOCHROME1.",
     "rotated": "The image looks turned {} {}. If it is a chest at all, turn it back {}.",
     "lateral": "The image looks like a lateral view {}. The model was trained on frontal images only.",
-    "not_chest": "The picture looks like no frontal chest radiograph {}. Look at it before you believe any score.",
+    "not_chest": "The picture does not look like a frontal chest radiograph {}. Look at it before you trust any score.",
 }

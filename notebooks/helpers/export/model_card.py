@@ -1,10 +1,11 @@
-"""Fills the model card of a run, a page for the Hugging Face Hub, from the files that the notebooks left.
+"""Fills the model card of a run, a page for the Hugging Face Hub, from the files that the notebooks wrote.
 
-What the card says in words is in `model_card_template.md`, to be read and edited there; this room fills in what the
-run says. No number comes from anywhere else, and what was not measured is said so.
+The fixed text is in `model_card_template.md`. Every number comes from a file of the run, and what was not measured is
+reported as such.
 """
 
 import re
+from pathlib import Path
 from string import Template
 
 import pandas as pd
@@ -13,41 +14,70 @@ import yaml
 from ..runtime.files import as_path, read_csv, read_text
 from ..runtime.settings import ROOT, read_json
 from ..study.splits import CHESTMNIST, name_unit
-from .card_tables import (
-    NOT_MEASURED,
-    escape_cell,
-    format_interval,
-    plain_name,
-    write_floors,
-    write_localization,
-    write_metrics,
-    write_pairs,
-    write_radiologists,
-    write_subgroups,
-    write_table,
-)
+from ..training.model import DENSENET121
 
-TEMPLATE = ROOT / "notebooks" / "helpers" / "model_card_template.md"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 FIGURES = {  # charts only: none of them shows an image
     "figures/03_aucs.png": "AUC with interval for each finding, beside what needs no pixels",
-    "figures/03_reliability.png": "Reliability, as given and after Platt scaling",
+    "figures/03_reliability.png": "Reliability, before and after Platt scaling",
     "figures/03_subgroups_auc.png": "AUC in subgroups",
     "figures/04_localization.png": "Pointing game and energy for each finding, beside the controls",
 }
-EXPORTS = {
+_EXPORTS = {
     "saved_model/saved_model.pb": "TensorFlow, with decoding and calibration inside",
     "exports/model.onnx": "ONNX",
     "exports/model.tflite": "LiteRT",
     "exports/model_int8.tflite": "LiteRT, weights of 8 bits",
-    "model.weights.h5": "weights for Keras and for further training; gives logits",
+    "model.weights.h5": "weights for Keras and for further training; returns logits",
 }
-NIH_DATASET = "alkzar90/NIH-Chest-X-ray-dataset"  # of several copies on the Hub, the one that has NIH's own files
-RECIPE = (
-    *("PROFILE", "RECIPE", "WEIGHTS", "PRECISION", "IMAGE_SIZE", "OUTPUT_STRIDE", "BLOCKS", "BATCH_SIZE", "EPOCHS"),
-    *("FROZEN_EPOCHS", "OPTIMIZER", "LEARNING_RATE", "SCHEDULE", "LOSS", "AVERAGING", "BATCH_NORM_MOMENTUM"),
-    *("WEIGHT_DECAY", "HORIZONTAL_FLIP", "PATIENCE", "SEED"),
-)
-_DENSENET121 = (6, 12, 24, 16)  # as in model.py, which needs Keras
+_TAGS = "keras tensorflow densenet chest-x-ray radiology medical-imaging multi-label-classification research-only"
+_NOT_MEASURED = "not measured"
+
+# What the card says of each kind of study. `type` is the data set's name on the Hub; of several copies of NIH's, this
+# one has the original files.
+_NIH = {
+    "type": "alkzar90/NIH-Chest-X-ray-dataset",
+    "name": "NIH ChestX-ray14",
+    "banner": "",
+    "source": "Frontal images of NIH ChestX-ray14 in the study folder “{study}”.",
+    "labels": "Labels were mined from the reports of one hospital, not read from images.",
+    "terms": "Images: NIH Clinical Center, <https://nihcc.app.box.com/v/ChestXray-NIHCC>; cite Wang et al., "
+    "“ChestX-ray8”, CVPR 2017, and acknowledge the NIH Clinical Center as the provider.",
+    "resampling": "patients, since images of one patient are alike",
+    "factors": "Only what the study's\nlabel file contains could be measured: sex, age, view and images a patient. "
+    "Skin color, origin, build, machine and\ndiagnosis by other means are unknown.",
+    "study_caveats": """\
+- **Labels are noisy.** Those of ChestX-ray14 were mined from reports. The model learned their errors and is scored
+  with them; an image without a label may show something else.
+- **One hospital.** Nothing here was tested on images of another one, where a lower score is to be expected. Measure it
+  on images of your own before you rely on it, and choose thresholds again there.
+""",
+}
+_CHESTMNIST = _NIH | {
+    "type": "chestmnist",
+    "name": "ChestMNIST",
+    "source": "Images of ChestMNIST, small copies of NIH ChestX-ray14's, in the folder “{study}”.",
+    "terms": f"ChestMNIST: CC BY 4.0; cite Yang et al., MedMNIST v2, Scientific Data 2023. {_NIH['terms']}",
+    "resampling": "images, since the study has no patient ids: images of one patient are alike, so the intervals are "
+    "too narrow",
+    "factors": "ChestMNIST\nhas none of these columns, so nothing could be measured by group.",
+    "study_caveats": _NIH["study_caveats"]
+    + """\
+- **A split of its own.** Scores on ChestMNIST's random split do not compare with those on NIH's official test list,
+  which are lower, nor with other random splits. Its images have no patient ids, so intervals are over images. Floors
+  and subgroups by view, sex and age were not measured.
+""",
+}
+_SYNTHETIC = _NIH | {
+    "type": "synthetic",
+    "name": "Synthetic chest radiographs",
+    "banner": "> **Synthetic run.** This model was trained and measured on synthetic images and has never seen a "
+    "radiograph. Its numbers\n> show that the code works and say nothing about people.\n\n",
+    "source": "Images drawn by a program, study “{study}”; findings are more frequent than in patients.",
+    "labels": "Labels are those that the images were drawn from.",
+    "terms": "The images were drawn; the weights contain nobody's data.",
+    "study_caveats": "- **A synthetic run says nothing about people.** The images were drawn by a program.\n",
+}
 
 # An absolute path, a home or a bucket, at the start of a word. TensorFlow's names of devices look like paths.
 _PATH = re.compile(
@@ -56,10 +86,10 @@ _PATH = re.compile(
 
 
 def hide_paths(content):
-    """Takes what tells of the machine out of the content of a JSON file: folders, homes, buckets.
+    """Removes folders, homes and buckets of the machine from the content of a JSON file.
 
     Args:
-        content: what `json.loads` gives.
+        content: what `json.loads` returns.
 
     Returns:
         The same without entries whose name ends in `_DIR`, and with "(path)" for each absolute path in a text.
@@ -75,7 +105,7 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     """Fills the template of the model card for one run.
 
     Args:
-        run_dir: path of a run's folder, with what notebooks 2 and 3 leave; more of it is told as far as it is there.
+        run_dir: path of a run's folder; only what notebooks 2 and 3 write is needed.
         license_id: license of the weights, by its name on the Hugging Face Hub.
 
     Returns:
@@ -88,42 +118,45 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     for name, notebook in {"run.json": "02_train_densenet121", "aucs.csv": "03_evaluate"}.items():
         if not (run_dir / name).exists():
             raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook} for this run.")
-    run = hide_paths(read_json(run_dir / "run.json"))
-    aucs = measured_aucs(run_dir)
-    fields = {
-        "banner": _BANNER if run["synthetic"] else "",
-        "study_caveats": _write_caveats(run),
-        "factors": _NO_FACTORS if _is_chestmnist(run) else _FACTORS,
-        "resampling": "images, since the study does not tell its patients: those of one patient are alike, so they are "
-        "too narrow"
-        if _is_chestmnist(run)
-        else "patients, since images of one patient are alike",
-        "unit": name_unit(run["split"]["name"]),
+    run, aucs = hide_paths(read_json(run_dir / "run.json")), measured_aucs(run_dir)
+    split = run["split"]
+    study = _CHESTMNIST if split["name"] == CHESTMNIST else _SYNTHETIC if run["synthetic"] else _NIH
+    sizes = {subset: f"{n:,} images" for subset, n in split["films"].items()}
+    if study is not _CHESTMNIST:  # which has no patient ids
+        sizes = {subset: f"{size} of {split['patients'].get(subset, 0):,} patients" for subset, size in sizes.items()}
+    prevalence = {_plain(name): f"{share:.1%}" for name, share in run["prevalence"].items()}
+    terms = " Training began with ImageNet weights of keras.applications; their terms apply as well."
+    fields = study | {
+        "unit": name_unit(split["name"]),
         "title": title_of(run),
         "n_classes": len(run["classes"]),
-        "classes": ", ".join(plain_name(name) for name in run["classes"]),
+        "classes": ", ".join(map(_plain, run["classes"])),
         "side": run["side"],
-        "details": _details(run_dir, run),
-        "recipe": write_pairs({name: run["settings"][name] for name in RECIPE if name in run["settings"]}),
-        "exports": _exports(run_dir),
-        **_data_fields(run),
-        "mean_auc": f"Mean AUC {format_interval(aucs.loc['mean'])} on the test images.",
-        "metrics": write_metrics(run_dir, run, aucs),
-        "floors": write_floors(run_dir),
-        "radiologists": write_radiologists(run_dir),
+        "details": _write_details(run_dir, run, sizes),
+        "recipe": _write_pairs(run["settings"]),
+        "exports": _write_exports(run_dir),
+        "training_data": f"{study['source'].format(study=_cell(run['study']))} {study['labels']} Trained on "
+        f"{sizes.get('train')}; the best epoch, thresholds and calibration were chosen on {sizes.get('val')}.\n\n"
+        + _write_pairs(prevalence, "finding", "share of training images"),
+        "evaluation_data": f"{sizes.get('test')}, split “{split['name']}”. {study['labels']}",
+        "terms": study["terms"] + terms * (run["settings"].get("WEIGHTS") == "imagenet"),
+        "mean_auc": f"Mean AUC {_interval(aucs.loc['mean'])} on the test images.",
+        "metrics": _write_metrics(run_dir, run, aucs),
+        "floors": _write_floors(run_dir),
+        "radiologists": _write_radiologists(run_dir),
         "figures": "".join(f"![{text}]({name})\n\n" for name, text in FIGURES.items() if (run_dir / name).exists()),
-        "subgroups": write_subgroups(run_dir),
-        "localization": write_localization(run_dir),
-        "environment": _environment(run),
+        "subgroups": _write_subgroups(run_dir),
+        "localization": _write_localization(run_dir),
+        "environment": _write_environment(run),
         "address": find_address(),
         "license_id": license_id,
     }
-    return _header(run, aucs, license_id) + Template(read_text(TEMPLATE)).substitute(fields)
+    return _write_header(run, aucs, study, license_id) + Template(read_text(TEMPLATE)).substitute(fields)
 
 
-def measured_aucs(folder):
-    """Returns the rows of `aucs.csv` of the part that was measured, the first in the file, by pathology."""
-    aucs = read_csv(as_path(folder) / "aucs.csv")
+def measured_aucs(run_dir):
+    """Returns the rows of `aucs.csv` of the subset that was measured, the first in the file, by pathology."""
+    aucs = read_csv(as_path(run_dir) / "aucs.csv")
     return aucs[aucs["split"].eq(aucs["split"].iloc[0])].set_index("pathology")
 
 
@@ -133,161 +166,189 @@ def title_of(run):
     return f"{what}, trained on synthetic images" if run["synthetic"] else what
 
 
-def _name_network(run):
-    blocks = run.get("blocks", _DENSENET121)
-    return "DenseNet-121" if tuple(blocks) == _DENSENET121 else f"DenseNet of blocks {', '.join(map(str, blocks))}"
-
-
 def find_address():
-    """Returns the repository's address, as CITATION.cff gives it."""
+    """Returns the repository's address from CITATION.cff."""
     return re.search(r"^repository-code: (\S+)$", read_text(ROOT / "CITATION.cff"), re.MULTILINE)[1]
 
 
-_BANNER = (
-    "> **Synthetic run.** This model was trained and measured on synthetic images and has never seen a radiograph. Its "
-    "numbers\n> show that the code works and say nothing about people.\n\n"
-)
-_SYNTHETIC_CAVEAT = "- **A synthetic run says nothing about people.** The images were drawn by a program.\n"
-_FACTORS = (
-    "Only what the study's label\nfile tells could be measured: sex, age, view and images a patient. Skin color, "
-    "origin, build, machine and diagnosis by\nother means are unknown."
-)
-_NO_FACTORS = "ChestMNIST\ntells none of this, so nothing could be measured by group."
-_CHESTMNIST_CAVEAT = """\
-- **A split of its own.** Scores on ChestMNIST's random split do not compare with those on NIH's official test list,
-  which are lower, nor with other random splits. Its images have no patient ids, so intervals are over images, and floors
-  and subgroups by view, sex and age were not measured.
-"""
-_REAL_CAVEATS = """\
-- **Labels are noisy.** Those of ChestX-ray14 were mined from reports. The model learned their errors and is scored
-  against them; an image without a label may show something else.
-- **One hospital.** Nothing here was tested on images of another one, where a lower score is to be expected. Measure it
-  on images of your own before you believe it, and choose thresholds anew there.
-"""
+def _name_network(run):
+    blocks = run.get("blocks", DENSENET121)
+    return "DenseNet-121" if tuple(blocks) == DENSENET121 else f"DenseNet of blocks {', '.join(map(str, blocks))}"
 
 
-def _is_chestmnist(run):
-    return run["split"]["name"] == CHESTMNIST
-
-
-def _write_caveats(run):
-    if run["synthetic"]:
-        return _SYNTHETIC_CAVEAT
-    return _REAL_CAVEATS + _CHESTMNIST_CAVEAT * _is_chestmnist(run)
-
-
-def _header(run, aucs, license_id):
-    values = aucs["auc"].dropna().drop("mean", errors="ignore")
-    scores = {"AUC, mean of the findings": aucs.loc["mean", "auc"]} | {
-        f"AUC, {plain_name(n)}": v for n, v in values.items()
-    }
+def _write_header(run, aucs, study, license_id):
+    scores = {"AUC, mean of the findings": aucs.loc["mean", "auc"]}
+    scores |= {f"AUC, {_plain(name)}": aucs.loc[name, "auc"] for name in run["classes"]}
     metrics = [{"type": "roc_auc", "value": round(float(v), 4), "name": name} for name, v in scores.items() if v == v]
-    name, dataset = ("NIH ChestX-ray14", NIH_DATASET)
-    if run["synthetic"] or _is_chestmnist(run):
-        name, dataset = (
-            ("Synthetic chest radiographs", "synthetic") if run["synthetic"] else ("ChestMNIST", "chestmnist")
-        )
-    part = {"type": dataset, "name": name, "config": run["split"]["name"], "split": "test"}
+    dataset = {"type": study["type"], "name": study["name"], "config": run["split"]["name"], "split": "test"}
     task = {"type": "image-classification", "name": "Multi-label classification of chest radiographs"}
-    tags = "keras tensorflow densenet chest-x-ray radiology medical-imaging multi-label-classification research-only"
     header = {
         "license": license_id,
         "library_name": "keras",
         "pipeline_tag": "image-classification",
-        "tags": tags.split() + ["synthetic"] * run["synthetic"],
-        **({"datasets": [NIH_DATASET]} if dataset == NIH_DATASET else {}),
+        "tags": _TAGS.split() + ["synthetic"] * run["synthetic"],
+        **({"datasets": [study["type"]]} if study is _NIH else {}),
         "metrics": ["roc_auc"],
-        "model-index": [
-            {"name": title_of(run), "results": [{"task": task, "dataset": part, "metrics": metrics}]},
-        ],
+        "model-index": [{"name": title_of(run), "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
     }
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)}---\n\n"
 
 
-def _details(run_dir, run):
+def _write_details(run_dir, run, sizes):
     split, runtime = run["split"], run["runtime"]
-    counts = {part: f"{split['films'][part]:,} / {split['patients'].get(part, 0):,}" for part in split["films"]}
-    if _is_chestmnist(run):
-        counts = {part: f"{n:,} / unknown" for part, n in split["films"].items()}
     rows = {
         "Architecture": f"{_name_network(run)} (Huang et al., CVPR 2017), global average pooling, one dense layer; "
         f"a cell of the last map covers {run['output_stride']} pixels",
         "Study": run["study"] + (" (synthetic)" if run["synthetic"] else ""),
         "Split": f"{split['name']}, SHA-256 `{split['sha256']}`",
-        "Images / patients": ", ".join(f"{part} {count}" for part, count in counts.items()),
-        "Patients in two parts": _shared_patients(run_dir, split["name"]),
+        "Images": "; ".join(f"{name}: {size}" for name, size in sizes.items()),
+        "Patients in two subsets": _write_shared_patients(run_dir, split["name"]),
         "Training": f"{run['epochs_run']} epochs, best {run['best_epoch'] + 1}, seed {run['seed']}",
         "Weights": f"SHA-256 `{run['weights_sha256']}`",
         "Versions": f"TensorFlow {runtime['tensorflow']}, Keras {runtime['keras']}, Python {runtime['python']}",
         "Commit": f"`{runtime['commit']}`",
     }
-    return write_pairs(rows)
+    return _write_pairs(rows)
 
 
-def _shared_patients(run_dir, split_name):
+def _write_shared_patients(run_dir, split_name):
     if split_name == CHESTMNIST:
-        return "not known here: ChestMNIST has no patient ids; its makers split by patient"
+        return "unknown: ChestMNIST has no patient ids; its authors split by patient"
     if split_name == "leaky_images":
         return "**many, on purpose: scores are flattered**"
-    said = "train with others: none, or notebook 3 would have refused the split"
+    train = "train with others: none, or notebook 3 would have refused the split"
     if not (run_dir / "predictions.csv").exists():
-        return said
-    parts = read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).groupby("split")["patient_id"]
-    n_parts = parts.unique().explode().value_counts()
-    return f"validation with test: {int(n_parts.gt(1).sum())}; {said}"
+        return train
+    patients = read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).groupby("patient_id")["split"]
+    return f"validation with test: {int(patients.nunique().gt(1).sum())}; {train}"
 
 
-def _exports(run_dir):
-    rows = [(f"`{n}`", what, "yes" if (run_dir / n).exists() else "not in this run") for n, what in EXPORTS.items()]
-    text = write_table(pd.DataFrame(rows, columns=["file", "for", "there"]))
+def _write_exports(run_dir):
+    rows = [(f"`{n}`", what, "yes" if (run_dir / n).exists() else "not in this run") for n, what in _EXPORTS.items()]
+    text = _write_table(pd.DataFrame(rows, columns=["file", "for", "there"]))
     if not (run_dir / "exports" / "parity.json").exists():
-        return f"{text}\n\nHow far the exports are from Keras: {NOT_MEASURED}."
-    parity = {
-        name: row for name, row in read_json(run_dir / "exports" / "parity.json").items() if isinstance(row, dict)
-    }
-    table = pd.DataFrame(parity.values(), index=pd.Index(parity, name="export")).reset_index()
-    table = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
-    return (
-        f"{text}\n\nHow far they are from Keras on the same images, by `exports/parity.json`:\n\n{write_table(table)}"
-    )
+        return f"{text}\n\nDifferences of the exports from Keras: {_NOT_MEASURED}."
+    parity = read_json(run_dir / "exports" / "parity.json")
+    parity = pd.DataFrame([{"export": name, **row} for name, row in parity.items()])
+    parity = parity.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+    return f"{text}\n\nDifferences from Keras on the same images, from `exports/parity.json`:\n\n{_write_table(parity)}"
 
 
-def _environment(run):
+def _write_environment(run):
     runtime = run["runtime"] | {"devices": ", ".join(run["runtime"]["devices"])}
     times = {f"seconds, {name.replace('_', ' ')}": value for name, value in run["seconds"].items()}
-    return write_pairs(runtime | {"began": run["parts"][0]["began"], "parts": len(run["parts"])} | times)
+    return _write_pairs(runtime | {"began": run["parts"][0]["began"], "sessions": len(run["parts"])} | times)
 
 
-def _data_fields(run):
-    images, patients = run["split"]["films"], run["split"]["patients"]
-    share = pd.Series(run["prevalence"], name="share of training images").map("{:.1%}".format)
-    common = write_table(
-        share.rename_axis("finding").reset_index().assign(finding=lambda t: t["finding"].map(plain_name))
-    )
-    size = {part: f"{images[part]:,} images of {patients.get(part, 0):,} patients" for part in images}
-    if _is_chestmnist(run):
-        size = {part: f"{images[part]:,} images" for part in images}
-    if run["synthetic"]:
-        source = f"Images drawn by a program, study “{escape_cell(run['study'])}”, with findings raised in prevalence."
-        terms = "The images were drawn; nobody's data is in the weights."
-        labels = "Labels are those that the images were drawn from."
-    else:
-        source = f"Frontal images of NIH ChestX-ray14 in the study folder “{escape_cell(run['study'])}”."
-        terms = (
-            "Images: NIH Clinical Center, <https://nihcc.app.box.com/v/ChestXray-NIHCC>; cite Wang et al., "
-            "“ChestX-ray8”, CVPR 2017, and acknowledge the NIH Clinical Center as the provider."
-        )
-        labels = "Labels were mined from the reports of one hospital, not read from images."
-    if _is_chestmnist(run):
-        source = (
-            f"Images of ChestMNIST, which are NIH ChestX-ray14's in small, in the folder “{escape_cell(run['study'])}”."
-        )
-        terms = f"ChestMNIST: CC BY 4.0; cite Yang et al., MedMNIST v2, Scientific Data 2023. {terms}"
-    if run["settings"].get("WEIGHTS") == "imagenet":
-        terms += " Training began with ImageNet weights of keras.applications; mind their terms as well."
-    return {
-        "training_data": f"{source} {labels} Trained on {size.get('train')}; the best epoch, thresholds and "
-        f"calibration were chosen on {size.get('val')}.\n\n{common}",
-        "evaluation_data": f"{size.get('test')}, split “{run['split']['name']}”. {labels}",
-        "terms": terms,
-    }
+def _write_metrics(run_dir, run, aucs):
+    """Writes what was measured for each finding on the test images."""
+    has_thresholds = (run_dir / "thresholds.json").exists()
+    points = read_json(run_dir / "thresholds.json")["pathologies"] if has_thresholds else {}
+    error = _read_optional(run_dir / "figures" / "03_calibration.csv")
+    error = dict(zip(error["pathology"], error["error Platt"], strict=True)) if "error Platt" in error else {}
+    rows = []
+    for name in [*run["classes"], "mean"]:
+        row, point = aucs.loc[name], points.get(name, {})
+        rates = [point.get(key) for key in ("threshold", "sensitivity_test", "specificity_test")]
+        count = "" if name == "mean" else f"{row['n_pos']:,}"
+        rows.append([_plain(name), count, _interval(row), *map(_decimals, (row["ap"], *rates, error.get(name)))])
+    columns = ["finding", "images with it", "AUC", "average precision", "threshold", "sensitivity", "specificity"]
+    text = [_write_table(pd.DataFrame(rows, columns=[*columns, "calibration error"]))]
+    if not has_thresholds:
+        text.append(f"Thresholds: {_NOT_MEASURED}, for lack of validation images or of notebook 3.")
+    if not error:
+        text.append(f"Calibration error: {_NOT_MEASURED}.")
+    return "\n\n".join(text)
+
+
+def _write_floors(run_dir):
+    """Writes the AUC that is reached without looking at an image."""
+    table = _read_optional(run_dir / "figures" / "03_aucs.csv")
+    means = [f"{name} {table[name].mean():.3f}" for name in ("view only", "metadata only") if name in table]
+    if not means:
+        return f"Mean AUC without looking at an image: {_NOT_MEASURED}."
+    return f"Mean AUC without looking at an image: {', '.join(means)} (metadata: age, sex, view, follow-up number)."
+
+
+def _write_radiologists(run_dir):
+    """Writes the AUC with the labels of radiologists; nothing where there are none."""
+    table = _read_optional(run_dir / "figures" / "03_radiologists.csv")
+    if not len(table):
+        return ""
+    table = table.assign(AUC=[_interval(row) for _, row in table.iterrows()])
+    return f"With radiologists' labels:\n\n{_write_table(table[['finding', 'mapped to', 'n_pos', 'AUC']])}\n\n"
+
+
+def _write_subgroups(run_dir):
+    """Writes the AUC of each finding in each subgroup, and the largest gaps."""
+    table = _read_optional(run_dir / "figures" / "03_subgroups_auc.csv")
+    if not len(table):
+        return f"By view, sex and age: {_NOT_MEASURED}."
+    table = table.assign(cell=[f"{_interval(r)}{' *' * bool(r['small'])}" for _, r in table.iterrows()])
+    texts = ["AUC with interval; a star marks a cell with too few patients with the finding, or without it."]
+    for attribute, rows in table.groupby("attribute", sort=False):
+        groups, findings = rows["group"].unique(), rows["pathology"].unique()
+        cells = rows.pivot(index="pathology", columns="group", values="cell").loc[findings, groups]  # noqa: PD010
+        first = rows.drop_duplicates("group")
+        cells.columns = [f"{g}, {n:,} images" for g, n in zip(groups, first["n_pos"] + first["n_neg"], strict=True)]
+        name = {"images": "by images a patient"}.get(attribute, f"by {attribute}")
+        texts.append(_write_table(cells.rename(index=_plain).rename_axis(name).reset_index()))
+    gaps = _read_optional(run_dir / "figures" / "03_gaps.csv")
+    if "gap" not in gaps:
+        return "\n\n".join([*texts, f"Gaps in sensitivity between groups: {_NOT_MEASURED}."])
+    shown = gaps[gaps["gap_low"] > 0].sort_values("gap", ascending=False)
+    texts.append(f"Gaps in sensitivity with an interval above 0: {len(shown)} of {gaps['gap'].notna().sum()}.")
+    if len(shown):
+        top = shown.head(5)
+        rows = top[["attribute", "highest", "lowest"]].assign(gap=[_interval(r, "gap") for _, r in top.iterrows()])
+        rows.insert(0, "finding", top["pathology"].map(_plain))
+        texts[-1] += f" The pairs were chosen by their gap, so some are chance. The largest:\n\n{_write_table(rows)}"
+    return "\n\n".join(texts)
+
+
+def _write_localization(run_dir):
+    """Writes how often heatmaps point into the boxes."""
+    table = _read_optional(run_dir / "localization.csv")
+    if not len(table):
+        return f"Heatmaps compared with boxes: {_NOT_MEASURED}, for lack of boxes on images outside training."
+    columns = {"finding": table["pathology"].map(_plain), "images": table["n_images"]}
+    columns["hottest place in the box"] = [_interval(row, "pointing") for _, row in table.iterrows()]
+    controls = {"random": "random weights", "center": "image's center", "location": "boxes of others"}
+    for control, name in controls.items():
+        if f"pointing_{control}" in table:
+            columns[name] = table[f"pointing_{control}"].map(_decimals)
+    text = "How often a class activation map is hottest inside the box, beside controls that learned nothing"
+    return f"{text}:\n\n{_write_table(pd.DataFrame(columns))}"
+
+
+def _read_optional(path):
+    return read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def _interval(row, name="auc"):
+    value, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.3f} ({low:.3f} to {high:.3f})" if value == value else "–"
+
+
+def _decimals(value):
+    return None if value is None or value != value else f"{value:.3f}"
+
+
+def _plain(name):
+    return name.replace("_", " ")
+
+
+def _cell(value):
+    """Writes a cell of a Markdown table: pipes and tags are escaped, line breaks become spaces."""
+    if value is None or value != value:
+        return "–"
+    return " ".join(str(value).replace("|", r"\|").replace("<", "&lt;").split())
+
+
+def _write_pairs(values, *columns):
+    return _write_table(pd.DataFrame(values.items(), columns=columns or ["", "value"]))
+
+
+def _write_table(frame):
+    rows = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False, name=None)]
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
