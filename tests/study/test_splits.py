@@ -33,13 +33,13 @@ def write_lists(folder, frame, n_test):
 
 
 def val_coverage(frame, subsets):
-    """Pathologies with two or more patients outside test that are lacking in train or in val."""
-    lacking = []
+    """Pathologies with two or more patients outside test that are missing in train or in val."""
+    missing = []
     for name in NAMES:
         patients = {part: set(frame["patient_id"][(subsets == part) & (frame[name] == 1)]) for part in ("train", "val")}
         if len(patients["train"] | patients["val"]) >= 2 and not (patients["train"] and patients["val"]):
-            lacking.append(name)
-    return lacking
+            missing.append(name)
+    return missing
 
 
 def test_official_split_keeps_the_test_list_and_balances_val(tmp_path):
