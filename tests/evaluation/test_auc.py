@@ -245,7 +245,7 @@ def test_difference_table_values():
     y[:, 3] = 0
     b = a + np.random.default_rng(8).normal(size=a.shape).round(1)
     groups = draw_patients(300, 70)
-    table = difference_table(y, a, b, groups, list("wxyz"), n_resamples=128, seed=9, level=0.8)
+    table = difference_table(y, a, b, groups, list("wxyz"), n_resamples=60, seed=9, level=0.8)
     ends = ["difference_low", "difference_high"]
     assert list(table.columns) == ["pathology", "n_pos", "auc_a", "auc_b", "difference", *ends, "p_delong"]
     assert table["pathology"].tolist() == ["w", "x", "y", "z", "mean"]
@@ -256,14 +256,14 @@ def test_difference_table_values():
     np.testing.assert_array_equal(table["p_delong"], [*delong_test(y, a, b)[1], np.nan])
     # The same patients for both models, AUCs by scikit-learn on the repeated rows.
     samples = []
-    for rows in resample_rows(groups, 128, 9):
+    for rows in resample_rows(groups, 60, 9):
         aucs = [metrics.roc_auc_score(y[rows, :3], score[rows, :3], average=None) for score in (a, b)]
         samples.append([*(aucs[0] - aucs[1]), np.mean(aucs[0] - aucs[1])])
     np.testing.assert_allclose(table.loc[[0, 1, 2, 4], ends].T, np.quantile(samples, [0.1, 0.9], axis=0), atol=1e-8)
     assert table.loc[3, ["auc_a", "auc_b", "difference", *ends, "p_delong"]].isna().all()
     # Pairing is what makes it narrow.
-    widths = auc_table(y, a, groups, list("wxyz"), 128, 9, 0.8).eval("auc_high - auc_low")
-    near = difference_table(y, a, a + 0.01 * b, groups, list("wxyz"), 128, 9, 0.8)
+    widths = auc_table(y, a, groups, list("wxyz"), 60, 9, 0.8).eval("auc_high - auc_low")
+    near = difference_table(y, a, a + 0.01 * b, groups, list("wxyz"), 60, 9, 0.8)
     assert (near.eval("difference_high - difference_low").dropna() < 0.3 * widths.dropna()).all()
 
 

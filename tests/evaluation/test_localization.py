@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_scores import resample_rows
 
 from helpers.evaluation.localization import (
     BOX_FRAME,
@@ -222,13 +223,12 @@ def test_energy_of_a_uniform_map_is_the_area_share():
 
 
 def test_reachable_bounds_pointing():
-    heat = np.zeros((7, 7))
-    between = (1024 / 7 - 30, 1024 / 7 - 30, 60, 60)  # Around a corner of cells of 146 pixels.
-    for row, column in np.ndindex(7, 7):
-        heat[:] = 0
-        heat[row, column] = 1
-        assert score(heat, between)[["pointing", "reachable"]].tolist() == [0, 0]
-    assert score(heat, (40, 40, 60, 60))["reachable"] == 1
+    between = (1024 / 7 - 30, 1024 / 7 - 30, 60, 60)  # around a corner of cells of 146 pixels
+    boxes = make_boxes(*((f"{number}.png", "Mass", *between) for number in range(49)))
+    maps = np.eye(49).reshape(49, 7, 7)  # one hot cell each
+    scores = score_maps(maps, boxed_findings(boxes, make_images(boxes)), boxes)
+    assert not scores[["pointing", "reachable"]].to_numpy().any()
+    assert score(maps[0], (40, 40, 60, 60))["reachable"] == 1
 
 
 def test_center_prior():
@@ -348,17 +348,16 @@ def test_table_values_and_intervals_by_a_plain_loop():
     assert table.loc["mean", "n_boxes"] == len(boxes)
     assert {str(table[name].dtype) for name in ("n_boxes", "n_images", "n_patients")} == {"int64"}
 
-    patients = np.unique(scores["patient_id"])
-    rng = np.random.default_rng(4)
-    loops = {"pointing": [], "energy": [], "pointing_minus_center": [], "energy_minus_random": []}
-    for drawn in rng.integers(0, len(patients), size=(60, len(patients))):
-        rows = np.concatenate([np.flatnonzero(scores["patient_id"] == patients[i]) for i in drawn])
-        for column, samples in loops.items():
-            figure, _, name = column.partition("_minus_")
-            values = scores[figure] - (controls[name][figure] if name else 0)
-            means = [values.iloc[rows][scores["pathology"].iloc[rows] == p].mean() for p in names]
+    resamples = resample_rows(scores["patient_id"].to_numpy(), 60, 4)
+    inside = np.array([scores["pathology"].eq(name) for name in names])
+    for column in ("pointing", "energy", "pointing_minus_center", "energy_minus_random"):
+        figure, _, name = column.partition("_minus_")
+        values = (scores[figure] - (controls[name][figure] if name else 0)).to_numpy()
+        samples = []
+        for rows in resamples:
+            held = [values[rows][mask[rows]] for mask in inside]
+            means = [part.mean() if len(part) else np.nan for part in held]
             samples.append([*means, np.nanmean(means)])
-    for column, samples in loops.items():
         low, high = np.nanquantile(samples, [0.05, 0.95], axis=0)
         np.testing.assert_allclose(table[f"{column}_low"], np.minimum(low, table[column]), atol=1e-8)
         np.testing.assert_allclose(table[f"{column}_high"], np.maximum(high, table[column]), atol=1e-8)

@@ -115,17 +115,17 @@ def score_maps(maps, findings, boxes):
     maps = np.asarray(maps, dtype="float64")
     if len(maps) != len(findings) or (len(maps) and maps.ndim != 3):
         raise ValueError(f"maps have shape {maps.shape}; expected ({len(findings)}, h, w), one map a finding")
-    corners_of = {pair: _corners(group) for pair, group in boxes.groupby(["image", "pathology"])}
+    all_corners, rows_of = _corners(boxes), boxes.groupby(["image", "pathology"]).indices
     pairs = list(zip(findings["image"], findings["pathology"], strict=True))
     for pair, heat in zip(pairs, maps, strict=True):
         if not np.isfinite(heat).all():
             raise ValueError(f"the map of {pair[1]} in {pair[0]} holds {heat[~np.isfinite(heat)][0]}")
-        if pair not in corners_of:
+        if pair not in rows_of:
             raise ValueError(f"there is no box of {pair[1]} in {pair[0]}; list the findings with boxed_findings")
     rows = []
     for start in range(0, len(maps), _CHUNK):
         chunk = maps[start : start + _CHUNK]
-        corners = [corners_of[pair] for pair in pairs[start : start + _CHUNK]]
+        corners = [all_corners[rows_of[pair]] for pair in pairs[start : start + _CHUNK]]
         flat = np.ptp(chunk, axis=(1, 2)) <= _FLAT * np.abs(chunk).max(axis=(1, 2))
         fine = _upsample(chunk)
         rows += map(_score, chunk, fine, flat, _predict_boxes(fine, flat), corners)
