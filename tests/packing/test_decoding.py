@@ -78,6 +78,7 @@ def test_jpeg_is_close():
         assert np.abs(difference).mean() < 1
 
 
+@pytest.mark.slow
 def test_decoding_is_the_same_eagerly_in_a_function_and_in_a_dataset():
     wide = draw_image(30, 44)
     images = [*LOSSLESS.values(), encode(IMAGE, "JPEG"), encode(wide), encode(wide.T.copy()), encode(IMAGE > 99)]
@@ -111,6 +112,7 @@ def test_a_quarter_of_the_side_is_the_rounded_mean_of_sixteen_pixels(side):
         np.testing.assert_array_equal(fit(image.astype(np.uint8), side), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (16, 16), (64, 50), (None, 64), (None, None)])
 def test_resizing_builds_whatever_is_known_of_the_shape_and_gives_the_same(shape):
     original = np.random.default_rng(1).integers(0, 256, [n or 64 for n in shape], dtype=np.uint8)
@@ -300,8 +302,14 @@ def test_a_png_without_its_end_or_with_one_flipped_bit_cannot_be_decoded():
 # Batches in a graph, as the exported model reads them.
 
 
-def test_batch_of_files_is_decoded_as_each_alone():
-    batch = tf.function(lambda data: decode_images(data, 24), input_signature=[tf.TensorSpec([None], tf.string)])
+@pytest.fixture(scope="module")
+def batch():
+    """The graph of `decode_images` at 24 pixels."""
+    return tf.function(lambda data: decode_images(data, 24), input_signature=[tf.TensorSpec([None], tf.string)])
+
+
+@pytest.mark.slow
+def test_batch_of_files_is_decoded_as_each_alone(batch):
     files = [
         *LOSSLESS.values(),
         encode(draw_image(30, 50)),
@@ -329,18 +337,20 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
-def test_batch_names_its_bad_items(data):
+def test_batch_names_its_bad_items(batch, data):
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes, item 1, 3 \(from 0\): no complete PNG"):
-        decode_images(tf.constant([encode(IMAGE), data, encode(IMAGE), data]), 24)
+        batch(tf.constant([encode(IMAGE), data, encode(IMAGE), data]))
 
 
-def test_bomb_in_a_batch_is_refused_unread():
+@pytest.mark.slow
+def test_bomb_in_a_batch_is_refused_unread(batch):
     """400 megapixels of one bit in 50 kB: decoding them would take 400 MB."""
     bomb = make_png(20_000, 20_000, depth=1, raw=bytes(2501 * 20_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(tf.errors.InvalidArgumentError, match="item 0"):
-        decode_images(tf.constant([bomb]), 24)
+        batch(tf.constant([bomb]))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 100e6
 

@@ -362,6 +362,7 @@ def test_looks_inverted_is_right_on_synthetic_images(view):
     assert looks_inverted(np.zeros((20, 30), np.uint8)) is None
 
 
+@pytest.mark.slow
 def test_looks_inverted_has_the_error_rates_that_it_states(shared_data):
     for folder, right, unsure in (("nih_sample/images", 297, 7), ("jsrt/images", 247, 0)):
         paths = sorted((shared_data / folder).glob("*.png"))
@@ -634,6 +635,7 @@ def real(shared_data):
     return folder
 
 
+@pytest.mark.slow
 def test_the_real_chest_images_are_read_right(real):
     plain, notes = decode_dicom(next(real.glob("1.2.276.*.dcm")).read_bytes())
     assert notes == [] and plain.shape == (1024, 1024) and looks_inverted(plain) is False

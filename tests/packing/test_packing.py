@@ -32,6 +32,8 @@ from helpers.runtime.files import local_draft
 from helpers.runtime.settings import ROOT
 from helpers.study import draw_image, list_images, load_metadata
 
+pytestmark = pytest.mark.slow
+
 SIDE = 16
 SETTINGS = {"split_name": "official", "side": SIDE, "shard_images": 4}
 UNREADABLE = ("00000005_000.png", "00000021_000.png", "00000040_000.png")

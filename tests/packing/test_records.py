@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -121,6 +122,7 @@ def test_the_index_holds_the_rows_exactly_and_survives_loading(noise, study):
     assert list(study.index["subset"].unique()) == ["train", "val", "test"]
 
 
+@pytest.mark.slow
 def test_the_evaluation_pipeline_gives_labels_and_images_in_the_order_of_the_index(noise, study):
     for subset in ("train", "val", "test"):
         batches = list(make_eval_dataset(study, subset, 3))
@@ -148,6 +150,20 @@ def test_the_manifest_counts_and_hashes_what_is_there(noise, study):
     assert study.excluded == []
 
 
+def test_packed_bytes_and_keys_are_those_of_earlier_studies(study):
+    """Shards and manifest that were packed before go on being read, and are not packed anew."""
+    for subset, sha256 in {"train": "04f9c9d2accb6062", "val": "88ba74635bd83433", "test": "c92908b6f130c7f6"}.items():
+        content = b"".join(Path(file).read_bytes() for file in study.files(subset))
+        assert hashlib.sha256(content).hexdigest().startswith(sha256)
+    manifest = json.loads((study.folder / "manifest.json").read_text())
+    keys = "asked_sha256 classes counts encoding format index_sha256 name seed shard_films shards side split"
+    assert sorted(manifest) == [*keys.split(), "split_sha256", "study_files"]
+    assert sorted(manifest["shards"][0]) == ["bytes", "count", "excluded", "file", "key", "sha256", "subset"]
+    facts = ["width", "height", "mode", "n_bytes"]
+    assert list(study.index) == ["subset", *METADATA, *PATHOLOGIES, *facts]
+
+
+@pytest.mark.slow
 def test_images_are_dealt_to_shards_at_random_and_the_seed_decides(noise, study, tmp_path):
     assert study.rows("train")["image"].tolist() != sorted(study.rows("train")["image"])
     other = pack(noise, tmp_path / "other", seed=1)
@@ -155,6 +171,7 @@ def test_images_are_dealt_to_shards_at_random_and_the_seed_decides(noise, study,
     assert set(other.rows("train")["image"]) == set(study.rows("train")["image"])
 
 
+@pytest.mark.slow
 def test_bytes_depend_neither_on_threads_nor_on_the_order_of_the_rows(noise, study, tmp_path):
     rows, paths = noise
     shuffled = rows.sample(frac=1, random_state=3)
@@ -180,6 +197,7 @@ def test_a_packed_study_can_be_moved(study, copy, tmp_path):
     assert all(file.startswith(str(moved)) for file in loaded.files("train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"train": 9, "val": 3}, {"test": 5}])
 def test_a_subset_without_any_image_is_empty(make_images, tmp_path, sizes):
     loaded = pack(make_images(tmp_path / "images", **sizes), tmp_path / "packed")
@@ -195,6 +213,7 @@ def test_a_subset_without_any_image_is_empty(make_images, tmp_path, sizes):
 # Interruptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 11, 27])
 def test_an_interrupted_run_is_resumed_and_ends_in_the_same_bytes(noise, study, tmp_path, stop_at):
     folder = tmp_path / "packed"
@@ -215,6 +234,7 @@ def test_an_interrupted_run_is_resumed_and_ends_in_the_same_bytes(noise, study, 
     assert bar.count == bar.total == len(loaded.index) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["train-00002-of-00005.tfrecord", "train-00002-of-00005.tfrecord.json", "index.csv"])
 def test_a_full_disk_leaves_finished_shards_intact(noise, study, tmp_path, monkeypatch, target):
     folder, replace = tmp_path / "packed", os.replace
@@ -238,6 +258,7 @@ def test_a_full_disk_leaves_finished_shards_intact(noise, study, tmp_path, monke
     assert read_bytes(folder) == read_bytes(study.folder)
 
 
+@pytest.mark.slow
 def test_an_error_while_a_shard_is_written_never_leaves_it_under_its_name(noise, study, copy, monkeypatch):
     """A shard that is repaired stays recognizably damaged until the new one is complete."""
     name = study.shards["val"][0]["file"]
@@ -261,6 +282,7 @@ def test_an_error_while_a_shard_is_written_never_leaves_it_under_its_name(noise,
     assert read_bytes(copy) == read_bytes(study.folder)
 
 
+@pytest.mark.slow
 def test_receipts_that_a_power_cut_destroyed_cost_their_shard_only(noise, study, tmp_path):
     folder = tmp_path / "packed"
     with pytest.raises(KeyboardInterrupt):
@@ -276,6 +298,7 @@ def test_receipts_that_a_power_cut_destroyed_cost_their_shard_only(noise, study,
     assert read_bytes(folder) == read_bytes(study.folder)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_with_other_settings_leaves_nothing_behind(noise, study, tmp_path):
     folder = tmp_path / "packed"
     with pytest.raises(KeyboardInterrupt):
@@ -320,6 +343,7 @@ def odd_images(noise, tmp_path):
     return rows, {image: folder / image for image in rows["image"]}, kinds
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_left_out_with_a_reason_and_the_others_are_packed(odd_images, tmp_path):
     rows, paths, kinds = odd_images
     loaded = pack((rows, paths), tmp_path / "packed")
@@ -347,6 +371,7 @@ def test_unreadable_images_are_left_out_with_a_reason_and_the_others_are_packed(
     assert len(read_records(loaded.files("train"))) == len(loaded.rows("train"))
 
 
+@pytest.mark.slow
 def test_an_image_that_vanished_is_listed_too(noise, tmp_path):
     rows, paths = noise
     missing = rows["image"][3]
@@ -355,6 +380,7 @@ def test_an_image_that_vanished_is_listed_too(noise, tmp_path):
     assert "cannot be read: No such file" in loaded.excluded[0]["reason"]
 
 
+@pytest.mark.slow
 def test_a_shard_of_unreadable_images_only_is_empty_and_harmless(noise, study, tmp_path):
     rows, paths = noise
     broken = tmp_path / "broken.png"
@@ -366,6 +392,7 @@ def test_a_shard_of_unreadable_images_only_is_empty_and_harmless(noise, study, t
     assert read_records(loaded.files("train")) == read_records(study.files("train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut short", "flipped bit"])
 def test_a_repaired_image_is_picked_up_and_only_its_shard_is_rewritten(noise, study, tmp_path, kind):
     """Also where the repaired file has the size of the broken one, as after a transfer that flipped a bit."""
@@ -390,6 +417,7 @@ def test_a_repaired_image_is_picked_up_and_only_its_shard_is_rewritten(noise, st
     assert read_bytes(folder) == read_bytes(study.folder)
 
 
+@pytest.mark.slow
 def test_corrected_labels_are_picked_up_and_only_their_shard_is_rewritten(noise, study, copy):
     rows, paths = noise
     image = study.rows("train")["image"][6]
@@ -423,6 +451,7 @@ def damage(folder, study, how):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flipped bit", "cut at the border of a record", "missing"])
 def test_a_damaged_shard_is_named_and_packing_again_repairs_it_alone(noise, study, copy, how):
     path = damage(copy, study, how)
@@ -438,6 +467,7 @@ def test_a_damaged_shard_is_named_and_packing_again_repairs_it_alone(noise, stud
     assert read_bytes(copy) == read_bytes(study.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [True, False])
 def test_an_altered_or_missing_index_is_named_and_repaired(noise, study, copy, missing):
     path = copy / "index.csv"
@@ -454,6 +484,7 @@ def test_an_altered_or_missing_index_is_named_and_repaired(noise, study, copy, m
     assert read_bytes(copy) == read_bytes(study.folder)
 
 
+@pytest.mark.slow
 def test_a_missing_manifest_is_named_and_written_anew(noise, study, copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=rf"no manifest\.json.*{REMEDY}"):
@@ -464,14 +495,14 @@ def test_a_missing_manifest_is_named_and_written_anew(noise, study, copy):
     assert read_bytes(copy) == read_bytes(study.folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 2, "side"', "[]", "null", "{}", '{"format": 2, "side": 16}'])
-def test_a_damaged_manifest_is_named_and_so_is_the_remedy_which_works(noise, study, copy, content):
+def test_a_damaged_manifest_is_named_and_so_is_the_remedy_which_works(noise, study, copy):
     path = copy / "manifest.json"
-    path.write_text(content)
-    for use in (load_packed_study, lambda folder: pack(noise, folder)):
-        with pytest.raises(ValueError, match=rf"manifest\.json is damaged .*Delete it and run {REMEDY}") as error:
-            use(copy)
-        assert str(path) in str(error.value)
+    for content in ("", "{", '{"format": 2, "side"', "[]", "null", "{}", '{"format": 2, "side": 16}'):
+        path.write_text(content)
+        for use in (load_packed_study, lambda folder: pack(noise, folder)):
+            with pytest.raises(ValueError, match=rf"manifest\.json is damaged .*Delete it and run {REMEDY}") as error:
+                use(copy)
+            assert str(path) in str(error.value)
     path.unlink()
     pack(noise, copy)
     assert read_bytes(copy) == read_bytes(study.folder)
@@ -483,6 +514,7 @@ def change_manifest(folder, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_another_format_is_refused_with_a_remedy_that_works(noise, study, copy):
     path = change_manifest(copy, format=1)
     with pytest.raises(
@@ -529,6 +561,7 @@ def test_another_study_into_the_same_folder_is_refused_and_nothing_changes(noise
     assert (read_bytes(copy), read_stamps(copy)) == before
 
 
+@pytest.mark.slow
 def test_a_patient_in_two_subsets_is_refused_except_for_the_leaky_split(noise, tmp_path):
     rows, paths = noise
     leaky = rows.copy()
