@@ -1,6 +1,6 @@
 """A small training run like notebook 2's, made to be killed: shards, augmentation, dropout, averaging, early stopping.
 
-Usage: resumable_run.py PACKED_DIR RUN_DIR [NAME=VALUE ...]; the options stand in OPTIONS. Prints "ready" before
+Usage: resumable_run.py PACKED_DIR RUN_DIR [NAME=VALUE ...]; the options are those of OPTIONS. Prints "ready" before
 training and writes RUN_DIR/outcome.json, by which two runs can be compared, after it.
 """
 
@@ -20,10 +20,10 @@ OPTIONS = {
     "stage": "all",
     "epochs": 8,
     "patience": 6,
-    "every": 2,  # steps between two states
-    "share": float("inf"),  # no limit to the time that states take
+    "every": 2,  # steps between two checkpoints
+    "share": float("inf"),  # no limit to the time that checkpoints take
     "seconds": 0.0,  # the time budget; 0: none
-    "local": "",  # the folder that states are written to first
+    "local": "",  # the folder that checkpoints are written to first
     "seed": 0,  # of the weights alone
     "size": 40,  # pixels
     "nan_step": -1,  # the step of the run whose loss is not finite
@@ -33,7 +33,7 @@ OPTIONS = {
 
 
 def build_model(seed):
-    """Returns a compiled network with everything that a state must hold: seeds, averages, statistics, moments."""
+    """Returns a compiled network with everything that a checkpoint must hold: seeds, averages, statistics, moments."""
     import keras
 
     from helpers.training import fuse_batch_norm
@@ -55,7 +55,7 @@ def build_model(seed):
 
 
 def run(packed, run_dir, options):
-    """Trains to the end from wherever the run in the folder is; returns model, state and the measuring callback."""
+    """Trains from the newest checkpoint in the folder to the end; returns model, checkpoint and `ValidationAUC`."""
     import keras
     import tensorflow as tf
 
@@ -71,7 +71,7 @@ def run(packed, run_dir, options):
     model = build_model(options["seed"])
     validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
     callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=options["patience"])]
-    state = TrainingCheckpoint(
+    checkpoint = TrainingCheckpoint(
         CheckpointStore(Path(run_dir) / "state", options["local"] or None, writes=not devices or devices.is_chief),
         {"SEED": 0, "IMAGE_SIZE": options["size"], "split_sha256": study.split_sha256},
         Path(run_dir) / "history.csv",
@@ -93,11 +93,11 @@ def run(packed, run_dir, options):
     steps = count_steps(study, 8, hosts.get("n_hosts", 1))
     print("ready", flush=True)
     said = fit_resumable(
-        model, state, make_train, stage=options["stage"], epochs=options["epochs"], steps_per_epoch=steps,
+        model, checkpoint, make_train, stage=options["stage"], epochs=options["epochs"], steps_per_epoch=steps,
         callbacks=callbacks, verbose=0,
     )  # fmt: skip
     print(said, flush=True)
-    return model, state, validation
+    return model, checkpoint, validation
 
 
 def digest(arrays):
@@ -108,14 +108,14 @@ def digest(arrays):
     return sha256.hexdigest()
 
 
-def describe_outcome(state, validation):
-    """Returns what must be the same, bit by bit, whether a run was killed or not."""
-    arrays, meta = state.store.read()
-    measured = [{k: v for k, v in row.items() if "seconds" not in k} for row in state.history]
+def describe_outcome(checkpoint, validation):
+    """Returns what must be the same, to the bit, whether a run was killed or not."""
+    arrays, meta = checkpoint.store.read()
+    measured = [{k: v for k, v in row.items() if "seconds" not in k} for row in checkpoint.history]
     groups = {name.split("/")[0] for name in arrays}
     return {group: digest([arrays[name] for name in sorted(arrays) if name.startswith(group)]) for group in groups} | {
         "history": measured, "best_epoch": validation.best_epoch, "best": digest(validation.best_weights),
-        "callbacks": meta["callbacks"], "stopped": state.stopped,
+        "callbacks": meta["callbacks"], "stopped": checkpoint.stopped,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""State files: whole or not there, checked when read, one writer, copies that outlive a dropped mount."""
+"""Checkpoint files: whole or missing, checked on reading, one writer, copies that outlive a dropped mount."""
 
 import errno
 import os
@@ -25,17 +25,14 @@ def store(tmp_path):
     store.close()
 
 
-def test_what_is_written_comes_back_bit_by_bit(store):
+def test_what_is_written_is_read_back_exactly(store):
+    assert store.read() == (None, None)
     store.write(ARRAYS, {"serial": 1, "loss": 0.1 + 0.2, "none": None, "nan": float("inf")})
     arrays, meta = store.read()
     assert meta == {"serial": 1, "loss": 0.1 + 0.2, "none": None, "nan": float("inf")}
     assert {name: (array.dtype, array.tobytes()) for name, array in arrays.items()} == {
         name: (array.dtype, array.tobytes()) for name, array in ARRAYS.items()
     }
-
-
-def test_an_empty_folder_holds_no_state(store):
-    assert store.read() == (None, None)
 
 
 def truncate(path):
@@ -53,7 +50,7 @@ def empty(path):
 
 
 @pytest.mark.parametrize("spoil", [truncate, flip_a_bit, empty, os.unlink])
-def test_the_state_before_is_used_where_the_newest_is_bad(store, spoil):
+def test_the_checkpoint_before_is_used_where_the_newest_is_bad(store, spoil):
     write(store, 1)
     write(store, 2)
     spoil(store.folders[0] / NEWEST)
@@ -64,19 +61,19 @@ def test_the_state_before_is_used_where_the_newest_is_bad(store, spoil):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_without_any_good_state_reading_is_refused(store):
+def test_without_any_good_checkpoint_reading_is_refused(store):
     write(store, 1)
     write(store, 2)
     for name in (NEWEST, PREVIOUS):
         flip_a_bit(store.folders[0] / name)
-    with pytest.raises(ValueError, match=r"Every state in .*START_OVER = True"):
+    with pytest.raises(ValueError, match=r"Every checkpoint in .*START_OVER = True"):
         store.read()
     store.clear()
     assert store.read() == (None, None)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a disk that is always full")
-def test_a_full_disk_is_named_with_path_and_bytes_and_costs_no_state(store):
+def test_a_full_disk_is_named_with_path_and_bytes_and_costs_no_checkpoint(store):
     write(store, 1)
     write(store, 2)
     (store.folders[0] / (NEWEST + ".part")).symlink_to("/dev/full")
@@ -84,7 +81,7 @@ def test_a_full_disk_is_named_with_path_and_bytes_and_costs_no_state(store):
         write(store, 3)
     assert error.value.errno == errno.ENOSPC
     assert store.read()[1]["serial"] == 2
-    write(store, 3)  # the failed attempt is gone, and with space again all goes on
+    write(store, 3)  # the failed attempt is gone, and with space again writing works
     assert store.read()[1]["serial"] == 3 and (store.folders[0] / PREVIOUS).exists()
 
 
@@ -101,13 +98,13 @@ def test_copies_take_over_where_the_machine_is_new(tmp_path):
     second.close()
 
 
-def test_a_dropped_mount_costs_a_warning_and_no_state(tmp_path):
+def test_a_dropped_mount_costs_a_warning_and_no_checkpoint(tmp_path):
     drive = tmp_path / "drive"
     store = CheckpointStore(drive, local=tmp_path / "disk")
     write(store, 1)
     drive.rename(tmp_path / "gone")
     drive.write_bytes(b"")  # what was a folder can no longer be entered
-    with pytest.warns(UserWarning, match=r"drive.*cannot be written.*goes on with the states in .*disk"):
+    with pytest.warns(UserWarning, match=r"drive.*cannot be written.*continues with the checkpoints in .*disk"):
         write(store, 2)
     drive.unlink()
     (tmp_path / "gone").rename(drive)
@@ -120,9 +117,12 @@ def test_a_dropped_mount_costs_a_warning_and_no_state(tmp_path):
 
 
 OPEN = """
-import sys
+import sys, types
 sys.path.insert(0, "notebooks")
-from helpers.training import CheckpointStore
+import helpers  # not helpers.training, whose import takes seconds for TensorFlow
+sys.modules["helpers.training"] = package = types.ModuleType("helpers.training")
+package.__path__ = [helpers.__path__[0] + "/training"]
+from helpers.training.checkpoints import CheckpointStore
 CheckpointStore(sys.argv[1])
 print("open", flush=True)
 sys.stdin.read()
@@ -165,11 +165,11 @@ def test_a_second_writer_is_noticed_where_locks_are_unknown(store, tmp_path):
 
 
 def test_an_empty_mount_is_not_taken_for_a_new_run(tmp_path):
-    """The folder that stays is empty, as where a Drive is not mounted: the local state neither wins nor is lost."""
+    """The folder that stays is empty, as with a Drive that is not mounted: the local one neither wins nor is lost."""
     store = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     write(store, 8)
     (tmp_path / "drive" / NEWEST).unlink()
-    with pytest.raises(ValueError, match=r"drive holds no state, but .*disk.* holds one of the same run"):
+    with pytest.raises(ValueError, match=r"drive holds no checkpoint, but .*disk.* holds one of the same run"):
         store.read()
     assert (store.folders[0] / NEWEST).exists()
     store.clear()
@@ -177,8 +177,8 @@ def test_an_empty_mount_is_not_taken_for_a_new_run(tmp_path):
     store.close()
 
 
-def test_a_local_state_of_an_earlier_run_does_not_replace_a_newer_run(tmp_path):
-    """The second run was begun without the local folder, in which the first one's later state still lies."""
+def test_a_local_checkpoint_of_an_earlier_run_does_not_replace_a_newer_run(tmp_path):
+    """The second run was begun without the local folder, in which the first one's later checkpoint still lies."""
     first = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     first.write(ARRAYS, {"serial": 9, "run": "first"})
     first.close()
@@ -191,7 +191,7 @@ def test_a_local_state_of_an_earlier_run_does_not_replace_a_newer_run(tmp_path):
     both.close()
 
 
-def test_the_newest_good_state_counts_wherever_it_is(tmp_path):
+def test_the_newest_good_checkpoint_counts_wherever_it_is(tmp_path):
     """The Drive dropped out early, and the local newest is damaged: the local one before is newer than the Drive's."""
     store = CheckpointStore(tmp_path / "drive", local=tmp_path / "disk")
     write(store, 1)
@@ -207,7 +207,7 @@ def test_the_newest_good_state_counts_wherever_it_is(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_damaged_state_never_takes_the_place_of_the_one_before(store):
+def test_a_damaged_checkpoint_never_replaces_the_one_before(store):
     write(store, 1)
     write(store, 2)
     flip_a_bit(store.folders[0] / NEWEST)

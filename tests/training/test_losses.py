@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from helpers.training import AsymmetricLoss, WeightedBinaryCrossentropy, make_loss
+from helpers.training import make_loss
+from helpers.training.losses import AsymmetricLoss, WeightedBinaryCrossentropy
 
 
 def sigmoid(logits):

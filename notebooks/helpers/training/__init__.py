@@ -1,9 +1,9 @@
-"""The network, its losses, and runs that resume exactly."""
+"""The network, its losses, and training that resumes exactly."""
 
 from .batch_norm import fuse_batch_norm
 from .checkpoints import CheckpointStore
-from .losses import AsymmetricLoss, WeightedBinaryCrossentropy, make_loss
+from .losses import make_loss
 from .model import DENSENET121, backbone_layers, build_densenet121, load_densenet121, predict_logits, set_output_bias
-from .model_files import ModelFileError, check_model_file, hash_model, load_model, load_weights
+from .model_files import ModelFileError, load_weights
 from .resume import TrainingCheckpoint, fit_resumable
-from .validation import ValidationAUC, averaged_weights
+from .validation import ValidationAUC

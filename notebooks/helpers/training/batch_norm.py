@@ -1,4 +1,4 @@
-"""Batch normalization that trains faster on TensorFlow, where Keras 3 puts it together from a dozen operations."""
+"""Batch normalization that trains faster on TensorFlow, where Keras 3 composes it of a dozen operations."""
 
 import keras
 from keras import ops
@@ -7,9 +7,9 @@ from keras import ops
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with TensorFlow's fused operation, forward and backward, in training.
 
-    Keras 3 computes moments and normalizes in separate operations, each of which reads or writes the whole map; the
-    gradient takes more of them. `FusedBatchNormV3` needs a few passes. Weights, statistics and inference are Keras's.
-    The class has Keras's name since files of weights name layers by their class.
+    Keras 3 computes moments and normalizes in separate operations, each of which reads or writes the whole map, and so
+    does the gradient. `FusedBatchNormV3` needs a few passes. Weights, statistics and inference are Keras's. The class
+    has the same name as Keras's because weight files name layers by their class.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -22,7 +22,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
         )
-        # The operation's variance estimates the population's, by n - 1; Keras averages that of the batch, by n.
+        # The operation divides the variance by n - 1 (the population's estimate); Keras divides by n (the batch's).
         n_values = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
         variance *= (n_values - 1) / n_values
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -33,15 +33,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
 def fuse_batch_norm(model):
     """Rebuilds a model so that its batch normalization trains with TensorFlow's fused operation.
 
-    Meant for training; what is to be saved as `.keras` or exported is better built without, and takes the weights.
+    It is meant for training. A model to be saved as `.keras` or exported is built without it and takes the weights.
 
     Args:
         model: functional or sequential keras.Model that is not compiled yet.
 
     Returns:
         A keras.Model with the same names, weights, order of variables and results up to rounding; on another backend
-        than TensorFlow, the model itself. Layers that normalize anything but the last axis of maps, or in a way that
-        the operation does not know, stay Keras's.
+        than TensorFlow, the model itself. Layers that the operation cannot replace stay Keras's: those of another axis
+        than the last of maps, without scale or center, synchronized, or renormalizing.
     """
     if keras.backend.backend() != "tensorflow":
         return model

@@ -1,4 +1,4 @@
-"""State files that survive kills, full disks and dropped mounts: whole or not there, checked when read, one writer."""
+"""Checkpoint files that survive kills, full disks and dropped mounts: whole or missing, checked on reading."""
 
 import contextlib
 import fcntl
@@ -17,22 +17,22 @@ import numpy as np
 from ..runtime.files import as_path, is_remote, local_draft, only_os_errors
 
 NEWEST, PREVIOUS = "state.bin", "state.previous.bin"
-_DIGEST_BYTES = 32  # SHA-256 stands before what it is of
-_locks = {}  # of this process, by path: a notebook cell that is run again meets its own lock
+_DIGEST_BYTES = 32  # the SHA-256 at the start of the file
+_locks = {}  # of this process, by path: a notebook cell that is run again finds its own lock
 
 
 class CheckpointStore:
-    """Keeps the newest two states of a run in a folder, and copies of them in a second one where that is asked for.
+    """Keeps the newest two checkpoints of a run in a folder, and if asked, copies of them in a second one.
 
-    A state is one file: the SHA-256 of all that follows, then an NPZ archive of arrays with a JSON text among them. It
-    is written to a temporary name, flushed to the disk and renamed, and the one before it is kept, so that a kill at
-    any moment leaves a good one.
+    A checkpoint is one file: the SHA-256 of all that follows, then an NPZ archive of arrays with a JSON text among
+    them. It is written to a temporary name, flushed to the disk and renamed, and the one before it is kept, so that a
+    kill at any moment leaves a good one.
 
     Args:
         folder: path of the folder that stays, such as `RUN_DIR/state`; may be on a mounted Drive or in a bucket.
-        local: path of a folder on the machine's own disk to write to first, of which one of its own for this run is
-            made; None writes to `folder` only, or, if that is in a bucket, to the system's temporary folder first. A
-            mount that drops then costs a warning, not the run.
+        local: path of a folder on the machine's own disk to write to first, in a subfolder for this run; None writes
+            to `folder` only, or, if that is in a bucket, to the system's temporary folder first. A mount that drops
+            then costs a warning, not the run.
         writes: whether this process writes; of several hosts, one does.
 
     Raises:
@@ -51,28 +51,28 @@ class CheckpointStore:
                 _lock(path)
 
     def close(self):
-        """Lets other processes have the folder."""
+        """Releases the folder for other processes."""
         for path in self.folders:
             if file := _locks.pop(path / "lock", None):
                 file.close()
 
     def clear(self):
-        """Deletes every state."""
+        """Deletes every checkpoint."""
         for path in self.folders:
             for name in (NEWEST, PREVIOUS, NEWEST + ".part"):
                 (path / name).unlink(missing_ok=True)
         self._last_written.clear()
 
     def write(self, arrays, meta):
-        """Writes a state.
+        """Writes a checkpoint.
 
         Args:
             arrays: dict name -> numpy array.
-            meta: dict of JSON values; `serial`, a count of the writes, decides which of two states is newer, and states
-                whose `run` is another are of another run.
+            meta: dict of JSON values; `serial`, a count of the writes, decides which of two checkpoints is newer, and
+                `run` tells the checkpoints of one run from those of another.
 
         Raises:
-            OSError: it cannot be written, as on a full disk. The states before it are still there. Where there is a
+            OSError: it cannot be written, as on a full disk. The earlier checkpoints are still there. Where there is a
                 local folder, a failing copy is a warning.
             RuntimeError: another process has written to the folder since.
         """
@@ -90,7 +90,8 @@ class CheckpointStore:
                 message = _explain(error, path, len(content) + _DIGEST_BYTES)
                 if path is self.folders[0]:
                     raise OSError(error.errno, message) from None
-                warnings.warn(f"{message} Training goes on with the states in {self.folders[0]}.", stacklevel=2)
+                message += f" Training continues with the checkpoints in {self.folders[0]}."
+                warnings.warn(message, stacklevel=2)
 
     def _write_to(self, folder, digest, content):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ class CheckpointStore:
         expected = self._last_written.get(folder)
         if expected and newest.exists() and _read_digest(newest) != expected:
             raise RuntimeError(f"Another process writes to {folder}. Stop one of the two, or use another RUN_DIR.")
-        is_good = expected is not None and newest.exists()  # a damaged one must not take the place of the one before
+        is_good = expected is not None and newest.exists()  # a damaged one must not replace the one before
         if is_remote(folder):
             if is_good:
                 newest.replace(folder / PREVIOUS)
@@ -113,7 +114,7 @@ class CheckpointStore:
                     os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
-                    part.unlink()  # gives the space back
+                    part.unlink()  # frees the space
                 raise
             if is_good:
                 os.replace(newest, folder / PREVIOUS)
@@ -122,13 +123,14 @@ class CheckpointStore:
         self._last_written[folder] = digest
 
     def read(self):
-        """Reads the newest good state, wherever it is; warns of each damaged or missing one that it skips.
+        """Reads the newest good checkpoint of all folders; warns of each damaged or missing one that it skips.
 
         Returns:
-            The dicts `arrays` and `meta` as they were written; None and None where no state was ever written.
+            The dicts `arrays` and `meta` as they were written; None and None if no checkpoint was ever written.
 
         Raises:
-            ValueError: there are states, but none is good; or the folder that stays holds none, but the local one does.
+            ValueError: there are checkpoints, but none is good; or the folder that stays is empty and the local one is
+                not.
         """
         good, found, self._last_written = [], [], {}
         for folder in self.folders:
@@ -136,11 +138,11 @@ class CheckpointStore:
                 path = folder / name
                 if not path.exists():
                     if name == NEWEST and (folder / PREVIOUS).exists():
-                        warnings.warn(f"{path} is missing; the state before it is looked at.", stacklevel=2)
+                        warnings.warn(f"{path} is missing; the checkpoint before it is read.", stacklevel=2)
                     continue
                 found.append(path)
-                if state := _read_good(path):
-                    digest, arrays, meta = state
+                if checkpoint := _read_good(path):
+                    digest, arrays, meta = checkpoint
                     good.append((folder, arrays, meta))
                     if name == NEWEST:
                         self._last_written[folder] = digest
@@ -151,21 +153,21 @@ class CheckpointStore:
             return None, None
         if not good:
             places = " and ".join(map(str, self.folders))
-            raise ValueError(f"Every state in {places} is damaged. Set START_OVER = True to begin anew.")
+            raise ValueError(f"Every checkpoint in {places} is damaged. Set START_OVER = True to begin anew.")
         kept = [meta for folder, _, meta in good if folder == self.folders[-1]]
         if not kept and not any(path.parent == self.folders[-1] for path in found):
             raise ValueError(
-                f"{self.folders[-1]} holds no state, but {self.folders[0]} holds one of the same run. Mount what was "
-                "mounted there, or set START_OVER = True to begin anew."
+                f"{self.folders[-1]} holds no checkpoint, but {self.folders[0]} holds one of the same run. Mount the "
+                "missing drive, or set START_OVER = True to begin anew."
             )
-        if kept:
-            good = [state for state in good if state[2].get("run") == kept[0].get("run")]  # not those of an earlier run
-        _, arrays, meta = max(good, key=lambda state: state[2]["serial"])
+        if kept:  # those of an earlier run do not count
+            good = [entry for entry in good if entry[2].get("run") == kept[0].get("run")]
+        _, arrays, meta = max(good, key=lambda entry: entry[2]["serial"])
         return arrays, meta
 
 
 def _read_good(path):
-    """Returns digest, arrays and meta of a state, or None where it is damaged."""
+    """Returns digest, arrays and meta of a checkpoint, or None if it is damaged."""
     content = path.read_bytes()
     digest, content = content[:_DIGEST_BYTES], memoryview(content)[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
@@ -185,7 +187,7 @@ def _flush_folder(folder):
     try:
         os.fsync(number)
     except OSError:
-        pass  # mounted drives need not know how to flush a folder
+        pass  # some mounted drives cannot flush a folder
     finally:
         os.close(number)
 
@@ -199,7 +201,7 @@ def _explain(error, folder, size):
 
 
 def _lock(folder):
-    """Takes the folder for this process. The kernel lets go of the lock when the process ends, however it ends."""
+    """Takes the folder for this process. The kernel releases the lock when the process ends, however it ends."""
     path = folder / "lock"
     if is_remote(folder) or path in _locks:
         return
@@ -215,7 +217,7 @@ def _lock(folder):
             f"Another process ({holder}) trains in {folder.parent}. Let it end or stop it (in Jupyter, shut its kernel "
             "down), or use another RUN_DIR."
         ) from None
-    except OSError:  # a mounted drive may know no locks; the digests still tell that another one writes
+    except OSError:  # some mounted drives have no locks; the digests still show that another process writes
         file.close()
         return
     file.truncate(0)

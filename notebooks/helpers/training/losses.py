@@ -1,4 +1,4 @@
-"""Losses on logits for findings of which some are rare."""
+"""Losses on logits for findings of which some are rare; `make_loss` chooses one by name."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
         return ops.mean(positive + (1.0 - y_true) * ops.softplus(y_pred), axis=-1)
 
     def get_config(self):
-        """Returns what rebuilds the loss."""
+        """Returns the arguments that rebuild the loss."""
         return super().get_config() | {"positive_weights": self.positive_weights}
 
 
@@ -52,17 +52,17 @@ class AsymmetricLoss(keras.losses.Loss):
         return ops.mean(positive + negative, axis=-1)
 
     def get_config(self):
-        """Returns what rebuilds the loss."""
+        """Returns the arguments that rebuild the loss."""
         own = {name: getattr(self, name) for name in ("gamma_negative", "gamma_positive", "margin")}
         return super().get_config() | own
 
 
 def make_loss(name, labels):
-    """Makes one of the losses by name; all take labels and logits (batch, classes).
+    """Makes a loss by its name, the setting LOSS of notebook 2; all take labels and logits (batch, classes).
 
     Args:
-        name: "weighted_bce" (a positive counts as the square root of negatives over positives, at most 10: between
-            no weights and full balance), "bce", "focal" (Lin et al., ICCV 2017) or "asymmetric".
+        name: "weighted_bce" (a positive counts sqrt(negatives / positives) times, from 1 to 10, which lies between no
+            weights and full balance), "bce", "focal" (Lin et al., ICCV 2017) or "asymmetric".
         labels: float array (images, classes) of the training images.
 
     Returns:

@@ -1,4 +1,10 @@
-"""DenseNet-121 with its preprocessing inside: gray images of 0 to 255 in, one logit a pathology out."""
+"""DenseNet-121 with its preprocessing inside: gray images of 0 to 255 in, one logit per finding out.
+
+To add a backbone, write a builder beside `build_densenet121` with the same input and output, and give its ends the same
+layer names, which heatmaps, export and notebook 6 look up: "images" (input), "imagenet_scaling" (preprocessing), "relu"
+(last map), "average" and "logits" (head). Call it in notebook 2, write its name into `run.json` there, and choose the
+builder by that name in `load_densenet121`. The loss is chosen by name in `losses.make_loss`.
+"""
 
 import functools
 import json
@@ -26,25 +32,24 @@ def build_densenet121(
 
     The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
     `model.get_layer("logits")`, so the class activation map is exact: its spatial mean plus the bias is the logit.
-    Any input of 32 pixels or more will do; weights do not depend on the size.
+    The input may have any size from 32 pixels on; weights do not depend on it.
 
     Args:
         weights: "none" (random start), "imagenet", or the path of a weights file of the network without its top.
         n_classes: int, outputs.
-        batch_norm_momentum: float in (0, 1). Keras' 0.99 averages over some hundred steps, which a short run from
-            scratch does not have.
-        output_stride: pixels of the input to one cell of the last map: 32, DenseNet's own, or 16, without its last
-            pooling. Small images need it: of 80 pixels, 32 leave 2 x 2 cells, in which nothing can be located. The
-            weights have the same shapes.
-        blocks: four ints, the layers of the dense blocks. With fewer than DenseNet-121's, all that surrounds the
-            network can be tried out in a fraction of the time.
+        batch_norm_momentum: float in (0, 1). Keras's 0.99 averages over a few hundred steps, too many for a short run
+            from scratch.
+        output_stride: input pixels per cell of the last map: 32, DenseNet's own, or 16, without its last pooling, for
+            small images: at 80 pixels, 32 leaves 2 x 2 cells, in which nothing can be located. The weights have the
+            same shapes.
+        blocks: four ints, the layers of the dense blocks; fewer than DenseNet-121's for a quick test of all the rest.
 
     Returns:
         A keras.Model: float32 (batch, height, width, 1) in [0, 255] to float32 logits (batch, n_classes).
 
     Raises:
         FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
-        ModelFileError: the file of weights holds anything else, see `check_model_file`.
+        ModelFileError: the file holds other things than weights, see `check_model_file`.
         ValueError: `output_stride` is neither 16 nor 32; or ImageNet weights are wanted for other `blocks`.
     """
     if output_stride not in (16, 32):
@@ -60,7 +65,7 @@ def build_densenet121(
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
-    if output_stride == 16:  # no shape in the graph tells of it, since the input's sides are open
+    if output_stride == 16:  # possible after building, since the input's sides are not fixed
         pool = backbone.get_layer("pool4_pool")
         pool.pool_size = pool.strides = (1, 1)
     features = keras.layers.GlobalAveragePooling2D(name="average")(backbone.output)
@@ -75,7 +80,7 @@ def _build_backbone(weights, inputs, blocks):
 
         build = functools.partial(DenseNet, blocks)
     if weights not in (None, "imagenet") and not as_path(weights).is_file():
-        raise FileNotFoundError(f'WEIGHTS is "{weights}", but there is no such file. Use "none", "imagenet" or a path.')
+        raise FileNotFoundError(f'WEIGHTS is "{weights}", which is not a file. Use "none", "imagenet" or a path.')
     try:
         if weights in (None, "imagenet"):
             return build(include_top=False, weights=weights, input_tensor=inputs)
@@ -92,12 +97,12 @@ def _build_backbone(weights, inputs, blocks):
 
 
 def backbone_layers(model):
-    """Lists the layers between preprocessing and head: what is frozen while only the head is trained."""
+    """Returns the list of layers to freeze while only the head is trained."""
     return [layer for layer in model.layers if layer.name not in ("images", "average", "logits")]
 
 
 def set_output_bias(model, prevalence):
-    """Sets the head's bias to the log-odds of each class, so that training does not begin by learning them.
+    """Sets the head's bias to the log-odds of each class, so that training need not learn them first.
 
     Args:
         model: from `build_densenet121`.
@@ -123,8 +128,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
-        ModelFileError: its weights are damaged or hold anything else, see `check_model_file`, or are not those that
-            `run.json` tells of.
+        ModelFileError: the weights are damaged or not those recorded in `run.json`.
         ValueError: the model was trained on other classes, or on the same in another order; or on another split than
             the study's, so that its test images may have been trained on; or on images of another side.
     """
@@ -159,11 +163,11 @@ def predict_logits(model, dataset, n_images, verbose=0):
     Args:
         model: from `build_densenet121`.
         dataset: from `make_eval_dataset`.
-        n_films: int, images without the padding of the last batch.
+        n_images: int, images without the padding of the last batch.
         verbose: as in `keras.Model.predict`.
 
     Returns:
-        float32 array (n_films, classes), in the order of the dataset.
+        float32 array (n_images, classes), in the order of the dataset.
     """
     if not n_images:
         return np.zeros((0, model.output_shape[-1]), np.float32)
@@ -181,9 +185,9 @@ def _count_processes():
 
 
 def _predict_on_hosts(model, dataset):
-    """Yields the logits of each batch: every host computes its part of it, and all get the whole.
+    """Yields the logits of each batch: every host computes its share, and all get the whole.
 
-    `keras.Model.predict` cannot: it wants to read what lies on the other hosts' devices.
+    `keras.Model.predict` cannot do this: it tries to read values on the other hosts' devices.
     """
     import jax
     from jax.experimental import multihost_utils

@@ -1,43 +1,76 @@
-"""The one door through which model files come in: they are programs, and are looked at before anything opens them.
+"""Validates model files before they are loaded: a model file is a program.
 
-Whoever can change a file between the look and the loading is not kept out, so keep models where others cannot write.
+What this project wrote is known by its SHA-256: `run.json` has that of the weights, `SHA256SUMS` in the folder of the
+exports has theirs. Besides, each format is checked for what could run code or reach other files:
+
+- weights (`.h5`) hold numbers only, all in this one file;
+- a `.keras` file names classes of Keras only, none of which can hold code, and is loaded in Keras's safe mode;
+- a SavedModel uses only the operations that this project's export uses;
+- ONNX and LiteRT files are opened only if their SHA-256 is given or recorded.
+
+A record beside a file shows that the file is whole and the one that was exported. It does not protect against somebody
+who can write to the folder. The checks limit neither what a model computes nor how much memory it takes.
 """
 
 import contextlib
 import hashlib
+import io
+import json
+import re
 import tempfile
+import zipfile
 from pathlib import Path
 
-from ..runtime.files import as_path, hash_file, is_remote, local_copy, measure_file
-from .model_archives import check_keras
-from .model_exports import check_onnx, check_tflite
-from .model_graphs import check_saved_model
-from .model_weights import ModelFileError, check_hdf5, refuse
+from ..runtime.files import as_path, hash_file, is_remote, local_copy, read_text, write_text
 
-MAX_BYTES = 2**31  # VGG16 with its optimizer's state has 1.7 GB
-_CHECKS = {".keras": check_keras, ".h5": check_hdf5, ".hdf5": check_hdf5, ".onnx": check_onnx, ".tflite": check_tflite}
-_PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".npy", ".npz", ".mar"}
+_EXPORTS = (".onnx", ".tflite")
+_WEIGHTS = (".h5", ".hdf5")
+_KERAS_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
+# Lists of names, one string each.
+_KERAS_MODULES = (
+    "keras keras.layers keras.initializers keras.regularizers keras.constraints keras.losses keras.metrics "
+    "keras.optimizers keras.optimizers.schedules keras.src.models.functional keras.src.models.sequential"
+)
+_KERAS_CODE = (  # what these modules have that runs code or opens files
+    "function Lambda TFSMLayer TorchModuleWrapper JaxLayer FlaxLayer StringLookup IntegerLookup TextVectorization"
+)
+_VARIABLES = r"variables(/variables\.(index|data-\d{5}-of-\d{5}))?"
+_SAVED_MODEL_FILES = re.compile(rf"(saved_model|fingerprint)\.pb|assets|{_VARIABLES}")
+_CHECKPOINT_OPS = {"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "RestoreV2"}
+# The operations of the export and of the usual networks. None reaches files, processes or the network.
+_OPS = (
+    "Abs AddV2 All Any ArgMax Assert AssignVariableOp AsString AvgPool BatchDatasetV2 BatchMatMulV2 BiasAdd Bitcast "
+    "BitwiseAnd Cast Ceil ConcatenateDataset ConcatV2 Const Conv2D DatasetToSingleElement DecodeImage DecodePng "
+    "DecodeRaw DepthwiseConv2dNative DisableCopyOnRead EnsureShape Equal Erf Erfc Exp ExpandDims ExtractJpegShape Fill "
+    "Floor FloorDiv FusedBatchNormV3 GatherV2 Greater GreaterEqual Identity IdentityN If IgnoreErrorsDataset IsFinite "
+    "Less LessEqual LogicalAnd LogicalNot LogicalOr MatMul Max Maximum MaxPool Mean Min Minimum Mul Neg NoOp NotEqual "
+    "OnesLike Pack Pad ParallelMapDatasetV2 PartitionedCall Placeholder Prod Range RangeDataset ReadVariableOp RealDiv "
+    "ReduceJoin Relu Relu6 Reshape ResizeArea ResizeBilinear RewriteDataset RightShift Round Rsqrt ScatterNd Select "
+    "SelectV2 Shape Sigmoid Size Slice Softmax Softplus Split Sqrt SquaredDifference Squeeze StatefulPartitionedCall "
+    "StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin Sub Substr Sum Tanh "
+    "TensorDataset TensorSliceDataset TopKV2 Transpose Unpack VarHandleOp Where While ZerosLike ZipDataset"
+)
 
 
-def check_model_file(path, *, sha256=None, max_bytes=MAX_BYTES):
-    """Looks at a model file without loading it: no class is made, no weight read, no operation run.
+class ModelFileError(ValueError):
+    """A model file that is not opened. The message names the file, the problem and the remedy."""
+
+
+def check_model_file(path, *, sha256=None):
+    """Checks a model file without loading it.
 
     Args:
-        path: path of a `.keras`, `.weights.h5` (or other `.h5` with weights alone), `.onnx` or `.tflite` file, or of a
-            SavedModel's folder.
-        sha256: its hash in hexadecimal, see `hash_model`; None for any. Compared before anything else but the size.
-            A model of known hash is looked at all the same.
-        max_bytes: int, the most that the file, or all files of the folder, may have.
+        path: path of a `.keras`, `.h5` (weights only), `.onnx` or `.tflite` file, or of a SavedModel's folder.
+        sha256: its hash in hexadecimal, see `hash_model`; None for any that passes the other checks.
 
     Returns:
-        The path, as it was given.
+        The path, as given.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelFileError: it is not the expected one, is of another kind, is damaged, or holds what could do anything but
-            compute; the message says which, and what to do.
+        ModelFileError: the file is damaged, of another kind or not the expected one, or could do more than compute.
     """
-    with _looked_at(path, sha256, max_bytes):
+    with _checked(path, sha256):
         return path
 
 
@@ -49,25 +82,22 @@ def load_model(path, *, sha256=None):
         sha256: see `check_model_file`.
 
     Returns:
-        A keras.Model, not compiled; of a SavedModel, what `tf.saved_model.load` gives.
+        A keras.Model that is not compiled; for a SavedModel, what `tf.saved_model.load` returns.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelFileError: see `check_model_file`; or its parts do not fit each other; or it is of a kind that is not
-            loaded here.
+        ModelFileError: see `check_model_file`; or the file cannot be loaded.
     """
-    with _looked_at(path, sha256, MAX_BYTES) as copy:
-        with _only_model_file_errors(path):
-            if copy.is_dir():
-                import tensorflow as tf  # not above: only a SavedModel needs it
+    with _checked(path, sha256) as copy:
+        if copy.is_dir():
+            import tensorflow as tf
 
-                return tf.saved_model.load(str(copy))
-            if copy.suffix == ".keras":
-                import keras  # not above: checking needs none
+            return tf.saved_model.load(str(copy))
+        if copy.suffix == ".keras":
+            import keras
 
-                return keras.models.load_model(copy, compile=False, safe_mode=True)
-        remedy = "Use `load_weights` for weights; for ONNX and TFLite their own runtimes, after `check_model_file`"
-        refuse(path, "it is no model that Keras or TensorFlow loads as a whole", remedy)
+            return keras.saving.load_model(copy, compile=False, safe_mode=True)
+        raise _refusal(path, "it is not a whole model of Keras or TensorFlow", "Use `load_weights` or `open_export`")
 
 
 def load_weights(model, path, *, sha256=None):
@@ -75,69 +105,90 @@ def load_weights(model, path, *, sha256=None):
 
     Args:
         model: a built keras.Model; receives the weights.
-        path: path of a `.weights.h5`, or of an `.h5` in the older layout of keras.applications.
+        path: path of a `.weights.h5` file, or of an `.h5` file in the layout of keras.applications.
         sha256: see `check_model_file`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModelFileError: see `check_model_file`; or the weights are those of another model.
     """
-    with _looked_at(path, sha256, MAX_BYTES) as copy:
-        if copy.suffix not in (".h5", ".hdf5"):
-            refuse(path, "it is no file of weights alone", "Use `load_model`")
-        with _only_model_file_errors(path):
-            model.load_weights(copy)
+    with _checked(path, sha256) as copy:
+        if copy.suffix not in _WEIGHTS:
+            raise _refusal(path, "it is not a file of weights", "Use `load_model`")
+        model.load_weights(copy)
 
 
 def hash_model(path):
-    r"""Returns the SHA-256 of a model, in hexadecimal.
+    r"""Returns the SHA-256 of a model file, or of a SavedModel's folder, in hexadecimal.
 
-    Args:
-        path: path of a file, whose own hash it is, or of a folder, where it is that of a list of its files: a line each
-            with the hash of the file, two spaces and its path in the folder, in the order of the paths' bytes. Inside
-            the folder, `find . -type f -printf '%P\n' | LC_ALL=C sort | xargs sha256sum | sha256sum` gives the same.
+    For a folder it is the hash of the list of its files. In the folder, this prints the same:
+    `find . -type f -printf '%P\n' | LC_ALL=C sort | xargs sha256sum | sha256sum`.
     """
     path = as_path(path)
     if not path.is_dir():
         return hash_file(path)
-    names = sorted((file.relative_to(path).as_posix() for file in _walk(path)), key=str.encode)
-    lines = "".join(f"{hash_file(path / name)}  {name}\n" for name in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    names = sorted((file.relative_to(path).as_posix() for file in _list_files(path)), key=str.encode)
+    return hashlib.sha256("".join(f"{hash_file(path / name)}  {name}\n" for name in names).encode()).hexdigest()
 
 
-def _walk(folder):
+def record_hashes(paths):
+    """Records the SHA-256 of exported files in `SHA256SUMS` beside them, in the format of `sha256sum`."""
+    for path in map(as_path, paths):
+        known = _read_record(path.parent) | {path.name: hash_file(path)}
+        write_text(path.parent / "SHA256SUMS", "".join(f"{known[name]}  {name}\n" for name in sorted(known)))
+
+
+def _find_hash(path):
+    """Returns the recorded SHA-256 of a file, also from the record of a published folder; None if there is none."""
+    for folder in (path.parent, path.parent.parent):
+        if digest := _read_record(folder).get(path.relative_to(folder).as_posix()):
+            return digest
+    return None
+
+
+def _read_record(folder):
+    """Returns a dict from file name to SHA-256."""
+    record = folder / "SHA256SUMS"
+    lines = read_text(record).splitlines() if record.exists() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _list_files(folder):
     for item in folder.iterdir():
-        if not is_remote(item) and (item.is_symlink() or not (item.is_dir() or item.is_file())):
-            refuse(item, "a model's folder holds plain files, and no links or devices")
-        if item.is_dir():
-            yield from _walk(item)
-        else:
-            yield item
+        yield from _list_files(item) if item.is_dir() else [item]
+
+
+def _refusal(path, problem, remedy="Export or save the model again, or do not use the file"):
+    return ModelFileError(f"{path} is refused: {problem}. {remedy}.")
 
 
 @contextlib.contextmanager
-def _looked_at(path, sha256, max_bytes):
-    """Gives a local file or folder that passed every check: what is loaded from a bucket is the copy looked at."""
+def _checked(path, sha256):
+    """Yields a local file or folder that passed the checks; errors in the `with` block become ModelFileErrors."""
     given = as_path(path)
-    if not given.exists():
-        raise FileNotFoundError(f"{path} is missing. Give the path of a model file or of a SavedModel's folder.")
     if not (given.is_file() or given.is_dir()):
-        refuse(path, "it is neither a file nor a folder", "Give the path of a model file or of a SavedModel's folder")
-    size = sum(map(measure_file, _walk(given))) if given.is_dir() else measure_file(given)
-    if not 0 < size <= max_bytes:
-        refuse(path, f"it has {size:,} bytes, and 1 to {max_bytes:,} are allowed", "Fetch the file again")
-    with _local(given) as copy:
-        if sha256 is not None and (found := hash_model(copy)) != sha256.lower():
-            refuse(path, f"its SHA-256 is {found}, expected was {sha256}", "Fetch it again from whom the hash is")
-        if copy.is_dir():
-            check_saved_model(copy)
-        elif copy.suffix.lower() in _PICKLES:
-            refuse(path, f"{copy.suffix} files are or may be pickles, which run code when they are opened")
-        elif copy.suffix not in _CHECKS:
-            refuse(path, f"{copy.suffix or 'a file without an ending'} is no kind of model file that is known here")
-        else:
-            _CHECKS[copy.suffix](copy)
-        yield copy
+        raise FileNotFoundError(f"{path} is missing. Give the path of a model file or of a SavedModel's folder.")
+    expected = sha256 or (_find_hash(given) if given.suffix in _EXPORTS else None)
+    try:
+        with _local(given) as copy:
+            if expected and (found := hash_model(copy)) != expected.lower():
+                raise _refusal(path, f"its SHA-256 is {found}, expected was {expected}", "Fetch or export it again")
+            if copy.is_dir():
+                _check_saved_model(copy)
+            elif copy.suffix in _WEIGHTS:
+                _check_weights(copy)
+            elif copy.suffix == ".keras":
+                _check_keras(copy)
+            elif copy.suffix not in _EXPORTS:
+                raise ValueError(f"{copy.suffix or 'a file without a suffix'} is not a known kind of model file")
+            elif not expected:
+                remedy = "Give its `sha256`, or export it by 05_export_and_predict.ipynb"
+                raise _refusal(path, f"its SHA-256 is neither given nor in {given.parent / 'SHA256SUMS'}", remedy)
+            yield copy
+    except ModelFileError:
+        raise
+    except Exception as error:  # h5py, zipfile, protobuf, Keras and TensorFlow raise many kinds for damaged files
+        raise _refusal(path, str(error)[:500] or type(error).__name__) from error
 
 
 @contextlib.contextmanager
@@ -147,19 +198,100 @@ def _local(path):
             yield copy
         return
     with tempfile.TemporaryDirectory() as folder:
-        for file in _walk(path):
+        for file in _list_files(path):
             copy = Path(folder, file.relative_to(path))
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
         yield Path(folder)
 
 
-@contextlib.contextmanager
-def _only_model_file_errors(path):
-    try:
-        yield
-    except ModelFileError:
-        raise
-    except Exception as error:  # Keras and TensorFlow raise many kinds when parts do not fit
-        remedy = "Use the file with the model and the versions that it was saved with"
-        raise ModelFileError(f"{path} cannot be loaded: {str(error)[:500]}. {remedy}.") from error
+def _check_weights(file):
+    """Raises a ValueError unless an HDF5 file holds only numbers, all of them in the file itself."""
+    import h5py
+
+    def find_link(name, link):  # what a visitor returns ends the visit
+        return None if isinstance(link, h5py.HardLink) else f"{name} in its weights is a link"
+
+    def find_problem(name, item):
+        if not isinstance(item, h5py.Dataset):
+            return None
+        if item.external or item.is_virtual:
+            return f"{name} in its weights lies in another file"
+        if item.dtype.kind not in "biuf":
+            return f"{name} in its weights has type {item.dtype}, not numbers"
+        if item.nbytes > item.id.get_storage_size():
+            return f"{name} in its weights declares {item.nbytes:,} bytes, more than are stored"
+        return None
+
+    with h5py.File(file, "r") as opened:
+        if "model_config" in opened.attrs:
+            raise ValueError("it is a whole model in the format of Keras 2; have its weights saved by `save_weights`")
+        if problem := opened.visititems_links(find_link) or opened.visititems(find_problem):
+            raise ValueError(problem)
+
+
+def _check_keras(path):
+    """Raises a ValueError unless a `.keras` archive is as Keras writes it, without anything that could hold code."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sorted(member.filename for member in members) != _KERAS_MEMBERS or any(m.compress_type for m in members):
+            raise ValueError(f"it is not an archive of {', '.join(_KERAS_MEMBERS)}, uncompressed, as Keras writes it")
+        config = json.loads(archive.read("config.json"))
+        weights = io.BytesIO(archive.read("model.weights.h5"))
+    _check_weights(weights)
+    pending = [config]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            _check_class(item)
+        if isinstance(item, dict | list):
+            pending += item.values() if isinstance(item, dict) else item
+
+
+def _check_class(item):
+    name, module, registered = (item.get(key) for key in ("class_name", "module", "registered_name"))
+    modules, code = _KERAS_MODULES.split(), _KERAS_CODE.split()
+    has_code = isinstance(item.get("value"), list | dict | str)  # a lambda as an activation has no class name
+    if not has_code and (name == "__keras_tensor__" or not (name or module or registered)):
+        return
+    if has_code or module not in modules or name in code or registered not in (None, name):
+        raise ValueError(
+            f"its configuration names {module}.{name}, which is not a class of Keras without code. "
+            "Build the model in Python and load its weights by `load_weights`"
+        )
+
+
+def _check_saved_model(folder):
+    """Raises a ValueError if a SavedModel brings other files, or operations that are not in `_OPS`.
+
+    Saving and restoring its variables is allowed only in the two functions that its saver names, and nothing else may
+    call them.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        if file.is_symlink() or not _SAVED_MODEL_FILES.fullmatch(name):
+            raise ValueError(f"{name} does not belong to a SavedModel without assets")
+    metas = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs
+    if len(metas) != 1:
+        raise ValueError(f"it holds {len(metas)} graphs, not one")
+    meta = metas[0]
+    if meta.asset_file_def or any(node.HasField("asset") for node in meta.object_graph_def.nodes):
+        raise ValueError("it brings assets, files that are read when it is loaded")
+    saver = {name.split(":")[0] for name in (meta.saver_def.save_tensor_name, meta.saver_def.restore_op_name)}
+    functions = [(function.signature.name, function.node_def) for function in meta.graph_def.library.function]
+    nodes = [(True, node) for node in meta.graph_def.node] + [(False, n) for _, body in functions for n in body]
+    unknown = {node.op for in_main, node in nodes} - set(_OPS.split()) - _CHECKPOINT_OPS
+    touching = {name for name, body in functions if any(node.op in _CHECKPOINT_OPS for node in body)}
+    if unknown or any(node.op in _CHECKPOINT_OPS for in_main, node in nodes if in_main):
+        shown = ", ".join(sorted(unknown)[:5]) or "SaveV2 or RestoreV2 outside of its functions"
+        raise ValueError(f"its graph uses {shown}; only what the export needs is allowed (_OPS in {__name__})")
+    outputs = {info.name for signature in meta.signature_def.values() for info in signature.outputs.values()}
+    used = outputs.union(*(node.input for in_main, node in nodes if in_main))
+    exposed = touching & set(meta.object_graph_def.concrete_functions)
+    for in_main, node in nodes:
+        raw = b"" if in_main and node.name in saver else node.SerializeToString()
+        exposed |= {name for name in touching if name.encode() in raw}
+    if exposed or saver & {name.lstrip("^").split(":")[0] for name in used}:
+        raise ValueError("what saves or restores its variables can be called as if it were the model")

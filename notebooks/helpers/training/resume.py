@@ -1,4 +1,4 @@
-"""Runs that go on where they broke off, within the epoch and bit by bit, and that pause when their time is over."""
+"""Training that resumes exactly where it stopped, within an epoch too, and that pauses before its time is over."""
 
 import contextlib
 import json
@@ -11,42 +11,46 @@ from datetime import UTC, datetime
 
 import keras
 import numpy as np
+import pandas as pd
 from keras import ops
 
-from ..runtime.files import as_path, only_os_errors, write_text
+from ..runtime.files import as_path, only_os_errors, write_csv, write_text
+
+_FORMAT = 1  # of a checkpoint's content; another is refused
+_SIMPLE = (bool, int, float, type(None))  # attributes of callbacks that are kept, besides lists of arrays
 
 
 class _Paused(Exception):
-    """Leaves `fit` between two steps, once the state is written."""
+    """Leaves `fit` between two steps, after a checkpoint was written."""
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Writes all that a run needs to go on bit by bit as if it had never stopped, and brings it back.
+    """Writes all that a run needs to resume exactly as if it had never stopped, and restores it.
 
-    That is: the variables of model, optimizer and metrics (weights, moments, moving averages, random seeds), the
-    counters and kept weights of the other callbacks, epoch, step and history. It stands last in the list of callbacks,
-    and `fit_resumable` is what calls `fit`. A state is written after the first step, which shows early that the disk
-    takes it, then after every so many steps and after each epoch.
+    A checkpoint holds the variables of model, optimizer and metrics (weights, moments, moving averages, random seeds),
+    the counters and weights kept by the other callbacks, epoch, step and history. One is written after the first step,
+    which shows early that the disk has room, then every so many steps and after each epoch. This callback stands last
+    in the list of callbacks; `fit_resumable` calls `fit` with it.
 
     Args:
         store: a `CheckpointStore`.
-        settings: dict of what must not change between the parts of a run, JSON values.
-        history_path: CSV file with a row an epoch.
+        settings: dict of JSON values that must not change when the run resumes.
+        history_path: CSV file with a row per epoch.
         every: int, steps of an epoch between two writes; None writes at the ends of epochs only.
-        max_share: share of the time that writes within epochs may take, 0 to 1; one that would take more waits for the
-            next turn. Several hosts keep to `every`, since their clocks differ.
+        max_share: share of the time that writes within epochs may take, 0 to 1; a write that would exceed it is
+            skipped. Several hosts ignore it, since their clocks differ.
         stop_at: time as of `time.time()` before which training must have paused; None for never.
         devices: `Devices`; of several hosts, the first decides when to pause. None for one machine.
-        name_images: function from epoch and step, both counted from 0, to the images of that batch, for the error that
-            reports a loss that is not finite.
+        name_images: function from epoch and step, both from 0, to the images of that batch, for the error about a loss
+            that is not finite.
 
     Attributes:
-        history: list of dicts, a row an epoch, over all parts and stages of the run.
-        parts: list of dicts, one for each time that the run was begun or went on: `began` (UTC), `epoch`, `step`,
-            `seconds` until the last write, `backend`, and `strategy` and `n_replicas` where `devices` are given.
-        trained: bool, whether this process has trained, rather than found all done.
+        history: list of dicts, a row per epoch, over all parts and stages of the run.
+        parts: list of dicts, one for each start of the run: `began` (UTC), `epoch`, `step`, `seconds` until the last
+            write, `backend`, and `strategy` and `n_replicas` where `devices` are given.
+        trained: bool, whether this process has trained, rather than found the run finished.
         stopped: bool, whether another callback has ended the stage early.
-        pause: str, why training paused before its end and how to go on; empty where it did not.
+        pause: str, why training paused before its end and how to resume; empty if it did not.
         write_seconds: float, seconds of the slowest write so far.
     """
 
@@ -65,21 +69,22 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._began, self._serial, self._signal, self._pending = time.time(), 0, None, None
         self._written = None  # time of the last write of this process
         self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
+        self._several_hosts = devices is not None and devices.n_hosts > 1
 
     def restore(self, model, stage, callbacks=()):
-        """Brings back the newest good state, if there is one. Called after `compile`, before `fit`.
+        """Restores the newest good checkpoint, if there is one. Called after `compile`, before `fit`.
 
         Args:
             model: compiled keras.Model.
-            stage: name of the stage; optimizer and callbacks are brought back only within the same stage.
+            stage: name of the stage; optimizer and callbacks are restored only within the same stage.
             callbacks: the other callbacks of the coming `fit`.
 
         Returns:
-            Epoch and step to begin with, both counted from 0.
+            Epoch and step to begin with, both from 0.
 
         Raises:
-            ValueError: the state belongs to a run with other settings, which the message names, or to another model;
-                or no state is left of an earlier run.
+            ValueError: the checkpoint is of a run with other settings, which the message names, or of another model;
+                or the checkpoint of an earlier run is missing.
         """
         self.stage, self.others = stage, list(callbacks)
         self.epoch, self.step, self.stopped, self._pending = 0, 0, False, None
@@ -90,22 +95,11 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if meta is None:
             if self.history_path.exists():
                 raise ValueError(
-                    f"{self.history_path} is of an earlier run, but its state is gone from {self.store.folders[-1]}. "
-                    "Bring it back, use another RUN_DIR, or set START_OVER = True to begin anew."
+                    f"{self.history_path} is of an earlier run, but its checkpoint in {self.store.folders[-1]} is "
+                    "missing. Bring it back, use another RUN_DIR, or set START_OVER = True to begin anew."
                 )
             return 0, 0
-        if meta.get("format") != _FORMAT:
-            raise ValueError(
-                f"The state in {self.store.folders[-1]} was written by another version of this code. "
-                "Use another RUN_DIR, or set START_OVER = True to begin anew."
-            )
-        differing = [key for key in self.settings if meta["settings"].get(key) != self.settings[key]]
-        if differing:
-            was = ", ".join(f"{key} was {meta['settings'].get(key)!r}, now {self.settings[key]!r}" for key in differing)
-            raise ValueError(
-                f"{self.store.folders[-1]} holds a run with other settings ({was}). "
-                "Set them back, use another RUN_DIR, or set START_OVER = True."
-            )
+        self._check_compatible(meta)
         same_stage = meta["stage"] == stage
         _assign(model.variables, arrays, "model")
         if same_stage:
@@ -125,13 +119,23 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.epoch, self.step = meta["epoch"], meta["step"]
         if self.history:
             self._validation_seconds = self.history[-1]["validation_seconds"]
-            self._write_history()  # a kill may have come between the state and this file
+            self._write_history()  # the run may have been killed between the checkpoint and this file
         self.parts = self.parts or meta["parts"]
         self.on_train_begin()
         return self.epoch, self.step
 
+    def _check_compatible(self, meta):
+        folder, remedy = self.store.folders[-1], "use another RUN_DIR, or set START_OVER = True"
+        if meta.get("format") != _FORMAT:
+            raise ValueError(f"The checkpoint in {folder} is of another version of this code: {remedy} to begin anew.")
+        was = meta["settings"]
+        differing = [(key, now) for key, now in self.settings.items() if was.get(key) != now]
+        if differing:
+            shown = ", ".join(f"{key} was {was.get(key)!r}, now {now!r}" for key, now in differing)
+            raise ValueError(f"{folder} holds a run with other settings ({shown}). Set them back, {remedy}.")
+
     def begin_part(self):
-        """Notes that training begins or goes on in this process, once."""
+        """Records, once, that training begins or resumes in this process."""
         if self.trained:
             return
         self.trained = True
@@ -142,12 +146,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.parts.append(part)
 
     def on_train_begin(self, logs=None):
-        """Brings back the other callbacks again, last of all, since some of them have just reset themselves."""
+        """Restores the other callbacks again, last of all, since some of them have just reset themselves."""
         for name, callback in _named(self.others):
             vars(callback).update(self._callbacks.get(name, {}))
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Brings back the metrics of an epoch that was broken off: Keras has just reset them."""
+        """Restores the metrics of an interrupted epoch: Keras has just reset them."""
         if self.step:
             for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
                 variable.assign(value)
@@ -156,10 +160,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._step_ended = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks at the loss, writes the state if it is due, and pauses if there is a reason to.
+        """Checks the loss, writes a checkpoint if one is due, and pauses if there is a reason to.
 
         Raises:
-            FloatingPointError: the loss is not finite. The states of before are kept.
+            FloatingPointError: the loss is not finite. The earlier checkpoints are kept.
         """
         # The loss of the step before: waiting for this one would leave the accelerator idle.
         self._check_loss()
@@ -176,14 +180,14 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if due and self._written and not self._several_hosts:
             due = (now - self._written) * self.max_share >= self.write_seconds
         if due or not self._several_hosts:
-            self._ask_to_pause(needed)
+            self._decide_pause(needed)
         if due or self.pause:
             self._save()
         if self.pause:
             raise _Paused
 
     def on_epoch_end(self, epoch, logs=None):
-        """Adds the epoch to the history and writes the state; pauses if there is a reason to."""
+        """Adds the epoch to the history and writes a checkpoint; pauses if there is a reason to."""
         seconds = time.perf_counter() - self._epoch_began
         self._validation_seconds = time.perf_counter() - self._step_ended
         row = {"epoch": epoch, "stage": self.stage} | {key: float(value) for key, value in logs.items()}
@@ -197,7 +201,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._write_history()
         if self._signal or self._several_hosts or not is_last:
             next_step = seconds / self.params["steps"] + (self._validation_seconds if self.params["steps"] == 1 else 0)
-            self._ask_to_pause(2 * self.write_seconds + next_step)
+            self._decide_pause(2 * self.write_seconds + next_step)
         if self.pause:
             raise _Paused
 
@@ -215,16 +219,13 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 write_text(path, "\n".join(images) + "\n")
             where = f" The {len(images)} images of that batch, {images[0]} and so on, are listed in {path}."
         raise FloatingPointError(
-            f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} What was good before is kept "
-            f"in {self.store.folders[0]}. Look at these images; or train in another RUN_DIR with a lower LEARNING_RATE "
-            'or with PRECISION = "float32".'
+            f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} The earlier checkpoints are "
+            f"kept in {self.store.folders[0]}. Look at these images; or train in another RUN_DIR with a lower "
+            'LEARNING_RATE or with PRECISION = "float32".'
         )
 
-    @property
-    def _several_hosts(self):
-        return self.devices is not None and self.devices.n_hosts > 1
-
-    def _ask_to_pause(self, needed):
+    def _decide_pause(self, needed):
+        """Sets `pause` if a signal came or less than `needed` seconds are left."""
         wanted = bool(self._signal or (self.stop_at and time.time() + needed > self.stop_at))
         if self._several_hosts:
             wanted = self.devices.agree(wanted)
@@ -234,22 +235,18 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if self._signal:
             why = f"was asked to stop ({signal.Signals(self._signal).name})"
         self.pause = (
-            f"Training {why} at epoch {self.epoch + 1}, step {self.step}; its state is in {self.store.folders[-1]}. "
-            "Run this again with the same settings to go on (and START_OVER = False)."
+            f"Training {why} at epoch {self.epoch + 1}, step {self.step}; its checkpoint is in "
+            f"{self.store.folders[-1]}. Run this again with the same settings to resume (and START_OVER = False)."
         )
 
     def _write_history(self):
-        names = list(dict.fromkeys(key for row in self.history for key in row))
-        lines = [",".join(names)] + [",".join(str(row.get(name, "")) for name in names) for row in self.history]
         if not self.store.writes:
             return
         try:
             with only_os_errors(self.history_path):
-                write_text(self.history_path, "\n".join(lines) + "\n")
+                write_csv(self.history_path, pd.DataFrame(self.history), index=False)
         except OSError as error:
-            message = (
-                f"{self.history_path} cannot be written ({error.strerror or error}); the state has all that is in it."
-            )
+            message = f"{self.history_path} cannot be written ({error.strerror or error}); the checkpoint has its rows."
             if len(self.store.folders) == 1:
                 raise OSError(error.errno, message) from None
             warnings.warn(message, stacklevel=2)
@@ -271,8 +268,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if broken:
             raise FloatingPointError(
                 f"{len(broken)} of {len(arrays)} variables are not finite after epoch {self.epoch + 1}, step "
-                f"{self.step}. The states of before are kept in {self.store.folders[0]}. Train in another RUN_DIR with "
-                "a lower LEARNING_RATE."
+                f"{self.step}. The earlier checkpoints are kept in {self.store.folders[0]}. Train in another RUN_DIR "
+                "with a lower LEARNING_RATE."
             )
         callbacks = {}
         for name, callback in _named(self.others):
@@ -282,9 +279,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             callbacks[name] = values, {key: len(value) for key, value in lists.items()}
         self.parts[-1]["seconds"] = round(time.time() - self._began, 1)
         self._serial += 1
-        meta = {name: getattr(self, name) for name in ("settings", "stage", "epoch", "step", "stopped", "history")}
         if self.stage not in self._stages:
             self._stages.append(self.stage)
+        meta = {name: getattr(self, name) for name in ("settings", "stage", "epoch", "step", "stopped", "history")}
         meta |= {"format": _FORMAT, "run": self._run, "stages": self._stages, "serial": self._serial}
         meta |= {"parts": self.parts, "epoch_seconds": self._epoch_seconds}
         meta |= {"callbacks": callbacks, "n_metrics": len(groups.get("metrics", ()))}
@@ -294,40 +291,33 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._written = time.perf_counter()
 
 
-_SIMPLE = (bool, int, float, type(None))
-_FORMAT = 1  # of what a state holds; another is refused
-
-
 def _is_list_of_arrays(value):
     return isinstance(value, list) and all(isinstance(array, np.ndarray) for array in value)
 
 
 def _named(callbacks):
-    """Pairs of name and callback; several of one kind are told apart by their number."""
+    """Returns pairs of name and callback; the number tells several of one kind apart."""
     return [(f"{type(callback).__name__}-{number}", callback) for number, callback in enumerate(callbacks)]
 
 
 def _assign(variables, arrays, group):
-    names = [f"{group}/{number}" for number in range(len(variables))]
-    kept = [name for name in arrays if name.startswith(f"{group}/")]
-    if len(kept) != len(names) or any(
-        arrays[name].shape != tuple(variable.shape) for name, variable in zip(names, variables, strict=True)
-    ):
-        raise ValueError(f"The state's {group} has other variables. It is of another model: use another RUN_DIR.")
-    for name, variable in zip(names, variables, strict=True):
-        variable.assign(arrays[name])
+    values = [arrays[name] for name in arrays if name.startswith(f"{group}/")]
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise ValueError(f"The checkpoint's {group} has other variables, of another model. Use another RUN_DIR.")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
-def fit_resumable(model, state, make_dataset, *, stage, epochs, steps_per_epoch, callbacks, verbose="auto"):
-    """Trains one stage to its end, from wherever the run's state is.
+def fit_resumable(model, checkpoint, make_dataset, *, stage, epochs, steps_per_epoch, callbacks, verbose="auto"):
+    """Trains one stage to its end, from the run's newest checkpoint on.
 
-    SIGTERM and Ctrl-C are heard between two steps: the state is written first. A second one acts at once.
+    SIGTERM and Ctrl-C are handled between two steps: a checkpoint is written first. A second one acts at once.
 
     Args:
         model: compiled keras.Model.
-        state: the run's `TrainingCheckpoint`.
+        checkpoint: the run's `TrainingCheckpoint`.
         make_dataset: function (first_epoch, first_step, epochs) that returns a Dataset of the batches from that step
-            of that epoch on, until the end of epoch `epochs` - 1.
+            of that epoch until the end of epoch `epochs` - 1.
         stage: name of the stage.
         epochs: int, epochs of the run at the end of this stage.
         steps_per_epoch: int.
@@ -335,58 +325,57 @@ def fit_resumable(model, state, make_dataset, *, stage, epochs, steps_per_epoch,
         verbose: as in `keras.Model.fit`.
 
     Returns:
-        A sentence that says what was done; also where training paused for `stop_at`, see `state.pause`.
+        A sentence that says what was done, or where training paused for `stop_at`, see `checkpoint.pause`.
 
     Raises:
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM.
         FloatingPointError: the loss is not finite.
         ValueError: see `TrainingCheckpoint.restore`.
     """
-    epoch, step = state.restore(model, stage, callbacks)
-    if epoch >= epochs or state.stopped or state.pause:
-        return state.pause or f"Nothing to do: {epoch} epochs are done" + (
-            ", and it no longer gained." if state.stopped else "."
-        )
+    epoch, step = checkpoint.restore(model, stage, callbacks)
+    if epoch >= epochs or checkpoint.stopped or checkpoint.pause:
+        return checkpoint.pause or f"Nothing to do: {epoch} epochs are done" + _explain_stop(checkpoint)
     began = f"from epoch {epoch + 1}" + (f", step {step + 1}" if step else "")
-    state.begin_part()
-    try:
-        with _heed_signals(state):
-            while epoch < epochs and not state.stopped:
-                # The rest of a broken epoch is a `fit` of its own. Each begins from the state: at its end, `fit` has
-                # put the averaged weights in the place of the weights.
-                last = epoch + 1 if step else epochs
-                model.fit(
-                    make_dataset(epoch, step, last),
-                    initial_epoch=epoch,
-                    epochs=last,
-                    steps_per_epoch=steps_per_epoch - step,
-                    callbacks=[*callbacks, state],
-                    shuffle=False,
-                    verbose=verbose,
-                )
-                epoch, step = state.restore(model, stage, callbacks)
-    except _Paused:
-        pass
-    if state._signal:  # also one that came after the last step
-        number, said = state._signal, state.pause or "Training had just ended when it was asked to stop."
-        state._signal, state.pause = None, ""  # so that the cell can be run again
+    checkpoint.begin_part()
+    with contextlib.suppress(_Paused), _note_signals(checkpoint):
+        while epoch < epochs and not checkpoint.stopped:
+            # The rest of an interrupted epoch is a `fit` of its own. Each begins from the checkpoint: at its end, `fit`
+            # has put the averaged weights in the place of the weights.
+            last = epoch + 1 if step else epochs
+            model.fit(
+                make_dataset(epoch, step, last),
+                initial_epoch=epoch,
+                epochs=last,
+                steps_per_epoch=steps_per_epoch - step,
+                callbacks=[*callbacks, checkpoint],
+                shuffle=False,
+                verbose=verbose,
+            )
+            epoch, step = checkpoint.restore(model, stage, callbacks)
+    if checkpoint._signal:  # also one that came after the last step
+        number, said = checkpoint._signal, checkpoint.pause or "Training had just ended when it was asked to stop."
+        checkpoint._signal, checkpoint.pause = None, ""  # so that the cell can be run again
         if number == signal.SIGINT:
             raise KeyboardInterrupt(said)
         warnings.warn(said, stacklevel=2)
-        signal.raise_signal(number)  # now that the state is written, to whoever would have had it
+        signal.raise_signal(number)  # for the handler that was there before
         raise SystemExit(128 + number)
-    if state.pause:
-        return state.pause
-    return f"Trained {began} to the end of epoch {epoch}" + (", where it no longer gained." if state.stopped else ".")
+    if checkpoint.pause:
+        return checkpoint.pause
+    return f"Trained {began} to the end of epoch {epoch}" + _explain_stop(checkpoint)
+
+
+def _explain_stop(checkpoint):
+    return "; another callback stopped training there." if checkpoint.stopped else "."
 
 
 @contextlib.contextmanager
-def _heed_signals(state):
+def _note_signals(checkpoint):
     def note(number, frame):
-        state._signal = number
+        checkpoint._signal = number
         signal.signal(number, earlier[number])
 
-    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+    if threading.current_thread() is not threading.main_thread():  # signals can be handled only there
         yield
         return
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,4 +1,4 @@
-"""Exact AUC on the validation images after each epoch, of the averaged weights."""
+"""Exact AUC of the averaged weights on the validation images after each epoch."""
 
 import contextlib
 
@@ -12,14 +12,14 @@ from .model import predict_logits
 
 @contextlib.contextmanager
 def averaged_weights(model):
-    """Puts the optimizer's moving average of the weights into the model for the time of a `with` block."""
+    """Puts the optimizer's moving average of the weights into the model for a `with` block."""
     if not getattr(model.optimizer, "use_ema", False):
         yield
         return
     # Not `keras.callbacks.SwapEMAWeights`: on TensorFlow it swaps by adding and subtracting, which rounds the weights.
     own = [ops.copy(ops.convert_to_tensor(variable)) for variable in model.trainable_variables]
     model.optimizer.finalize_variable_values(model.trainable_variables)
-    for variable in model.trainable_variables:  # on JAX they now share the averages' memory, which `predict` gives away
+    for variable in model.trainable_variables:  # on JAX they now share the averages' memory, which `predict` may free
         variable.assign(ops.copy(ops.convert_to_tensor(variable)))
     try:
         yield
@@ -31,7 +31,7 @@ def averaged_weights(model):
 class ValidationAUC(keras.callbacks.Callback):
     """Measures exact AUC and loss on the validation images after each epoch, and keeps the best weights.
 
-    Adds `val_auc` (mean over the classes that have positives and negatives; NaN where none has) and `val_loss` to the
+    Adds `val_auc` (mean over the classes with positives and negatives; NaN if there is none) and `val_loss` to the
     logs, so it stands before every callback that reads them. `keras.metrics.AUC` bins scores and can be far off for
     rare classes. With `use_ema` the averaged weights are measured and kept.
 
@@ -40,9 +40,9 @@ class ValidationAUC(keras.callbacks.Callback):
         labels: float array (images, classes) in the order of the dataset.
 
     Attributes:
-        best_auc: float, -1 before there is one.
-        best_epoch: int, counted from 0; -1 before there is one.
-        best_weights: list of arrays as from `model.get_weights()`, empty before there is a best epoch.
+        best_auc: float, -1 before the first epoch.
+        best_epoch: int, from 0; -1 before the first epoch.
+        best_weights: list of arrays as from `model.get_weights()`; empty before the first epoch.
     """
 
     def __init__(self, dataset, labels):
@@ -51,11 +51,11 @@ class ValidationAUC(keras.callbacks.Callback):
         self.best_auc, self.best_epoch, self.best_weights = -1.0, -1, []
 
     def on_train_begin(self, logs=None):
-        """Begins anew, as Keras' own callbacks do: each stage has its best epoch, and the last stage's counts."""
+        """Resets the best epoch, as Keras's own callbacks do: each stage has its own, and the last stage's counts."""
         self.best_auc, self.best_epoch, self.best_weights = -1.0, -1, []
 
     def on_epoch_end(self, epoch, logs=None):
-        """Measures, and keeps the weights if they are the best so far, or if there is nothing to measure on."""
+        """Measures, and keeps the weights if they are the best so far or if nothing can be measured."""
         with averaged_weights(self.model):
             logits = predict_logits(self.model, self.dataset, len(self.labels))
             aucs = roc_auc(self.labels, logits) if len(self.labels) else np.array([np.nan])
