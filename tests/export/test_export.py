@@ -1,4 +1,4 @@
-"""Exported models: the golden image gets its numbers, every format agrees with Keras and carries its description.
+"""Exported models: the golden image gets its numbers, every format agrees with Keras and describes itself.
 
 `golden` holds a synthetic image and the answer of DenseNet-121 with the weights of `seeded_run`, so this also checks an
 installation: `pytest tests/export/test_export.py`.
@@ -31,7 +31,7 @@ from helpers.training import ModelFileError, load_densenet121
 pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parent / "golden"
-IMAGE = (GOLDEN / "film.png").read_bytes()
+IMAGE = (GOLDEN / "image.png").read_bytes()
 FILES = ["saved_model", "exports/model.onnx", "exports/model.tflite", "exports/model_int8.tflite"]
 
 

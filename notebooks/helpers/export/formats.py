@@ -34,7 +34,7 @@ _NOTICE = _USE + (
     "Weights trained on NIH ChestX-ray14 or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
     "NIH Clinical Center as the data provider."
 )
-_SYNTHETIC_NOTICE = _USE + "Trained on synthetic images: says nothing about real radiographs."
+_SYNTHETIC_NOTICE = _USE + "Trained on synthetic images; it says nothing about real radiographs."
 
 
 def describe_export(run_dir):

@@ -50,18 +50,7 @@ class ImageWarning(NamedTuple):
 
 
 def check_image(image, color=None):
-    """Checks one image; see `check_images`.
-
-    Args:
-        image: uint8 array (side, side) or (side, side, 1).
-        color: float, `measure_color` of the file, or None if it was not measured.
-
-    Returns:
-        List of `ImageWarning`; empty for an ordinary frontal image.
-
-    Raises:
-        ValueError: if the image has another type or shape, or a side below 32 pixels.
-    """
+    """Returns a list of `ImageWarning` for one image, uint8 (side, side) or (side, side, 1); see `check_images`."""
     return check_images(np.asarray(image)[None], None if color is None else [color])[0]
 
 

@@ -39,7 +39,7 @@ _IMAGE = re.compile(r"\b\d{8}_\d{3}\.png\b")  # as NIH names them
 
 
 def gather_release(run_dir, license_id="apache-2.0"):
-    """Gathers what a run has of a release into its folder `hub`, which is written anew.
+    """Gathers the files of a release from a run into its folder `hub`, which is replaced.
 
     Weights and models are hard links where the disk allows it, so that they take no space twice.
 
