@@ -78,6 +78,7 @@ def test_files_are_copied_measured_hashed_and_removed(tmp_path):
     assert [*tmp_path.iterdir()] == [tmp_path / "a"]
 
 
+@pytest.mark.slow
 def test_local_paths_and_names_in_a_bucket_load_no_tensorflow(phantom_dir):
     code = f"""
 import sys

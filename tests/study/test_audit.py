@@ -18,6 +18,7 @@ def by(table, *columns):
     return table.set_index(list(columns))
 
 
+@pytest.mark.slow
 def test_a_split_by_image_leaves_patients_in_train(nih):
     assert patient_overlap(nih)["patients"].tolist() == patient_overlap(nih)["images_of_b"].tolist() == [0, 0, 0]
     subset = np.where(np.random.default_rng(0).random(len(nih)) < 0.2, "val", "train")
@@ -25,6 +26,7 @@ def test_a_split_by_image_leaves_patients_in_train(nih):
     assert overlap["images_of_b"] == pytest.approx(0.829, abs=0.006) and overlap["patients"] > 8_000
 
 
+@pytest.mark.slow
 def test_oddities_of_nih(nih):
     """The 2020 edition numbers follow-ups again, by age; nothing else in it contradicts itself."""
     found = {name: odd["count"] for name, odd in find_oddities(nih).items()}

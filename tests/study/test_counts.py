@@ -21,6 +21,8 @@ from helpers.study.counts import (
 from helpers.study.labels import PATHOLOGIES, load_metadata
 from helpers.study.study_folder import load_official_lists
 
+pytestmark = pytest.mark.slow  # NIH's whole label file
+
 
 @pytest.fixture
 def copy(nih_folder, tmp_path):

@@ -148,6 +148,7 @@ def test_hash_is_of_the_sorted_lines():
         hash_split(["a.png"], ["val", "train"])
 
 
+@pytest.mark.slow
 def test_nih_official_split(nih):
     assert_no_patient_overlap(nih["patient_id"], nih["subset"])
     assert (nih["subset"] == "test").sum() == 25596
@@ -157,6 +158,7 @@ def test_nih_official_split(nih):
     np.testing.assert_allclose(val[NAMES].mean(), rest[NAMES].mean(), rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "n_images"), [("nih_sample", 304), ("nih_original", 48)])
 def test_partial_nih_downloads_split(nih, nih_folder, shared_data, folder, n_images):
     frame, report = match_images(nih, list_images(shared_data / folder))

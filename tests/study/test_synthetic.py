@@ -201,6 +201,7 @@ def test_a_complete_study_is_left_alone_and_other_settings_are_refused(study):
     assert json.loads((study / "phantom.json").read_text())["settings"]["version"] == SYNTHETIC_VERSION
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_is_completed(study, tmp_path):
     class Interrupted(Exception):
         pass
