@@ -207,12 +207,11 @@ def test_batches_that_cannot_be_dealt_to_the_hosts_are_refused(study, batch_size
 
 
 @pytest.mark.slow
-def test_the_images_of_a_batch_are_listed(study):
+def test_the_images_of_a_batch_are_listed(study, whole):
     labels = study.rows("train").set_index("image")[list(PATHOLOGIES)]
-    batches = read(make_train(study, 4, epochs=2))
     for epoch, step in ((0, 0), (1, 8)):
         images = list_batch(study, 4, seed=3, epoch=epoch, step=step)
-        assert np.array_equal(labels.loc[images], batches[epoch * 9 + step][1])
+        assert np.array_equal(labels.loc[images], whole(2)[epoch * 9 + step][1])
 
 
 def test_the_number_of_epochs_changes_nothing_in_those_before(study, whole):
