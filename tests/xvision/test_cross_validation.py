@@ -130,6 +130,7 @@ def test_values_equal_sklearn(decimals):
     np.testing.assert_allclose(one["value"][:9], measure(y, probs[:, 1]), rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_intervals_equal_sklearn_on_the_repeated_rows(monkeypatch):
     """More than one chunk of resamples, every one by hand."""
     library = cross_validation.draw_patients.__globals__

@@ -219,6 +219,7 @@ def test_unknown_networks_layers_and_weights_are_refused(tmp_path):
         build_backbone("VGG16", str(tmp_path / "none.h5"), side=32)
 
 
+@pytest.mark.slow
 def test_network_of_notebook_2_gives_its_last_map_and_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
         load_trained_backbone(tmp_path)

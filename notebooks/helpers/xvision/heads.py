@@ -45,7 +45,7 @@ def build_head(feature_shape, units=(512, 512)):
 
 def join_head(backbone, head):
     """Joins a `Backbone` and a head into one keras.Model: float32 images (n, side, side, 1), 0 to 255, to logits."""
-    return keras.Model(backbone.model.inputs, head(backbone.model.outputs[0]), name="nodules")
+    return keras.Model(backbone.model.inputs[0], head(backbone.model.outputs[0]), name="nodules")
 
 
 class HeadTrainer:
@@ -105,9 +105,10 @@ class HeadTrainer:
             callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=save))
         known = {"validation_data": (take_features(features, val), y[val]), "validation_batch_size": 256}
         fit = self.head.fit(batches, epochs=self._epochs, shuffle=False, verbose=0, callbacks=callbacks, **known)
-        history = pd.DataFrame(fit.history).rename(columns={"accuracy": "error", "val_accuracy": "val_error"})
-        history[["error", "val_error"]] = 1 - history[["error", "val_error"]]
-        history.insert(0, "epoch", np.arange(1, len(history) + 1))
+        history = pd.DataFrame({"epoch": 1 + np.array(fit.epoch)})
+        for prefix in ("", "val_"):
+            history[f"{prefix}loss"] = fit.history[f"{prefix}loss"]
+            history[f"{prefix}error"] = 1 - np.array(fit.history[f"{prefix}accuracy"])
         return history.assign(best=history["epoch"].eq(best.best_epoch + 1))
 
     def predict(self, features, rows, *, batch_moments=False):
