@@ -26,7 +26,8 @@ from helpers.export.formats import describe_export, write_formats
 from helpers.packing import decode_image
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES, draw_image
-from helpers.training import ModelFileError, load_densenet121
+from helpers.training import load_densenet121
+from helpers.training.model_files import ModelFileError
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from helpers.training import ModelFileError, build_densenet121, load_weights
-from helpers.training.model_files import check_model_file, hash_model, load_model, record_hashes
+from helpers.training import build_densenet121, load_weights
+from helpers.training.model_files import ModelFileError, check_model_file, hash_model, load_model, record_hashes
 
 pytestmark = pytest.mark.slow
 MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
