@@ -12,7 +12,8 @@ import pytest
 
 from helpers.packing import ImageError
 from helpers.study import PATHOLOGIES
-from helpers.training import ModelFileError, build_densenet121
+from helpers.training import build_densenet121
+from helpers.training.model_files import ModelFileError
 from helpers.xvision import (
     build_backbone,
     features,
