@@ -88,25 +88,16 @@ def copy_run(run_dir):
 
 
 def draw_aucs(aucs, run):
-    """Returns the table of AUCs of a run's test images, with a sentence on the machine."""
+    """Returns what a run was and its mean AUC on the test images, as text."""
     machine, split = run["runtime"], run["split"]
-    lines = [
-        f"{machine['processor']}, no GPU, TensorFlow {machine['tensorflow']}, Keras {machine['keras']}: "
-        f"{run['epochs_run']} epochs from random weights on {split['films']['train']:,} synthetic images in "
-        f"{run['seconds']['wall_clock'] / 60:.0f} minutes; {split['films']['test']:,} test images of "
-        f"{split['patients']['test']:,} other patients.",
-        "",
-        "| finding | AUC (95 % interval over patients) | images | finding | AUC | images |",
-        "|---|---|---|---|---|---|",
-    ]
-    test = aucs[aucs["split"].eq("test")].set_index("pathology")
-    cells = [
-        f"{name.replace('_', ' ')} | {row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f}) | {row.n_pos}"
-        for name, row in test.drop("mean").iterrows()
-    ]
-    lines += [f"| {left} | {right} |" for left, right in zip(cells[:7], cells[7:], strict=True)]
-    mean = test.loc["mean"]
-    return "\n".join([*lines, "", f"Mean AUC: **{mean.auc:.3f}** ({mean.auc_low:.3f} to {mean.auc_high:.3f})."])
+    mean = aucs[aucs["split"].eq("test")].set_index("pathology").loc["mean"]
+    return (
+        f"Mean AUC **{mean.auc:.3f}** ({mean.auc_low:.3f} to {mean.auc_high:.3f}, 95 % interval over patients) on "
+        f"{split['films']['test']:,} test images of\n{split['patients']['test']:,} patients, after {run['epochs_run']} epochs "
+        f"from random weights on {split['films']['train']:,} images of other patients, in\n"
+        f"{run['seconds']['wall_clock'] / 60:.0f} minutes on {machine['processor']}, without a GPU; TensorFlow "
+        f"{machine['tensorflow']}, Keras {machine['keras']}. All 14 findings:"
+    )
 
 
 def draw_heatmaps(localization):
