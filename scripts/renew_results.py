@@ -93,8 +93,8 @@ def draw_aucs(aucs, run):
     mean = aucs[aucs["split"].eq("test")].set_index("pathology").loc["mean"]
     return (
         f"Mean AUC **{mean.auc:.3f}** ({mean.auc_low:.3f} to {mean.auc_high:.3f}, 95 % interval over patients) on "
-        f"{split['films']['test']:,} test images of\n{split['patients']['test']:,} patients, after {run['epochs_run']} epochs "
-        f"from random weights on {split['films']['train']:,} images of other patients, in\n"
+        f"{split['films']['test']:,} test images of\n{split['patients']['test']:,} patients, after "
+        f"{run['epochs_run']} epochs from random weights on {split['films']['train']:,} images of other patients, in\n"
         f"{run['seconds']['wall_clock'] / 60:.0f} minutes on {machine['processor']}, without a GPU; TensorFlow "
         f"{machine['tensorflow']}, Keras {machine['keras']}. All 14 findings:"
     )
