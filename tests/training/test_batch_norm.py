@@ -85,6 +85,7 @@ def test_frozen_layers_keep_their_statistics(images):
     assert np.array_equal(statistics, model.get_layer("second").moving_mean)
 
 
+@pytest.mark.slow
 def test_the_network_keeps_names_weights_order_and_inference(tmp_path):
     model = build_densenet121(blocks=[1, 1, 1, 1], batch_norm_momentum=0.9, output_stride=16)
     fused = fuse_batch_norm(model)

@@ -12,25 +12,21 @@ from helpers.training.validation import averaged_weights
 pytestmark = pytest.mark.slow
 
 
-def measure(packed, labels):
-    """Trains two epochs with `ValidationAUC` alone."""
+def test_validation_auc_is_exact_and_of_the_averaged_weights(packed):
+    labels, dataset = packed.labels("val"), make_eval_dataset(packed, "val", 8)
     model = resumable_run.build_model(seed=3)
-    callback = ValidationAUC(make_eval_dataset(packed, "val", 8), labels)
+    callback = ValidationAUC(dataset, labels)
     x = np.random.default_rng(0).normal(size=(32, 48, 48, 1)).astype("float32") * 255
     y = np.random.default_rng(1).integers(0, 2, (32, 14)).astype("float32")
-    return model, callback, model.fit(x, y, batch_size=8, epochs=2, callbacks=[callback], verbose=0).history
-
-
-def test_validation_auc_is_exact_and_of_the_averaged_weights(packed):
-    labels = packed.labels("val")
-    model, callback, history = measure(packed, labels)
+    history = model.fit(x, y, batch_size=8, epochs=2, callbacks=[callback], verbose=0).history
     fresh = resumable_run.build_model(seed=4)
     fresh.set_weights(callback.best_weights)
-    logits = fresh.predict(make_eval_dataset(packed, "val", 8), verbose=0)[: len(labels)]
+    logits = fresh.predict(dataset, verbose=0)[: len(labels)]
     both = (labels.sum(0) > 0) & (labels.sum(0) < len(labels))
     exact = roc_auc_score(labels[:, both], logits[:, both], average="macro")
     assert history["val_auc"][callback.best_epoch] == pytest.approx(exact, abs=1e-9) == callback.best_auc
     assert callback.best_epoch == int(np.argmax(history["val_auc"]))
+
     before = [weight + 0.5 for weight in model.get_weights()]
     model.set_weights(before)
     with pytest.raises(RuntimeError), averaged_weights(model):
@@ -38,7 +34,9 @@ def test_validation_auc_is_exact_and_of_the_averaged_weights(packed):
         raise RuntimeError
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))  # put back
 
-
-def test_validation_without_positives_keeps_the_latest_weights(packed):
-    _, callback, history = measure(packed, np.zeros((len(packed.labels("val")), 14), "float32"))
-    assert np.isnan(history["val_auc"]).all() and callback.best_epoch == 1 and callback.best_weights
+    callback = ValidationAUC(dataset, np.zeros_like(labels))  # without positives, the latest weights are kept
+    callback.set_model(model)
+    callback.on_train_begin()
+    for epoch in range(2):
+        callback.on_epoch_end(epoch, logs := {})
+        assert np.isnan(logs["val_auc"]) and callback.best_epoch == epoch and callback.best_weights
