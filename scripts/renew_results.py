@@ -153,7 +153,7 @@ def draw_parity(parity):
     for name, row in parity.items():
         lines.append(
             f"| {FORMATS[name]} | {row['bytes'] / 1e6:.0f} | {row['max_difference']:.0e} | {row['same_top5']:.1%} | "
-            f"{row['load_seconds']:.1f} | {row['p50_ms']:.0f}, {row['p95_ms']:.0f} | {row['films_per_second']:.0f} |"
+            f"{row['load_seconds']:.1f} | {row['p50_ms']:.0f}, {row['p95_ms']:.0f} | {row['images_per_second']:.0f} |"
         )
     return "\n".join(lines)
 
