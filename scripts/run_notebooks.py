@@ -81,10 +81,10 @@ def find_notebook(name):
 
 
 def call(function, path, *arguments):
-    """Calls a function of a path and more; of one in a bucket in a process of its own, and returns what it returns.
+    """Calls a function with a path and more; with a path in a bucket, in a process of its own. Returns its result.
 
-    Only TensorFlow reaches a bucket, and a process that has loaded it may hold the TPU until it ends: this one lives
-    as long as all the notebooks.
+    Only TensorFlow reaches a bucket, and a process that has loaded it may hold the TPU until it ends. This process
+    lives until the last notebook has ended, so it must not load TensorFlow.
     """
     if not is_remote(path):
         return function(path, *arguments)
@@ -93,13 +93,13 @@ def call(function, path, *arguments):
 
 
 def name_copy(name, settings):
-    """Returns how the executed copy of a notebook is called: hosts that pack a part each do not share one."""
+    """Returns the name of the executed copy of a notebook: hosts that each pack a part do not share one."""
     part = str(settings.get("PART", "")) if name == NOTEBOOKS[0] else ""
     return f"{name}.part-{part.replace('/', '-of-')}" if part else name
 
 
 def upload_copy(executed_dir, name, folder):
-    """Copies what executing a notebook has left in a local folder to one in a bucket, under the name of the copy."""
+    """Copies the executed notebook and its log from a local folder to one in a bucket."""
     for ending in (".ipynb", ".log", ".failed.ipynb", ".failed.log"):
         if (folder / (name + ending)).exists():
             copy_file(folder / (name + ending), executed_dir / (name + ending))
@@ -107,22 +107,30 @@ def upload_copy(executed_dir, name, folder):
             (executed_dir / (name + ending)).unlink(missing_ok=True)
 
 
+def move_copy(folder, name, old, new):
+    """Renames an executed notebook and its log; `old` and `new` follow its name: ".running", ".failed" or ""."""
+    for ending in (".ipynb", ".log"):
+        os.replace(folder / f"{name}{old}{ending}", folder / f"{name}{new}{ending}")
+
+
 def execute(name, folder, settings):
     """Executes one notebook with those of the settings that it has; returns its error where it fails, else None.
 
-    A failed copy goes under a name of its own, so that it never takes the place of one that succeeded.
+    The copy is called NAME.running.ipynb until the notebook ends, and keeps that name where the process is killed.
+    After an error it is called NAME.failed.ipynb. So neither replaces the copy of a run that succeeded.
     """
-    source, target = find_notebook(name), folder / f"{name_copy(name, settings)}.ipynb"
-    attempt = target.with_suffix(".failed.ipynb")
+    source, copy = find_notebook(name), name_copy(name, settings)
     known = papermill.inspect_notebook(str(source))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (*folder.glob(f"{copy}.failed.*"), *folder.glob(f"{copy}.running.*")):  # of an earlier attempt
+        stale.unlink()
     print(f"{name} ...", flush=True)
     started = time.monotonic()
     try:
-        with kernel_messages_to(attempt.with_suffix(".log")):
+        with kernel_messages_to(folder / f"{copy}.running.log"):
             papermill.execute_notebook(
                 str(source),
-                str(attempt),
+                str(folder / f"{copy}.running.ipynb"),
                 {key: value for key, value in settings.items() if key in known},
                 cwd=str(ROOT / "notebooks"),
                 kernel_name="python3",
@@ -130,9 +138,9 @@ def execute(name, folder, settings):
                 stdout_file=sys.stdout,
             )
     except papermill.PapermillExecutionError as error:
+        move_copy(folder, copy, ".running", ".failed")
         return f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-    os.replace(attempt, target)
-    os.replace(attempt.with_suffix(".log"), target.with_suffix(".log"))
+    move_copy(folder, copy, ".running", "")
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     return None
 
@@ -155,17 +163,17 @@ def read_pause(run_dir):
 
 
 def show_scores(run_dir):
-    """Prints the table of AUCs of the part that was measured."""
+    """Prints the table of AUCs of the subset that was measured."""
     aucs = read_csv(run_dir / "aucs.csv")
-    part = aucs["split"].iloc[0]
-    table = aucs[aucs["split"].eq(part)]
-    predictions = read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).query("split == @part")
+    subset = aucs["split"].iloc[0]
+    table = aucs[aucs["split"].eq(subset)]
+    predictions = read_csv(run_dir / "predictions.csv", usecols=["patient_id", "split"]).query("split == @subset")
     of = (
         f"of {predictions['patient_id'].nunique():,} patients"
         if table["n_pos_patients"].notna().any()
         else "(no patient ids)"
     )
-    print(f"{part}: {len(predictions):,} images {of}\n")
+    print(f"{subset}: {len(predictions):,} images {of}\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
         interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"
@@ -174,7 +182,7 @@ def show_scores(run_dir):
 
 
 def show_nodules(folder):
-    """Prints what the study of nodules found, for the features that it chose."""
+    """Prints the results of the study of nodules, with the features that scored best."""
     study = json.loads((folder / "study.json").read_text())
     scores = {row["figure"]: row for row in study["scores"]}
     accuracy, majority, backbone = scores["accuracy"], scores["majority"], study["backbone"]
@@ -187,7 +195,7 @@ def show_nodules(folder):
 
 
 def show_results(run_dir):
-    """Prints the table of AUCs, where the heatmaps point, the top 5 of one image, nodules, and where everything lies."""
+    """Prints the AUCs, where the heatmaps point, the top 5 of one image, the nodules, and where the files are."""
     run = json.loads((run_dir / "run.json").read_text())
     example = json.loads((run_dir / "exports" / "example.json").read_text())
     study = json.loads((run_dir / "data_report.json").read_text())
@@ -201,8 +209,8 @@ def show_results(run_dir):
     if len(localization):
         mean = localization.loc["mean"]
         print(
-            f"\nHeatmaps point into the box on {mean['pointing']:.0%} of the images with boxes, those of random weights "
-            f"on {mean['pointing_random']:.0%}, the image's center on {mean['pointing_center']:.0%}"
+            f"\nHeatmaps point into the box on {mean['pointing']:.0%} of the images with boxes, those of random "
+            f"weights on {mean['pointing_random']:.0%}, the image's center on {mean['pointing_center']:.0%}"
         )
     print(f"\nTop 5 of {example['film']} (labels: {', '.join(example['labels']) or 'none'})")
     for name, prob in example["top5"].items():
@@ -212,26 +220,26 @@ def show_results(run_dir):
     places = {"figures": "figures", "notebooks": "executed", "model": "saved_model", "card": "model_card.md"}
     print("\n" + "\n".join(f"{what:11}{run_dir / name}" for what, name in places.items()))
     if run["synthetic"]:
-        print("\nThese images are drawn: the numbers show that everything works, and nothing about real radiographs.")
+        print("\nThese images are synthetic: the numbers show that everything works, nothing about real radiographs.")
     print("Research only, not for clinical use.")
 
 
 def main():
     """Runs the notebooks, then shows the results."""
     arguments = parse_arguments()
-    os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a bar that nobody watches should not fill the notebook
+    os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a progress bar should not fill the executed notebook
     known = list_settings()
     settings = dict(parse_setting(pair, known) for pair in arguments.set)
     chosen = arguments.run_dir or f"models/{Path(str(settings.get('PREDICTIONS') or 'densenet121')).stem}"
     settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": chosen, "PROFILE": arguments.profile, "VERBOSE": 2}
     run_dir = resolve_path(chosen)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kernel hears of either, and writes its state
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
     for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
         try:
             execute_into(run_dir / "executed", name, settings)
         except KeyboardInterrupt:
-            sys.exit(f"\n{name} was interrupted. Give the same command again to go on.")
-        if name == NOTEBOOKS[0] and settings.get("PART"):  # it has said how to go on
+            sys.exit(f"\n{name} was interrupted. Give the same command again to resume.")
+        if name == NOTEBOOKS[0] and settings.get("PART"):  # it has printed what to do next
             return
         if name == "02_train_densenet121" and (pause := call(read_pause, run_dir)):
             sys.exit(f"\n{pause}")

@@ -1,135 +1,229 @@
-"""Whole chains of notebooks on studies of all kinds: bad images, other splits, real radiographs if at hand."""
+"""All notebooks on synthetic images with a small network, and what is done with such a run afterwards."""
 
+import hashlib
 import json
 import shutil
 import sys
-import zlib
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
-from chain import DENSENET, XVISION, call_chain, check_artifacts, check_nodules, run_chain
+from chain import DENSENET, XVISION, check_artifacts, check_localization, check_nodules, name_folders, run_chain
+from sklearn.metrics import roc_auc_score
 
-from helpers.export import fill_model_card
-from helpers.packing import load_packed_study
 from helpers.runtime.settings import ROOT
-from helpers.study import write_synthetic_study
-from helpers.training import DENSENET121, load_densenet121
+from helpers.study import PATHOLOGIES, hash_split, write_synthetic_study
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from run_notebooks import show_results
+import run_notebooks
+
+pytestmark = pytest.mark.slow
+EVALUATE, EXPLAIN = ["03_evaluate"], ["04_explain"]
 
 
-def spoil(path, how):
-    """Puts in the place of an image what downloads leave behind."""
-    if how == "html":
-        path.write_bytes(b"<!DOCTYPE html><html>404</html>")
-    elif how == "truncated":
-        path.write_bytes(path.read_bytes()[:500])
-    elif how == "bomb":  # a PNG whose header declares 20,000 x 20,000 pixels
-        head = bytearray(path.read_bytes())
-        head[16:24] = (20_000).to_bytes(4) * 2
-        head[29:33] = zlib.crc32(head[12:29]).to_bytes(4)
-        path.write_bytes(head)
-    else:
-        path.unlink()
+def write_backbone(path):
+    """Writes random weights of a small DenseNet as keras.applications distributes those of ImageNet."""
+    import h5py
+    from keras.src.applications.densenet import DenseNet
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, DenseNet([1, 1, 1, 1], include_top=False, weights=None))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A run of all notebooks on 300 images: two stages from a weights file, in bfloat16, paused once in the first."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_synthetic_study(folder / "study", n_images=300, size=64, seed=2, n_workers=1)
+    write_backbone(folder / "notop.h5")
+    settings = name_folders(folder / "study", folder / "run", folder / "packed")
+    settings |= {"WEIGHTS": str(folder / "notop.h5"), "FROZEN_EPOCHS": 1, "EPOCHS": 2, "PRECISION": "mixed_bfloat16"}
+    run_chain(DENSENET[:1], settings)
+    with pytest.raises(RuntimeError, match="paused before TIME_BUDGET ran out at epoch 1, step 1"):
+        run_chain(DENSENET[1:2], settings | {"TIME_BUDGET": 1e-6})
+    assert not (folder / "run" / "model.weights.h5").exists()
+    run_chain([*DENSENET[1:], XVISION], settings)
+    return SimpleNamespace(folder=folder, run=folder / "run", packed=folder / "packed", settings=settings)
 
 
 @pytest.fixture
-def study(tmp_path):
-    """A study of 120 images with a bad one at every tenth place."""
-    write_synthetic_study(tmp_path / "a study", n_images=120, size=48, seed=3)
-    for number, path in enumerate(sorted((tmp_path / "a study" / "images").iterdir())[::10]):
-        spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
-    return tmp_path / "a study"
+def evaluate(chain):
+    """A function that runs notebook 3, or others, on the run's images, with results in another folder."""
+
+    def run(run_dir, notebooks=EVALUATE, **settings):
+        settings = chain.settings | {"RUN_DIR": str(run_dir), "LEAKAGE_DEMO": False} | settings
+        return run_chain(notebooks, settings, draw=False)
+
+    return run
 
 
-def read_counts(run_dir):
-    record = json.loads((run_dir / "data_report.json").read_text())
-    return record["found"], record["missing"], len(record["unreadable"])
-
-
-def test_chain_of_densenet121_goes_on_past_bad_images_and_without_the_study(study, tmp_path, capsys):
-    """They are listed, the rest is packed, in two steps, and the whole network trained on it, measured, explained and
-    exported from a copy of the packed study alone, to which nothing may be written."""
-    settings = ("SPLIT=random_patients", f"BLOCKS={list(DENSENET121)}", "RECORDS=png")
-    packed, moved = tmp_path / "packed", tmp_path / "attached" / "packed"
-    printed = run_chain(study, tmp_path / "host2", packed, *settings, "PART=2/2", only=DENSENET[:1])
-    assert "Part 2/2 is packed" in printed and "without PART" in printed and not (packed / "manifest.json").exists()
-    assert {path.name[:4] for path in packed.iterdir()} == {"val-"}
-    run_chain(study, tmp_path / "run", packed, *settings, only=DENSENET[:1])
-    shutil.copytree(packed, moved)
-    shutil.rmtree(study)
-    shutil.rmtree(packed)
-    for path in [*moved.rglob("*"), moved]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = {path: path.stat().st_mtime_ns for path in [moved, *moved.rglob("*")]}
-    run_chain(study, tmp_path / "run", moved, *settings, only=DENSENET[1:])
-    assert {path: path.stat().st_mtime_ns for path in [moved, *moved.rglob("*")]} == before
-    for path in before:
-        path.chmod(0o755)
-    check_artifacts(tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["study"] == "a study" and record["synthetic"]
-    assert load_densenet121(tmp_path / "run").count_params() == 7_051_854
-    assert read_counts(tmp_path / "run") == (117, 3, 9)
-    show_results(tmp_path / "run")
-    assert "117 of 120 images found, 3 missing, 9 unreadable" in capsys.readouterr().out
-    card = (tmp_path / "run" / "model_card.md").read_text()
-    assert "validation with test: 0" in card and "scores are flattered" not in card and "# DenseNet-121 for" in card
-
-
-def test_a_split_by_image_is_measured_and_said_to_leak(study, tmp_path):
-    """The first three notebooks tell it already, the fifth writes the card that is written here."""
-    run_chain(study, tmp_path / "run", tmp_path / "packed", "SPLIT=leaky_images", only=DENSENET[:3])
-    assert read_counts(tmp_path / "run") == (117, 3, 9)
-    card = fill_model_card(tmp_path / "run")
-    assert "validation with test: 0" not in card and "scores are flattered" in card
+def test_chain_leaves_every_artifact(chain):
+    predictions = check_artifacts(chain.run)
+    assert len(check_localization(chain.run))
+    test_list = (chain.folder / "study" / "test_list.txt").read_text().split()
+    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
+    card = (chain.run / "model_card.md").read_text()
+    assert "validation with test: 0" in card and "scores are flattered" not in card
     assert "# DenseNet of blocks 1, 1, 1, 1 for" in card
 
 
-@pytest.fixture
-def real_study(shared_data, tmp_path):
-    """A function that lays real radiographs of a kind and the whole metadata of NIH into a folder."""
-
-    def lay(kind, place):
-        shutil.copytree(shared_data / "nih_metadata", tmp_path / "nih")
-        (tmp_path / "nih" / place).parent.mkdir(exist_ok=True)
-        (tmp_path / "nih" / place).symlink_to(shared_data / kind)
-        return tmp_path / "nih", {path.name for path in (shared_data / kind).iterdir()}
-
-    return lay
-
-
-def test_chain_on_real_images(real_study, tmp_path):
-    """Real NIH files, a part of the images of the whole metadata: the chain ends and says what is missing."""
-    study, found = real_study("nih_sample/images", "images")
-    only = (*DENSENET, XVISION)
-    nodules = ("SOURCE=nih", "BACKBONES=VGG16")  # few of the images are of test patients
-    run_chain(study, tmp_path / "run", tmp_path / "packed", "RECIPE=original", *nodules, only=only)
-    predictions = check_artifacts(tmp_path / "run", only=only)
-    counts = check_nodules(tmp_path / "run" / "xvision-nih")["counts"]
-    assert (counts["Nodule"], counts["Normal"], counts["boxes"]) == (20, 116, 0)
-    listed = set((study / "test_list.txt").read_text().split())
-    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == found & listed
-    assert read_counts(tmp_path / "run") == (304, 112_120 - 304, 0)
+def test_run_record_names_split_seed_and_machine(chain):
+    record = json.loads((chain.run / "run.json").read_text())
+    index = pd.read_csv(chain.packed / "index.csv")
+    assert record["split"]["sha256"] == hash_split(index["image"], index["subset"])
+    assert pd.read_csv(chain.run / "history.csv")["stage"].tolist() == ["head", "all"]
+    assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
+    assert {"tensorflow", "keras", "devices", "commit", "runtime", "strategy"} <= set(record["runtime"])
+    assert record["interruptions"] == 1 and record["parts"][1]["step"] == 1 and record["finished"]
+    weights = (chain.run / "model.weights.h5").read_bytes()
+    assert record["weights_sha256"] == hashlib.sha256(weights).hexdigest()
 
 
-def test_real_images_of_full_size_in_numbered_folders(real_study, tmp_path):
-    """Packing is all that differs from the chain above."""
-    study, found = real_study("nih_original/images_001/images", "images_001/images")
-    run_chain(study, tmp_path / "run", tmp_path / "packed", only=DENSENET[:1])
-    packed = load_packed_study(tmp_path / "packed")
-    assert set(packed.index["image"]) == found and not packed.excluded
-    assert read_counts(tmp_path / "run") == (48, 112_120 - 48, 0)
+def test_study_of_nodules_uses_the_network_of_the_run(chain):
+    study = check_nodules(chain.run / "xvision-phantom")
+    assert study["counts"]["films"] == 60
+    scores = pd.read_csv(chain.run / "xvision-phantom" / "scores.csv")
+    assert set(scores["features"]) == {"VGG16, random weights", "DenseNet121, trained on study"}
+    if study["saliency"]:
+        assert [row["method"] for row in study["saliency"]] == ["gradient", "SmoothGrad", "occlusion"]
+    assert len(list((chain.folder / "packed-features").glob("*/bank.json"))) == 2
 
 
-def test_nodules_of_jsrt(shared_data, tmp_path):
-    """Real radiographs with positions of their nodules, and a run without the network that BACKBONES asks for by default."""
-    folder = str(shared_data / "jsrt")
-    settings = ("SOURCE=jsrt", f"SOURCE_DIR={folder}")
-    answer = call_chain(tmp_path / "none", tmp_path / "run", tmp_path / "packed", *settings, only=(XVISION,))
-    assert answer.returncode != 0 and "holds no run of notebook 2: run that first, or set BACKBONES" in answer.stderr
-    settings += ("BACKBONES=VGG16", f"FILM={shared_data / 'dicom' / 'RG1_J2KI.dcm'}")
-    printed = run_chain(tmp_path / "none", tmp_path / "run", tmp_path / "packed", *settings, only=(XVISION,))
-    study = check_nodules(tmp_path / "run" / "xvision-jsrt")
-    assert (study["counts"]["Nodule"], study["counts"]["Normal"], study["counts"]["boxes"]) == (154, 93, 154)
-    assert study["saliency"][0]["n_images"] == 3 and "Nodules (jsrt, 247 images), on VGG16 features (none)" in printed
+@pytest.mark.parametrize(
+    ("only", "shown"),
+    [
+        ([], ["300 of 300 images found", "Top 5 of", "Heatmaps point", "Nodules (phantom, 60", "not for clinical use"]),
+        (EVALUATE, ["figures    ", "notebook   "]),
+        ([XVISION], ["Nodules (phantom, 60 images), on"]),
+    ],
+)
+def test_the_script_shows_the_results(chain, only, shown, monkeypatch, capsys):
+    arguments = ["run_notebooks.py", "--run-dir", str(chain.run), *(["--only", *only] if only else [])]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    executed = []
+    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, settings: executed.append(name))
+    monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)
+    run_notebooks.main()
+    printed = capsys.readouterr().out
+    assert executed == (only or [*DENSENET, XVISION])
+    assert all(text in printed for text in shown)
+    assert all(name in printed for name in PATHOLOGIES) or only == [XVISION]
+
+
+def test_the_script_stops_where_training_paused(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text(json.dumps({"pause": "Training paused."}))
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", str(tmp_path)])
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    executed = []
+    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, settings: executed.append(name))
+    monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match=r"Training paused\."):
+        run_notebooks.main()
+    assert executed == list(DENSENET[:2])
+
+
+def test_second_run_in_the_folder_resumes_instead_of_training_again(chain):
+    """The run is finished, so training is skipped; other settings are refused by name."""
+    kept = [chain.run / name for name in ("history.csv", "run.json")]
+    before = [path.read_bytes() for path in kept]
+    run_chain(DENSENET[1:2], chain.settings)
+    assert [path.read_bytes() for path in kept] == before
+    with pytest.raises(ValueError, match=r"SEED was 0, now 1[\s\S]*START_OVER"):
+        run_chain(DENSENET[1:2], chain.settings | {"SEED": 1})
+
+
+def test_views_and_several_models_are_averaged_and_compared(chain, evaluate, tmp_path):
+    """Of two models alike, the average is the model; of shifted views it is close. All stand in the leaderboard."""
+    for name in ("a", "b"):
+        shutil.copytree(chain.run, tmp_path / name)
+    evaluate(tmp_path / "both", MODELS=f"{tmp_path / 'a'},{tmp_path / 'b'}")
+    evaluate(tmp_path / "views", MODELS=str(tmp_path / "a"), VIEWS=9, COMPARE=str(tmp_path / "a"))
+    single, double, views = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("a", "both", "views"))
+    pd.testing.assert_frame_equal(single, double, rtol=1e-5)
+    columns = [f"prob_{name}" for name in PATHOLOGIES]
+    gap = np.abs(single[columns] - views[columns]).to_numpy()
+    assert 0 < gap.mean() < 0.05
+    difference = pd.read_csv(tmp_path / "views" / "figures" / "03_difference.csv").set_index("pathology")
+    tables = (pd.read_csv(tmp_path / name / "aucs.csv").query("split == 'test'") for name in ("views", "a"))
+    aucs = [table.set_index("pathology")["auc"] for table in tables]
+    expected = (aucs[0] - aucs[1]).loc[list(PATHOLOGIES)]
+    np.testing.assert_allclose(difference.loc[list(PATHOLOGIES), "difference"], expected, atol=1e-9)
+    board = pd.read_csv(tmp_path / "leaderboard.csv").set_index("run")
+    assert board.loc["both", "models"] == 2 and board.loc["views", "views"] == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"VIEWS": 9}, "holds a trained model"),
+        ({"MODELS": "models/a,models/a"}, "MODELS names a folder twice"),
+        ({"VIEWS": 4}, "VIEWS must be 1, 9, 25"),
+        ({"PREDICTIONS": "predictions.csv"}, "holds a trained model"),
+    ],
+)
+def test_settings_that_would_mix_results_are_refused(chain, evaluate, settings, message):
+    kept = [chain.run / name for name in ("aucs.csv", "thresholds.json", "predictions.csv")]
+    before = [path.read_bytes() for path in kept]
+    with pytest.raises(AssertionError, match=message):
+        evaluate(chain.run, **settings)
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_predictions_never_replace_their_own_file_or_those_of_another_source(chain, evaluate, tmp_path):
+    shutil.copy(chain.run / "predictions.csv", tmp_path)
+    with pytest.raises(AssertionError, match="which this notebook writes"):
+        evaluate(tmp_path, PREDICTIONS=str(tmp_path / "predictions.csv"))
+    (tmp_path / "source.json").write_text(json.dumps({"predictions": "/elsewhere/predictions.csv", "models": []}))
+    with pytest.raises(AssertionError, match="holds the results of another source"):
+        evaluate(tmp_path, PREDICTIONS=str(chain.run / "predictions.csv"))
+    assert not (tmp_path / "aucs.csv").exists()
+
+
+def test_a_run_on_another_split_is_not_compared(chain, evaluate, tmp_path):
+    for name in ("run", "other"):
+        shutil.copytree(chain.run, tmp_path / name)
+    record = json.loads((tmp_path / "other" / "run.json").read_text())
+    record["split"] = {"name": "random_patients", "sha256": "0" * 64}
+    (tmp_path / "other" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"other was trained on split random_patients \(000000000000\)"):
+        evaluate(tmp_path / "run", COMPARE=str(tmp_path / "other"))
+
+
+def test_any_predictions_are_evaluated_without_model_or_images(chain, evaluate, tmp_path):
+    """The same numbers come from the model's predictions.csv, and from a bare CSV as others write it."""
+    study = str(tmp_path / "study")
+    shutil.copytree(chain.folder / "study", study, ignore=shutil.ignore_patterns("images"))
+    full, run_dir = tmp_path / "runs" / "full", tmp_path / "runs" / "bare"
+    ours = pd.read_csv(chain.run / "predictions.csv")
+    bare = ours[ours["split"].eq("test")][["image", *(f"prob_{name}" for name in PATHOLOGIES)]]
+    bare = bare.rename(columns={"image": "Image Index"} | {f"prob_{name}": name for name in PATHOLOGIES})
+    bare.iloc[3:].to_csv(tmp_path / "bare.csv", index=False)
+    evaluate(full, DATA_DIR=study, PREDICTIONS=str(chain.run / "predictions.csv"))
+    first = pd.read_csv(chain.run / "aucs.csv").replace({"test": "official-test", "val": "official-train_val"})
+    pd.testing.assert_frame_equal(pd.read_csv(full / "aucs.csv"), first)
+    thresholds = [json.loads((folder / "thresholds.json").read_text())["pathologies"] for folder in (chain.run, full)]
+    for name in PATHOLOGIES:
+        assert thresholds[0][name]["threshold"] == pytest.approx(thresholds[1][name]["threshold"])
+
+    report = evaluate(run_dir, DATA_DIR=study, PREDICTIONS=str(tmp_path / "bare.csv"))["report"]
+    assert report.n_unscored == 3 and report.n_joined == len(bare) - 3
+    aucs = pd.read_csv(run_dir / "aucs.csv").set_index("pathology")
+    assert set(aucs["split"]) == {"official-test"} and not (run_dir / "thresholds.json").exists()
+    labels = ours.set_index("image").loc[bare["Image Index"].iloc[3:]]
+    auc = roc_auc_score(labels["label_Effusion"], labels["prob_Effusion"])
+    assert aucs.loc["Effusion", "auc"] == pytest.approx(auc)
+    first, second = (pd.read_csv(folder.parent / "leaderboard.csv") for folder in (chain.run, full))
+    keys = ["split", "part", "images_sha256"]  # ours and theirs meet in one table
+    assert first.loc[first["run"].eq("run"), keys].iloc[0].equals(second.loc[second["run"].eq("full"), keys].iloc[0])
+
+
+def test_gradient_maps_of_some_findings(chain, evaluate, tmp_path):
+    shutil.copytree(chain.run, tmp_path / "run")
+    evaluate(tmp_path / "run", EXPLAIN, HEATMAP="grad-cam", FINDINGS="Mass, Cardiomegaly")
+    table = pd.read_csv(tmp_path / "run" / "figures" / "04_localization.csv")
+    assert table["pathology"].tolist() == ["Cardiomegaly", "Mass", "mean"]
+    whole = [(folder / "localization.csv").read_bytes() for folder in (tmp_path / "run", chain.run)]
+    assert whole[0] == whole[1]  # the table of some findings does not replace that of all

@@ -1,107 +1,109 @@
-"""The whole chain of notebooks as `make run` executes it, shortened, on synthetic images, and what follows on such a run."""
+"""The whole DenseNet-121 through notebooks 1 to 5 as `make run` executes them, in all formats, on tiny images."""
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
-from chain import DENSENET, call_chain, check_artifacts, check_nodules, run_chain
+from chain import DENSENET, call_script, check_artifacts, check_localization, name_folders, read_counts
+from PIL import Image
 from scipy.special import logit
-from sklearn.metrics import roc_auc_score
 
 from helpers.runtime.settings import ROOT
-from helpers.study import PATHOLOGIES, hash_split, list_images
+from helpers.study import PATHOLOGIES, list_images, write_synthetic_study
+from helpers.training import DENSENET121, load_densenet121
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import run_notebooks
+
+pytestmark = pytest.mark.slow
 
 
-def evaluate(study, run_dir, *settings, only="03_evaluate"):
-    """Executes one notebook as `make evaluate` does; returns the finished process."""
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--only", only, "--data-dir", str(study)]
-    command += ["--run-dir", str(run_dir), "--set", "RESAMPLES=100", "LEAKAGE_DEMO=False", *settings]
-    return subprocess.run(command, capture_output=True, text=True)
+def spoil(path, how):
+    """Puts in the place of an image what downloads leave behind."""
+    if how == "html":
+        path.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:500])
+    elif how == "bomb":  # a PNG whose header declares 20,000 x 20,000 pixels
+        head = bytearray(path.read_bytes())
+        head[16:24] = (20_000).to_bytes(4) * 2
+        head[29:33] = zlib.crc32(head[12:29]).to_bytes(4)
+        path.write_bytes(head)
+    else:
+        path.unlink()
 
 
 @pytest.fixture(scope="module")
-def drawn_run(tmp_path_factory):
-    """A shortened run on 300 synthetic images, in two stages from a weights file like that of keras.applications.
+def chain(tmp_path_factory):
+    """A run on a study of 120 images with a bad one at every tenth place, and a split by image.
 
-    It was paused for its time budget once, in the first stage, and went on.
+    All but the packing is done from a copy of the packed study alone, to which nothing may be written. Gives `run`, the
+    settings, the `images` as they were (name -> bytes), and whether the packed files were `untouched`.
     """
-    import h5py
-    from keras.src.applications.densenet import DenseNet
-    from keras.src.legacy.saving import legacy_h5_format
+    folder = tmp_path_factory.mktemp("full")
+    study, packed, moved = folder / "a study", folder / "packed", folder / "attached" / "packed"
+    write_synthetic_study(study, n_images=120, size=48, seed=3, n_workers=1)
+    for number, path in enumerate(sorted((study / "images").iterdir())[::10]):
+        spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
+    settings = {"SPLIT": "leaky_images", "BLOCKS": list(DENSENET121), "FORMATS": "saved_model onnx litert"}
+    prepared = call_script(DENSENET[:1], name_folders(study, folder / "run", packed) | settings)
+    assert prepared.returncode == 0, prepared.stdout[-3000:] + prepared.stderr[-3000:]
+    images = {name: path.read_bytes() for name, path in list_images(study).items()}
+    shutil.copytree(packed, moved)
+    shutil.rmtree(study)
+    shutil.rmtree(packed)
+    for path in [*moved.rglob("*"), moved]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in [moved, *moved.rglob("*")]}
+    settings |= name_folders(study, folder / "run", moved)
+    done = call_script(DENSENET[1:], settings)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    untouched = {path: path.stat().st_mtime_ns for path in [moved, *moved.rglob("*")]} == before
+    for path in before:
+        path.chmod(0o755)
+    return SimpleNamespace(
+        run=folder / "run", settings=settings, images=images, untouched=untouched, printed=done.stdout
+    )
 
-    from helpers.study import write_synthetic_study
 
-    folder = tmp_path_factory.mktemp("drawn")
-    write_synthetic_study(folder / "study", n_images=300, size=64, seed=2)
-    backbone = DenseNet([1, 1, 1, 1], include_top=False, weights=None)
-    with h5py.File(folder / "notop.h5", "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
-    settings = (f"WEIGHTS={folder / 'notop.h5'}", "FROZEN_EPOCHS=1", "EPOCHS=2", "PRECISION=mixed_bfloat16")
-    settings += ("FORMATS=saved_model onnx litert",)
-    paused = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "TIME_BUDGET=1e-6")
-    assert paused.returncode != 0 and "paused before TIME_BUDGET ran out at epoch 1, step 1" in paused.stderr
-    assert not (folder / "run" / "model.weights.h5").exists()
-    printed = run_chain(folder / "study", folder / "run", folder / "packed", *settings, only=())
-    return folder, printed, settings
+def test_the_whole_network_leaves_every_artifact_and_goes_on_past_bad_images(chain):
+    check_artifacts(chain.run, is_leaky=True)
+    assert len(check_localization(chain.run))
+    assert sorted(path.stem for path in (chain.run / "executed").glob("*.ipynb")) == list(DENSENET)
+    record = json.loads((chain.run / "run.json").read_text())
+    assert record["study"] == "a study" and record["synthetic"]
+    assert load_densenet121(chain.run).count_params() == 7_051_854
+    assert read_counts(chain.run) == (117, 3, 9)
+    assert chain.untouched, "something was written to the packed study"
+    assert all(name in chain.printed for name in PATHOLOGIES) and f"figures    {chain.run}" in chain.printed
 
 
-def test_chain_on_drawn_images_leaves_every_artifact(drawn_run):
-    folder, printed, _ = drawn_run
-    predictions = check_artifacts(folder / "run", only=())
-    test_list = (folder / "study" / "test_list.txt").read_text().split()
-    assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
-    assert all(name in printed for name in PATHOLOGIES) and "not for clinical use" in printed
-    parity = json.loads((folder / "run" / "exports" / "parity.json").read_text())
+def test_every_format_agrees_with_keras(chain):
+    parity = json.loads((chain.run / "exports" / "parity.json").read_text())
     assert list(parity) == ["saved_model", "model.onnx", "model.tflite", "model_int8.tflite"]
-    assert all((folder / "run" / "exports" / name).is_file() for name in list(parity)[1:])
-    n_test = predictions["split"].eq("test").sum()
+    assert all((chain.run / "exports" / name).is_file() for name in list(parity)[1:])
+    n_test = pd.read_csv(chain.run / "predictions.csv")["split"].eq("test").sum()
     assert all(row["films"] == n_test for row in parity.values())
 
 
-def test_study_of_nodules_uses_the_network_of_the_run(drawn_run):
-    folder, printed, _ = drawn_run
-    study = check_nodules(folder / "run" / "xvision-phantom")
-    assert study["counts"]["films"] == 60 and "Nodules (phantom, 60 images), on" in printed
-    scores = pd.read_csv(folder / "run" / "xvision-phantom" / "scores.csv")
-    assert set(scores["features"]) == {"VGG16, random weights", "DenseNet121, trained on study"}
-    if study["saliency"]:
-        assert [row["method"] for row in study["saliency"]] == ["gradient", "SmoothGrad", "occlusion"]
-    assert len(list((folder / "packed-features").glob("*/bank.json"))) == 2
+def test_a_split_by_image_is_said_to_leak(chain):
+    card = (chain.run / "model_card.md").read_text()
+    assert "validation with test: 0" not in card and "scores are flattered" in card and "# DenseNet-121 for" in card
 
 
-@pytest.mark.parametrize("setting", ["EPOCH=3", "EPOCHS", "RUN_DIR=elsewhere"])
-def test_unknown_settings_are_refused_before_anything_runs(tmp_path, setting):
-    answer = call_chain(tmp_path / "study", tmp_path / "run", tmp_path / "packed", setting)
-    assert answer.returncode != 0 and f"{setting}: expected NAME=VALUE" in answer.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_run_record_names_split_seed_and_machine(drawn_run):
-    folder, _, _ = drawn_run
-    record = json.loads((folder / "run" / "run.json").read_text())
-    index = pd.read_csv(folder / "packed" / "index.csv")
-    assert record["split"]["sha256"] == hash_split(index["image"], index["subset"])
-    assert pd.read_csv(folder / "run" / "history.csv")["stage"].tolist() == ["head", "all"]
-    assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
-    assert {"tensorflow", "keras", "devices", "commit", "runtime", "strategy"} <= set(record["runtime"])
-    assert record["interruptions"] == 1 and record["parts"][1]["step"] == 1 and record["finished"]
-    weights = (folder / "run" / "model.weights.h5").read_bytes()
-    assert record["weights_sha256"] == hashlib.sha256(weights).hexdigest()
-
-
-def test_saved_model_reads_any_image_and_needs_nothing_of_ours(drawn_run, tmp_path):
+def test_saved_model_reads_any_image_and_needs_nothing_of_ours(chain, tmp_path):
     """In a fresh process that imports TensorFlow alone: bytes in, the probabilities of predictions.csv out."""
-    folder, _, _ = drawn_run
-    predictions = pd.read_csv(folder / "run" / "predictions.csv").set_index("image")
-    name, path = next((n, p) for n, p in list_images(folder / "study").items() if n in predictions.index)
-    from PIL import Image
-
-    image = Image.open(path)
+    predictions = pd.read_csv(chain.run / "predictions.csv").set_index("image")
+    name = predictions.index[0]
+    (tmp_path / "image.png").write_bytes(chain.images[name])
+    image = Image.open(tmp_path / "image.png")
     image.convert("RGBA").resize((500, 400)).save(tmp_path / "other.png")
     image.convert("RGB").save(tmp_path / "other.jpg")
     code = """
@@ -112,15 +114,14 @@ answer = serve(image_bytes=tf.constant([open(path, "rb").read() for path in sys.
 kinds = {key: str if value.dtype == tf.string else float for key, value in answer.items()}
 print(json.dumps({key: answer[key].numpy().astype(kind).tolist() for key, kind in kinds.items()}))
 """
-    command = [sys.executable, "-c", code, str(folder / "run" / "saved_model"), str(path)]
-    command += [str(tmp_path / "other.png"), str(tmp_path / "other.jpg")]
+    command = [sys.executable, "-c", code, str(chain.run / "saved_model"), "image.png", "other.png", "other.jpg"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     answer = json.loads(printed.splitlines()[-1])
     probs = np.array(answer["probabilities"])
     assert probs.shape == (3, 14) and ((probs > 0) & (probs < 1)).all()
     expected = predictions.loc[name, [f"prob_{p}" for p in PATHOLOGIES]].to_numpy(float)
     assert np.allclose(answer["raw_probabilities"][0], expected, rtol=0, atol=1e-4)  # as TOLERANCE in chain.py
-    points = json.loads((folder / "run" / "thresholds.json").read_text())["pathologies"]
+    points = json.loads((chain.run / "thresholds.json").read_text())["pathologies"]
     platt = [points[name]["calibration"] for name in PATHOLOGIES]
     slope, intercept = (np.array([point[key] for point in platt]) for key in ("slope", "intercept"))
     assert np.allclose(logit(probs[0]), slope * logit(expected) + intercept, atol=1e-2)
@@ -129,133 +130,47 @@ print(json.dumps({key: answer[key].numpy().astype(kind).tolist() for key, kind i
     assert np.allclose(answer["top5_prob"][0], probs[0][order])
 
 
-def test_second_run_in_the_folder_goes_on_instead_of_training_again(drawn_run):
-    """The run is finished, so training is skipped; other settings are refused by name."""
-    folder, _, settings = drawn_run
-    kept = [folder / "run" / name for name in ("history.csv", "run.json")]
-    before = [path.read_bytes() for path in kept]
-    run_chain(folder / "study", folder / "run", folder / "packed", *settings, only=DENSENET[1:2])
-    assert [path.read_bytes() for path in kept] == before
-    answer = call_chain(folder / "study", folder / "run", folder / "packed", *settings, "SEED=1", only=DENSENET[1:2])
-    assert answer.returncode != 0 and "SEED was 0, now 1" in answer.stderr and "START_OVER" in answer.stderr
+def test_a_notebook_that_fails_keeps_the_copy_that_succeeded(chain):
+    executed = chain.run / "executed"
+    before = (executed / "01_prepare_data.ipynb").read_bytes()
+    answer = call_script(DENSENET[:1], chain.settings | {"SIDE": 16})
+    assert answer.returncode != 0 and "SIDE must be at least 32" in answer.stderr
+    assert "01_prepare_data failed in cell" in answer.stderr and "01_prepare_data.failed.ipynb" in answer.stderr
+    assert (executed / "01_prepare_data.ipynb").read_bytes() == before
+    assert (executed / "01_prepare_data.failed.ipynb").is_file() and (executed / "01_prepare_data.failed.log").is_file()
+    assert not list(executed.glob("*.running.*"))
 
 
-def test_views_and_several_models_are_averaged_and_compared(drawn_run, tmp_path):
-    """Of two models alike, the average is the model; of shifted views it is close. All stand in the ledger."""
-    folder, _, _ = drawn_run
-    for name in ("a", "b"):
-        shutil.copytree(folder / "run", tmp_path / name)
-    common = (f"PACKED_DIR={folder / 'packed'}", f"COMPARE={tmp_path / 'a'}")
-    both = f"MODELS={tmp_path / 'a'},{tmp_path / 'b'}"
-    for name, more in (("both", (both,)), ("views", (f"MODELS={tmp_path / 'a'}", "VIEWS=9"))):
-        answer = evaluate(folder / "study", tmp_path / name, *common, *more)
-        assert answer.returncode == 0, answer.stderr[-3000:]
-    single, double, views = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("a", "both", "views"))
-    pd.testing.assert_frame_equal(single, double, rtol=1e-5)
-    columns = [f"prob_{name}" for name in PATHOLOGIES]
-    gap = np.abs(single[columns] - views[columns]).to_numpy()
-    assert 0 < gap.mean() < 0.05
-    difference = pd.read_csv(tmp_path / "views" / "figures" / "03_difference.csv").set_index("pathology")
-    aucs = [
-        pd.read_csv(tmp_path / n / "aucs.csv").query("split == 'test'").set_index("pathology") for n in ("views", "a")
-    ]
-    expected = (aucs[0]["auc"] - aucs[1]["auc"]).loc[list(PATHOLOGIES)]
-    np.testing.assert_allclose(difference.loc[list(PATHOLOGIES), "difference"], expected, atol=1e-9)
-    board = pd.read_csv(tmp_path / "leaderboard.csv").set_index("run")
-    assert board.loc["both", "models"] == 2 and board.loc["views", "views"] == 9
+def test_a_notebook_that_is_killed_is_left_as_running_until_the_next_attempt(tmp_path, monkeypatch):
+    name = DENSENET[0]
+
+    def execute(source, target, *_, **__):
+        (tmp_path / f"{name}.running.ipynb").write_text("half")
+        assert target == str(tmp_path / f"{name}.running.ipynb") and not list(tmp_path.glob("*.failed.*"))
+        if error := errors.pop(0):
+            raise error
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    failure = papermill.PapermillExecutionError(0, 3, "x", "ValueError", "no", [])
+    errors = [failure, KeyboardInterrupt(), None]
+    assert run_notebooks.execute(name, tmp_path, {}) == f"{name} failed in cell 3: ValueError: no"
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.failed.ipynb", f"{name}.failed.log"}
+    with pytest.raises(KeyboardInterrupt):
+        run_notebooks.execute(name, tmp_path, {})
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.running.ipynb", f"{name}.running.log"}
+    assert run_notebooks.execute(name, tmp_path, {}) is None
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.ipynb", f"{name}.log"}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (("VIEWS=9",), "holds a trained model"),
-        (("MODELS=models/a,models/a",), "MODELS names a folder twice"),
-        (("VIEWS=4",), "VIEWS must be 1, 9, 25"),
-    ],
-)
-def test_settings_that_would_mix_results_are_refused(drawn_run, settings, message):
-    folder, _, _ = drawn_run
-    kept = [folder / "run" / name for name in ("aucs.csv", "thresholds.json", "executed/03_evaluate.ipynb")]
-    before = [path.read_bytes() for path in kept]
-    answer = evaluate(folder / "study", folder / "run", f"PACKED_DIR={folder / 'packed'}", *settings)
-    assert answer.returncode != 0 and message in answer.stderr
-    assert [path.read_bytes() for path in kept] == before
-    for path in (folder / "run" / "executed").glob("*.failed.*"):
-        path.unlink()
+def test_hosts_that_each_pack_a_part_do_not_share_a_copy():
+    assert run_notebooks.name_copy(DENSENET[0], {"PART": "2/8"}) == "01_prepare_data.part-2-of-8"
+    assert run_notebooks.name_copy(DENSENET[1], {"PART": "2/8"}) == DENSENET[1]
 
 
-def test_a_run_on_another_split_is_not_compared(drawn_run, tmp_path):
-    folder, _, _ = drawn_run
-    for name in ("run", "other"):
-        shutil.copytree(folder / "run", tmp_path / name)
-    record = json.loads((tmp_path / "other" / "run.json").read_text())
-    record["split"] = {"name": "random_patients", "sha256": "0" * 64}
-    (tmp_path / "other" / "run.json").write_text(json.dumps(record))
-    settings = (f"PACKED_DIR={folder / 'packed'}", f"COMPARE={tmp_path / 'other'}")
-    answer = evaluate(folder / "study", tmp_path / "run", *settings)
-    assert answer.returncode != 0 and "other was trained on split random_patients (000000000000)" in answer.stderr
-
-
-def test_any_predictions_are_evaluated_without_model_or_images(drawn_run, tmp_path):
-    """The same numbers come from the model's predictions.csv, and from a bare CSV as others write it."""
-    folder, _, _ = drawn_run
-    study = tmp_path / "study"
-    shutil.copytree(folder / "study", study, ignore=shutil.ignore_patterns("images"))
-    ours = pd.read_csv(folder / "run" / "predictions.csv")
-    bare = ours[ours["split"].eq("test")][["image", *(f"prob_{name}" for name in PATHOLOGIES)]]
-    bare = bare.rename(columns={"image": "Image Index"} | {f"prob_{name}": name for name in PATHOLOGIES})
-    bare.iloc[3:].to_csv(tmp_path / "bare.csv", index=False)
-    answer = evaluate(study, tmp_path / "runs" / "full", f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    again = pd.read_csv(tmp_path / "runs" / "full" / "aucs.csv")
-    first = pd.read_csv(folder / "run" / "aucs.csv").replace({"test": "official-test", "val": "official-train_val"})
-    pd.testing.assert_frame_equal(again, first)
-    chosen = [json.loads((run / "thresholds.json").read_text()) for run in (folder / "run", tmp_path / "runs" / "full")]
-    for name in PATHOLOGIES:
-        kept = [table["pathologies"][name]["threshold"] for table in chosen]
-        assert kept[0] == pytest.approx(kept[1])
-
-    answer = evaluate(study, tmp_path / "runs" / "bare", f"PREDICTIONS={tmp_path / 'bare.csv'}")
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    aucs = pd.read_csv(tmp_path / "runs" / "bare" / "aucs.csv").set_index("pathology")
-    assert set(aucs["split"]) == {"official-test"} and not (tmp_path / "runs" / "bare" / "thresholds.json").exists()
-    labels = ours.set_index("image").loc[bare["Image Index"].iloc[3:]]
-    assert aucs.loc["Effusion", "auc"] == pytest.approx(
-        roc_auc_score(labels["label_Effusion"], labels["prob_Effusion"])
-    )
-    text = (tmp_path / "runs" / "bare" / "executed" / "03_evaluate.ipynb").read_text()
-    assert "n_unscored=3" in text and f"n_joined={len(bare) - 3}" in text
-    first, second = (
-        pd.read_csv(run.parent / "leaderboard.csv") for run in (folder / "run", tmp_path / "runs" / "full")
-    )
-    keys = ["split", "part", "images_sha256"]  # ours and theirs meet in one table
-    assert first.loc[first["run"].eq("run"), keys].iloc[0].equals(second.loc[second["run"].eq("full"), keys].iloc[0])
-
-
-def test_predictions_never_replace_what_a_run_holds(drawn_run, tmp_path):
-    folder, _, _ = drawn_run
-    before = (folder / "run" / "aucs.csv").read_bytes()
-    answer = evaluate(folder / "study", folder / "run", f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
-    assert answer.returncode != 0 and "holds a trained model" in answer.stderr
-    assert (folder / "run" / "aucs.csv").read_bytes() == before
-    for path in (folder / "run" / "executed").glob("*.failed.*"):
-        path.unlink()
-    shutil.copy(folder / "run" / "predictions.csv", tmp_path)
-    answer = evaluate(folder / "study", tmp_path, f"PREDICTIONS={tmp_path / 'predictions.csv'}")
-    assert answer.returncode != 0 and "which this notebook writes" in answer.stderr
-    assert not (tmp_path / "aucs.csv").exists()
-    (tmp_path / "source.json").write_text(json.dumps({"predictions": "/elsewhere/predictions.csv", "models": []}))
-    answer = evaluate(folder / "study", tmp_path, f"PREDICTIONS={folder / 'run' / 'predictions.csv'}")
-    assert answer.returncode != 0 and "holds the results of another source" in answer.stderr
-
-
-def test_gradient_maps_of_some_findings(drawn_run, tmp_path):
-    folder, _, _ = drawn_run
-    shutil.copytree(folder / "run", tmp_path / "run")
-    settings = ("HEATMAP=grad-cam", "FINDINGS=Mass, Cardiomegaly", "VIEWS=1", f"PACKED_DIR={folder / 'packed'}")
-    answer = evaluate(folder / "study", tmp_path / "run", *settings, only="04_explain")
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    table = pd.read_csv(tmp_path / "run" / "figures" / "04_localization.csv")
-    assert table["pathology"].tolist() == ["Cardiomegaly", "Mass", "mean"]
-    whole = [(path / "localization.csv").read_bytes() for path in (tmp_path / "run", folder / "run")]
-    assert whole[0] == whole[1]  # a part does not replace it
+@pytest.mark.parametrize("setting", ["EPOCH=3", "EPOCHS", "RUN_DIR=elsewhere"])
+def test_unknown_settings_are_refused_before_anything_runs(tmp_path, monkeypatch, setting):
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", str(tmp_path / "run"), "--set", setting])
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    with pytest.raises(SystemExit, match=f"{setting}: expected NAME=VALUE"):
+        run_notebooks.main()
+    assert not (tmp_path / "run").exists()

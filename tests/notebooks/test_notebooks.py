@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from test_layers import ORDER
 
 from helpers.runtime.settings import ROOT
 
@@ -96,11 +97,9 @@ def test_links_of_the_pages_resolve(name):
         assert (path.parent / link).exists(), link
 
 
-def test_the_list_of_helpers_has_each_file_once_with_its_own_first_sentence():
-    listed = re.findall(r"^\| \[`(.+)`\]\((.+)\) \| (.+) \|$", (HELPERS / "README.md").read_text(), re.MULTILINE)
-    docs = {path.name: ast.get_docstring(ast.parse(path.read_text())) for path in HELPERS.glob("*.py")}
-    del docs["__init__.py"]
-    assert all(name == link for name, link, _ in listed) and len(listed) == len(docs)
-    assert {name: text for name, _, text in listed} == {
-        name: doc.split("\n\n")[0].replace("\n", " ") for name, doc in docs.items()
-    }
+def test_the_list_of_helpers_has_each_package_in_its_order_with_its_own_first_paragraph():
+    listed = re.findall(r"^\| \[`(.+?)/?`\]\((.+)\) \| (.+) \|$", (HELPERS / "README.md").read_text(), re.MULTILINE)
+    paths = [HELPERS / (f"{name}.py" if name == "pipeline" else f"{name}/__init__.py") for name in ORDER]
+    docs = [ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].replace("\n", " ") for path in paths]
+    assert [(name.removesuffix(".py"), doc) for name, _, doc in listed] == list(zip(ORDER, docs, strict=True))
+    assert all(name == link and (HELPERS / link).exists() for name, link, _ in listed)

@@ -6,34 +6,35 @@ credentials and permissions, speed, throttling, and lists of more than one page.
 
 import json
 import os
-import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import bucket
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import tensorflow as tf
-from chain import DENSENET, SHORT, XVISION, check_artifacts, check_nodules
+from chain import DENSENET, XVISION, check_artifacts, check_localization, check_nodules, name_folders, run_chain
 
 from helpers.evaluation import LABELS, PROBS, add_to_leaderboard, load_predictions
 from helpers.packing import load_packed_study, pack_study, resolve_paths
 from helpers.pipeline import make_eval_dataset, make_train_dataset
-from helpers.runtime import (
+from helpers.runtime.files import (
     as_path,
     copy_file,
+    hash_file,
     local_copy,
     local_draft,
+    measure_file,
     read_csv,
     read_text,
     remove_folder,
-    save_figure,
     write_csv,
-    write_json,
     write_text,
 )
-from helpers.runtime.files import hash_file, measure_file
-from helpers.runtime.settings import ROOT
+from helpers.runtime.settings import ROOT, save_figure, write_json
 from helpers.study import (
     PATHOLOGIES,
     list_images,
@@ -45,6 +46,11 @@ from helpers.study import (
     write_synthetic_study,
 )
 from helpers.training import CheckpointStore, build_densenet121, load_densenet121
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import run_notebooks
+
+pytestmark = pytest.mark.slow  # through a server, and TensorFlow's file system
 
 
 @pytest.fixture(scope="module")
@@ -188,47 +194,33 @@ def test_damage_in_a_bucket_is_found_and_mended(remote_packed, packed, requests)
     assert len(uploaded) == 1 and shard.name in uploaded[0]
 
 
-def test_a_image_that_is_gone_is_left_out_and_an_unreachable_bucket_is_an_error(remote_packed, folder, tmp_path):
+def test_a_missing_image_is_left_out_and_an_unreachable_bucket_is_an_error(
+    remote_packed, folder, tmp_path, monkeypatch
+):
     """Images are never left out because the network is down, and a write that fails is an OSError."""
     rows, images, _ = remote_packed[1]
+    settings = {"split_name": "official", "side": 48, "n_threads": 1}
     name = rows["image"].iloc[0]
-    study = pack_study(rows, images | {name: folder / name}, folder, split_name="official", side=48, shard_images=16)
+    study = pack_study(rows, images | {name: folder / name}, folder, **settings)
     assert [image["image"] for image in study.excluded] == [name]
-    code = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT / "notebooks")!r})
-import tensorflow as tf
-from helpers.runtime import write_text
-from helpers.study import list_images, load_metadata, make_split, match_images
-from helpers.packing import pack_study
-images = list_images("gs://bucket/nih")
-films, _ = match_images(load_metadata("gs://bucket/nih"), images)
-films["split"] = make_split(films, "gs://bucket/nih", val_share=0.15)
 
-class Outage:
-    # A progress bar under which the network goes down after the first film.
-    def update(self, n):
-        os.environ["https_proxy"] = "http://localhost:9"  # where nothing listens
-    def close(self):
-        pass
+    class Outage:
+        """A progress bar under which the network goes down after the first image."""
 
-settings = {{"split_name": "official", "side": 48, "n_threads": 1}}
-try:
-    pack_study(films, images, {str(tmp_path)!r}, **settings, progress=lambda **_: Outage())
-except tf.errors.OpError as error:
-    print("packing:", type(error).__name__)
-try:
-    write_text("gs://bucket/a.txt", "new")
-except OSError as error:
-    print("writing:", error)
-"""
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "packing: AbortedError" in answer.stdout, answer.stdout + answer.stderr[-2000:]
-    assert "writing: gs://bucket/a.txt: " in answer.stdout
+        def update(self, n):
+            monkeypatch.setenv("https_proxy", "http://localhost:9")  # where nothing listens
+
+        def close(self):
+            pass
+
+    with pytest.raises(tf.errors.OpError):
+        pack_study(rows, images, tmp_path, **settings, progress=lambda **_: Outage())
+    with pytest.raises(OSError, match=r"gs://bucket/a\.txt: "):
+        write_text("gs://bucket/a.txt", "new")
     assert not [*tmp_path.iterdir()]
 
 
-def test_figures_tables_ledger_and_predictions_are_those_on_disk(folder, tmp_path, phantom_dir):
+def test_figures_tables_leaderboard_and_predictions_are_those_on_disk(folder, tmp_path, phantom_dir):
     from matplotlib.figure import Figure
 
     metadata, lists = load_metadata(phantom_dir), load_official_lists(phantom_dir)
@@ -254,17 +246,18 @@ def test_figures_tables_ledger_and_predictions_are_those_on_disk(folder, tmp_pat
 
 
 def test_a_model_comes_back_from_a_bucket(folder):
-    model = build_densenet121()
+    blocks = [1, 1, 1, 1]
+    model = build_densenet121(blocks=blocks)
     with local_draft(folder / "model.weights.h5") as draft:
         model.save_weights(draft)
-    write_json(folder / "run.json", {"classes": list(PATHOLOGIES)})
+    write_json(folder / "run.json", {"classes": list(PATHOLOGIES), "blocks": blocks})
     loaded = load_densenet121(str(folder))
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True))
     with pytest.raises(FileNotFoundError, match=r"gs://.*notop\.h5"):
-        build_densenet121(weights=f"{folder}/notop.h5")
+        build_densenet121(weights=f"{folder}/notop.h5", blocks=blocks)
 
 
-def test_the_states_of_a_run_come_back_from_a_bucket(folder, tmp_path):
+def test_the_checkpoints_of_a_run_come_back_from_a_bucket(folder, tmp_path):
     """On another machine, whose own disk is empty."""
     stores = [CheckpointStore(str(folder / "state"), tmp_path / machine) for machine in "ab"]
     for serial in (1, 2, 3):
@@ -281,23 +274,46 @@ def test_the_states_of_a_run_come_back_from_a_bucket(folder, tmp_path):
         store.close()
 
 
-def test_chain_of_notebooks_in_a_bucket(requests, tmp_path):
+def test_chain_of_notebooks_in_a_bucket(requests, tmp_path, monkeypatch, capsys):
     """As `make run DATA_DIR=gs://... RUN_DIR=gs://...`: the artifacts are those of a run on disk."""
     write_synthetic_study("gs://bucket/studies/drawn", n_images=120, size=64, seed=3, n_workers=1)
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", "gs://bucket/studies/drawn"]
-    command += ["--run-dir", "gs://bucket/runs/one", "--only", *DENSENET, XVISION]
-    local = [f"SOURCE_DIR={tmp_path / 'nodules'}", f"FEATURES_DIR={tmp_path / 'features'}", "BACKBONES=trained"]
-    command += ["--set", "PACKED_DIR=gs://bucket/studies/packed", *local, *SHORT]
-    (tmp_path / "scratch").mkdir()  # else the local copy of an earlier test's state is found, and the run goes on there
-    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
-    assert "figures    gs://bucket/runs/one/figures" in answer.stdout
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))  # for the local copies of checkpoints
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    settings = name_folders("gs://bucket/studies/drawn", "gs://bucket/runs/one", "gs://bucket/studies/packed")
+    settings |= {"SOURCE_DIR": str(tmp_path / "nodules"), "FEATURES_DIR": str(tmp_path / "features")}
+    run_chain([*DENSENET, XVISION], settings | {"BACKBONES": "trained"}, draw=False)
     runs = download("gs://bucket/runs", tmp_path / "runs")
-    predictions = check_artifacts(runs / "one", only=[*DENSENET, XVISION])
+    predictions = check_artifacts(runs / "one")
+    check_localization(runs / "one")
     check_nodules(runs / "one" / "xvision-phantom")
     test_list = read_text("gs://bucket/studies/drawn/test_list.txt").split()
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
     assert json.loads((runs / "one" / "run.json").read_text())["settings"]["RUN_DIR"] == "gs://bucket/runs/one"
     assert not any(name.startswith("gs:") for name in os.listdir(ROOT))  # a path taken for a local one would be there
     assert not any(name.startswith("gs:") for name in os.listdir(ROOT / "notebooks"))
+    capsys.readouterr()
+    run_notebooks.show_results(as_path("gs://bucket/runs/one"))
+    printed = capsys.readouterr().out
+    assert "Nodules (phantom" in printed and "figures    gs://bucket/runs/one/figures" in printed
+
+
+def test_executed_notebooks_are_copied_to_a_bucket(folder, monkeypatch):
+    """The script itself must not load TensorFlow, so a process of its own reaches the bucket."""
+    write_json(folder / "run.json", {"pause": "later"})
+    assert run_notebooks.call(run_notebooks.read_pause, folder) == "later"
+    errors = [papermill.PapermillExecutionError(0, 3, "x", "ValueError", "no", []), None]
+
+    def execute(source, target, *_, **__):
+        Path(target).write_text("executed")
+        if error := errors.pop(0):
+            raise error
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(run_notebooks, "call", lambda function, *arguments: function(*arguments))
+    with pytest.raises(SystemExit, match=r"no\nSee gs://.*/01_prepare_data\.failed\.ipynb"):
+        run_notebooks.execute_into(folder / "executed", DENSENET[0], {})
+    assert read_text(folder / "executed" / "01_prepare_data.failed.ipynb") == "executed"
+    run_notebooks.execute_into(folder / "executed", DENSENET[0], {})
+    names = {path.name for path in (folder / "executed").iterdir()}
+    assert names == {"01_prepare_data.ipynb", "01_prepare_data.log"}

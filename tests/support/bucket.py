@@ -1,8 +1,8 @@
-"""A bucket to test with: an emulator of Google Cloud Storage, which TensorFlow takes for the real one.
+"""A bucket to test with: an emulator of Google Cloud Storage, which TensorFlow uses like the real one.
 
-TensorFlow's file system has Google's addresses built in, but keeps to the environment's proxies and certificates. So
-a proxy on this machine answers in the place of www.googleapis.com and storage.googleapis.com, with a certificate made
-for the occasion, and hands every request to gcp-storage-emulator.
+TensorFlow's file system has Google's addresses built in, but respects the environment's proxies and certificates. So
+a proxy on this machine answers for www.googleapis.com and storage.googleapis.com, with a certificate made for the
+test, and passes every request to gcp-storage-emulator.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def why_not():
     try:
         import gcp_storage_emulator  # noqa: F401
     except ImportError:
-        return "needs gcp-storage-emulator, see requirements-dev.txt"
+        return "needs gcp-storage-emulator, see requirements/dev.txt"
     return "" if shutil.which("openssl") else "needs openssl to make a certificate"
 
 
@@ -41,7 +41,7 @@ def serve_bucket(folder, name="bucket"):
         name: of the bucket.
 
     Yields:
-        The environment variables that lead TensorFlow there, as a dict, and the list of requests so far, pairs of
+        A dict of the environment variables that direct TensorFlow there, and the list of requests so far, pairs of
         method and address, which grows.
     """
     import gcp_storage_emulator.server as emulator
@@ -52,7 +52,7 @@ def serve_bucket(folder, name="bucket"):
     requests, one_at_a_time = [], threading.Lock()  # the emulator's storage is made for one thread
 
     class Proxy(emulator.RequestHandler):
-        protocol_version = "HTTP/1.1"  # else an upload waits a second for leave to go on
+        protocol_version = "HTTP/1.1"  # with 1.0, every upload would wait a second
 
         def do_CONNECT(self):
             self.send_response(200)
@@ -67,7 +67,7 @@ def serve_bucket(folder, name="bucket"):
             if is_whole and self.command != "CONNECT":
                 # The emulator continues an upload at an http address, and so it comes here whole.
                 self.path = "/" + self.path.removeprefix("http://").partition("/")[2]
-                if "Transfer-Encoding" in self.headers:  # which the standard has win, and the emulator lose
+                if "Transfer-Encoding" in self.headers:  # it counts where both are given, but not for the emulator
                     del self.headers["Content-Length"]
                 requests.append((self.command, self.path))
             return is_whole
@@ -87,7 +87,7 @@ def serve_bucket(folder, name="bucket"):
     read = emulator._read_data
 
     def read_data(handler, query):
-        """Also takes an upload of nothing, by which TensorFlow marks a folder, and on which the emulator breaks off."""
+        """Also accepts an empty upload, with which TensorFlow marks a folder and on which the emulator fails."""
         data = read(handler, query)
         return b"" if data is None and query.get("uploadType") == ["media"] else data
 

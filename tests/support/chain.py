@@ -1,4 +1,4 @@
-"""What the tests of whole chains share: `make run`, shortened, and what a run must hold."""
+"""What the tests that run notebooks share: settings that make them short, two ways to run them, checks of a run."""
 
 import hashlib
 import json
@@ -9,40 +9,52 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES
 
-SHORT = (
-    *("EPOCHS=1", "IMAGE_SIZE=32", "SIDE=40", "RESAMPLES=100", "VIEWS=1", "RANDOM_NETWORKS=1"),
-    "BLOCKS=[1,1,1,1]",  # one chain in test_chains.py has the whole DenseNet-121
-    "FORMATS=saved_model",  # `drawn_run` writes them all
-    *("FEATURE_SIDE=32", "NODULE_IMAGES=60", "FOLDS=2", "HEAD_EPOCHS=2", "MAPS=3", "NOISY_COPIES=2"),
-    "TOLERANCE=1e-4",  # after one step the statistics of batch norm do not fit yet, and rounding grows in every layer
-)
 DENSENET = ("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict")
 XVISION = "06_xvision_vgg16_nodules"
+SHORT = {
+    **{"EPOCHS": 1, "IMAGE_SIZE": 32, "SIDE": 40, "RESAMPLES": 100, "VIEWS": 1, "RANDOM_NETWORKS": 1, "VERBOSE": 2},
+    "BLOCKS": [1, 1, 1, 1],  # the chain of test_end_to_end.py has the whole DenseNet-121
+    "FORMATS": "saved_model",  # and writes them all
+    **{"FEATURE_SIDE": 32, "NODULE_IMAGES": 60, "FOLDS": 2, "HEAD_EPOCHS": 2, "MAPS": 3, "NOISY_COPIES": 2},
+    "TOLERANCE": 1e-4,  # after one step the statistics of batch norm do not fit yet, and rounding grows in every layer
+}
 
 
-def call_chain(study, run_dir, packed_dir, *settings, only=DENSENET):
-    """Executes the notebooks named in `only`, or with an empty one all, as `make run` does; returns the process."""
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--data-dir", str(study)]
-    command += ["--run-dir", str(run_dir), *(["--only", *only] if only else [])]
-    folders = [f"PACKED_DIR={packed_dir}", f"FEATURES_DIR={packed_dir}-features", f"SOURCE_DIR={packed_dir}-nodules"]
-    command += ["--set", *folders, *SHORT, *settings]
+def name_folders(study, run_dir, packed_dir):
+    """Returns the settings that name folders: of the study, the run and the packed study, features and nodules."""
+    folders = {
+        "PACKED_DIR": packed_dir,
+        "FEATURES_DIR": f"{packed_dir}-features",
+        "SOURCE_DIR": f"{packed_dir}-nodules",
+    }
+    return {key: str(value) for key, value in ({"DATA_DIR": study, "RUN_DIR": run_dir} | folders).items()}
+
+
+def run_chain(notebooks, settings, *, draw=True):
+    """Executes notebooks in this process, shortened; returns the global names of the last one at its end."""
+    for name in notebooks:
+        names = run_cells(name, SHORT | settings, draw=draw)
+    return names
+
+
+def call_script(notebooks, settings):
+    """Executes notebooks as `make run` does, shortened; returns the finished process."""
+    settings = SHORT | settings
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--only", *notebooks]
+    command += ["--data-dir", settings.pop("DATA_DIR"), "--run-dir", settings.pop("RUN_DIR")]
+    del settings["VERBOSE"]  # the script sets it
+    command += ["--set", *(f"{key}={value}" for key, value in settings.items())]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def run_chain(study, run_dir, packed_dir, *settings, only=DENSENET):
-    """As `call_chain`, where nothing may fail; returns what was printed."""
-    answer = call_chain(study, run_dir, packed_dir, *settings, only=only)
-    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
-    return answer.stdout
-
-
 def check_nodules(folder):
-    """Holds a study of nodules against its own predictions; returns its record."""
+    """Compares the record of a study of nodules with its predictions; returns the record."""
     study = json.loads((folder / "study.json").read_text())
     images = pd.read_csv(folder / "predictions.csv")
     assert len(images) == study["counts"]["films"] and images["label"].sum() == study["counts"]["Nodule"]
@@ -77,24 +89,30 @@ def hash_weights(path):
     return found
 
 
-def check_artifacts(run_dir, only=DENSENET, has_patients=True):
-    """Holds a run against the contract of models/README.md and recomputes its numbers; returns the predictions."""
-    names = "model.weights.h5 model.keras history.csv run.json thresholds.json saved_model/saved_model.pb model_card.md"
-    assert all((run_dir / name).is_file() for name in [*names.split(), "exports/parity.json", "exports/golden.json"])
-    executed = sorted(path.stem for path in (run_dir / "executed").glob("*.ipynb"))
-    assert executed == sorted(only or (path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+def check_artifacts(run_dir, *, has_patients=True, is_leaky=False, is_exported=True):
+    """Checks a run against the contract of models/README.md and recomputes its numbers; returns the predictions.
+
+    Args:
+        run_dir: pathlib.Path of a local folder.
+        has_patients: whether the study has patient ids.
+        is_leaky: whether patients may be in several subsets.
+        is_exported: whether notebook 5 was run.
+    """
+    names = ["model.weights.h5", "model.keras", "history.csv", "run.json", "thresholds.json", "source.json"]
+    names += ["saved_model/saved_model.pb", "exports/parity.json", "exports/golden.json", "model_card.md"] * is_exported
+    assert [name for name in names if not (run_dir / name).is_file()] == []
     predictions, aucs = pd.read_csv(run_dir / "predictions.csv"), pd.read_csv(run_dir / "aucs.csv")
     assert not predictions["image"].duplicated().any()
-    assert predictions.groupby("patient_id")["split"].nunique().max() == 1
+    assert is_leaky or predictions.groupby("patient_id")["split"].nunique().max() == 1
     for split, table in aucs.groupby("split"):
-        part, table = predictions[predictions["split"].eq(split)], table.set_index("pathology")
+        rows, table = predictions[predictions["split"].eq(split)], table.set_index("pathology")
         assert list(table.index) == [*PATHOLOGIES, "mean"]
         exact = {}
         for name in PATHOLOGIES:
-            labels = part[f"label_{name}"]
+            labels = rows[f"label_{name}"]
             assert table.loc[name, "n_pos"] == labels.sum()
             if labels.nunique() == 2:
-                exact[name] = roc_auc_score(labels, part[f"prob_{name}"])
+                exact[name] = roc_auc_score(labels, rows[f"prob_{name}"])
                 assert table.loc[name, "auc"] == pytest.approx(exact[name], abs=1e-6)
                 assert table.loc[name, "auc_low"] <= exact[name] <= table.loc[name, "auc_high"]
             else:
@@ -102,15 +120,27 @@ def check_artifacts(run_dir, only=DENSENET, has_patients=True):
         if exact:
             assert table.loc["mean", "auc"] == pytest.approx(np.mean(list(exact.values())), abs=1e-6)
     figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
-    assert {"01_films", "01_prevalence", "01_cooccurrence", "02_training"} <= figures
-    assert {"03_aucs", "03_roc", "03_confusion", "05_top5", "03_reliability", "03_prevalence_shift"} <= figures
+    assert {"01_images", "01_prevalence", "01_cooccurrence", "02_training"} <= figures
+    assert {"03_aucs", "03_roc", "03_confusion", "03_reliability", "03_prevalence_shift"} <= figures
+    assert "05_top5" in figures or not is_exported
     by_patient = {"01_views", "01_follow_up", "01_ages", "03_subgroups_auc", "03_subgroups_tpr", "03_leakage"}
     assert figures & by_patient == (by_patient if has_patients else set())
+    board = pd.read_csv(run_dir.parent / "leaderboard.csv", dtype={"run": str}).set_index("run")
+    assert board.loc[run_dir.name, "films"] == predictions["split"].eq("test").sum()
+    return predictions
+
+
+def check_localization(run_dir):
+    """Checks the table of a run's heatmaps; returns it."""
     localization = pd.read_csv(run_dir / "localization.csv")
     if len(localization):
+        figures = {path.stem for path in (run_dir / "figures").glob("04_*.png")}
         assert localization["pathology"].iloc[-1] == "mean" and {"04_localization", "04_hits_and_misses"} <= figures
         assert {"n_boxes", "pointing", "pointing_random", "pointing_center", "iou_0.1", "iobb_0.7"} <= {*localization}
-    board = pd.read_csv(run_dir.parent / "leaderboard.csv", dtype={"run": str}).set_index("run")
-    test = predictions[predictions["split"].eq("test")]
-    assert board.loc[run_dir.name, "films"] == len(test)
-    return predictions
+    return localization
+
+
+def read_counts(run_dir):
+    """Returns the numbers of images that were found, missing and unreadable."""
+    report = json.loads((run_dir / "data_report.json").read_text())
+    return report["found"], report["missing"], len(report["unreadable"])
