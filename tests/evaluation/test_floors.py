@@ -122,8 +122,8 @@ def test_patients_of_the_training_rows_are_refused_by_name():
 @pytest.mark.slow
 def test_the_auc_is_too_high_on_a_split_by_image(synthetic):
     rows, thumbnails = synthetic
-    result = measure_leakage(thumbnails, rows, seeds=range(4))
-    assert result["seed"].tolist() == [0, 1, 2, 3]
+    result = measure_leakage(thumbnails, rows, seeds=range(3))
+    assert result["seed"].tolist() == [0, 1, 2]
     # Measured: 0.59 by patient, 0.71 by image.
     assert (result["flattery"] > 0.03).all()
     assert result["flattery"].mean() > 0.07
@@ -160,8 +160,9 @@ def test_leakage_of_odd_input(synthetic):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small = measure_leakage(thumbnails[:12], rows[:12].reset_index(drop=True), seeds=[0], n_neighbors=50)
-        blank = measure_leakage(np.zeros((600, 8, 8), "uint8"), rows, seeds=[0])
-        healthy = measure_leakage(thumbnails, rows.assign(**dict.fromkeys(PATHOLOGIES, 0)), seeds=[0])
+        few = rows[:150].reset_index(drop=True)
+        blank = measure_leakage(np.zeros((150, 8, 8), "uint8"), few, seeds=[0])
+        healthy = measure_leakage(thumbnails[:150], few.assign(**dict.fromkeys(PATHOLOGIES, 0)), seeds=[0])
     assert len(small) == 1
     assert blank["flattery"].notna().all()
     assert healthy["flattery"].isna().all()
