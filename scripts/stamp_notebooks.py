@@ -18,7 +18,7 @@ BADGES = re.compile(r"^(<!-- badges -->|\[!\[Open in Colab\].*)$", re.MULTILINE)
 ADDRESS = re.compile(r"^repository-code: (\S+)$", re.MULTILINE)
 
 FETCH = """\
-# The same cell opens every notebook. Where helpers/ lies beside the notebook, it only readies the runtime.
+# The same cell opens every notebook. Where helpers/ is beside the notebook, it only prepares the runtime.
 import os
 import subprocess
 import sys

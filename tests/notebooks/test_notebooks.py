@@ -7,11 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from test_layers import ORDER
 
 from helpers.runtime.settings import ROOT
 
-HELPERS = ROOT / "notebooks" / "helpers"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -95,11 +93,3 @@ def test_links_of_the_pages_resolve(name):
     prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
         assert (path.parent / link).exists(), link
-
-
-def test_the_list_of_helpers_has_each_package_in_its_order_with_its_own_first_paragraph():
-    listed = re.findall(r"^\| \[`(.+?)/?`\]\((.+)\) \| (.+) \|$", (HELPERS / "README.md").read_text(), re.MULTILINE)
-    paths = [HELPERS / (f"{name}.py" if name == "pipeline" else f"{name}/__init__.py") for name in ORDER]
-    docs = [ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].replace("\n", " ") for path in paths]
-    assert [(name.removesuffix(".py"), doc) for name, _, doc in listed] == list(zip(ORDER, docs, strict=True))
-    assert all(name == link and (HELPERS / link).exists() for name, link, _ in listed)

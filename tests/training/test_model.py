@@ -10,13 +10,13 @@ import pytest
 from helpers.runtime import hash_file
 from helpers.study import PATHOLOGIES
 from helpers.training import (
-    ModelFileError,
     backbone_layers,
     build_densenet121,
     load_densenet121,
     predict_logits,
     set_output_bias,
 )
+from helpers.training.model_files import ModelFileError
 
 pytestmark = pytest.mark.slow
 BLOCKS = [1, 1, 1, 1]  # all but the depth is DenseNet-121's

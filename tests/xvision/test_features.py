@@ -99,7 +99,9 @@ def test_cache_has_the_name_and_the_record_of_earlier_runs(finished):
 def test_other_images_weights_and_types_have_caches_of_their_own(cohort, backbone, copied, nodule_dir, tmp_path):
     folder = copied.parent
     write_feature_cache(cohort, backbone, folder, dtype="float32")
-    other = features._make_backbone(keras.models.clone_model(backbone.model), backbone.facts)  # other random weights
+    network = keras.models.clone_model(backbone.model)
+    network.set_weights([weights + 1 for weights in backbone.model.get_weights()])
+    other = features._make_backbone(network, backbone.facts)
     write_feature_cache(cohort, type(backbone)(backbone.model, other.facts), folder)
     other = shutil.copytree(nodule_dir, tmp_path / "other")
     first, second = sorted((other / "images").iterdir())[:2]
