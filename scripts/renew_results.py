@@ -103,13 +103,16 @@ def draw_aucs(aucs, run):
 def draw_heatmaps(localization):
     """Returns what the heatmaps' scores say, flattering or not, as text."""
     mean = localization.set_index("pathology").loc["mean"]
-    pointing = {name: f"{mean[f'pointing_{name}']:.0%}" for name in ("low", "high", "random", "center", "location")}
+    share = {name: f"{mean[f'pointing_{name}']:.0%}" for name in ("low", "high", "random", "center", "location")}
+    low, high = mean["energy_minus_center_low"], mean["energy_minus_center_high"]
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not shown to differ from"
     return (
-        f"The hottest place of a heatmap lies in the box on {mean['pointing']:.0%} of the images ({pointing['low']}\n"
-        f"to {pointing['high']}, mean of eight findings). Controls: random weights {pointing['random']}, the image's\n"
-        f"center {pointing['center']}, the usual place of such boxes in other patients {pointing['location']}. Of a\n"
-        f"heatmap's energy, {mean['energy']:.2f} lies inside the box; of a blob at the center\n"
-        f"{mean['energy_center']:.2f}, and of the usual place {mean['energy_location']:.2f}."
+        "**Heatmaps**, mean of eight findings. Pointing: the hottest place lies in the box on "
+        f"{mean['pointing']:.0%} of the\nimages ({share['low']} to {share['high']}); with random weights on "
+        f"{share['random']}, at the image's center on {share['center']}, at the\n"
+        f"place where such boxes lie in other patients on {share['location']}. Energy: "
+        f"{mean['energy']:.2f} of the heat lies inside the box,\nwhich is {verdict} a blob at the center "
+        f"({mean['energy_center']:.2f}); the map of other patients' boxes has {mean['energy_location']:.2f}."
     )
 
 
