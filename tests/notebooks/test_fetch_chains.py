@@ -140,7 +140,7 @@ def test_nodules_of_jsrt(shared_data, tmp_path):
     """Real radiographs with positions of their nodules, and no run of the network that BACKBONES has by default."""
     settings = name_folders(tmp_path / "none", tmp_path / "run", tmp_path / "packed")
     settings |= {"SOURCE": "jsrt", "SOURCE_DIR": str(shared_data / "jsrt")}
-    with pytest.raises(AssertionError, match="holds no run of notebook 2: run that first, or set BACKBONES"):
+    with pytest.raises(AssertionError, match="has no run of notebook 2: run that first, or set BACKBONES"):
         run_chain([XVISION], settings)
     new_image = str(shared_data / "dicom" / "RG1_J2KI.dcm")
     run_chain([XVISION], settings | {"BACKBONES": "VGG16", "IMAGE": new_image}, draw=False)

@@ -102,7 +102,6 @@ def serve_bucket(folder, name="bucket"):
     environment |= {"no_proxy": "", "NO_PROXY": "", "CURL_CA_BUNDLE": str(folder / "certificate.pem")}
     # No credentials are sought: the emulator asks for none.
     environment |= {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": str(folder)}
-    environment |= {"GCS_RETRY_CONFIG_MAX_RETRIES": "2", "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "1000"}
     try:
         yield environment, requests
     finally:
