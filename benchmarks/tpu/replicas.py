@@ -86,19 +86,19 @@ def compare_devices(one, many, tolerance=1e-3):
     """
     differences = {key: float(np.max(np.abs(np.subtract(one[key], many[key])))) for key in one}
     for key, difference in differences.items():
-        assert difference <= tolerance, f"{key}: {one[key]} on one device, {many[key]} on {N_DEVICES}"
+        assert difference <= tolerance, f"{key}: {one[key]} on one device, {many[key]} on several"
     return differences
 
 
-def check_mirrored(folder):
+def check_mirrored(folder, n_devices=N_DEVICES):
     """Part `mirrored`: TensorFlow's MirroredStrategy."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * N_DEVICES)
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(N_DEVICES)])
-    assert strategy.num_replicas_in_sync == N_DEVICES
-    return _check_devices(folder, tf.distribute.get_strategy().scope, strategy.scope)
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(n_devices)])
+    assert strategy.num_replicas_in_sync == n_devices
+    return _check_devices(folder, n_devices, tf.distribute.get_strategy().scope, strategy.scope)
 
 
 def check_parallel(folder):
@@ -109,17 +109,17 @@ def check_parallel(folder):
     assert len(devices) == N_DEVICES, f"JAX shows {len(devices)} devices"
     distribution = keras.distribution.DataParallel(devices=devices)
     many = partial(keras.distribution.set_distribution, distribution)
-    return _check_devices(folder, lambda: None, many)
+    return _check_devices(folder, N_DEVICES, lambda: None, many)
 
 
-def _check_devices(folder, one, many):
+def _check_devices(folder, n_devices, one, many):
     from helpers.packing import load_packed_study
 
     study, runs = load_packed_study(folder), []
     for scope in (one, many):
         with tempfile.TemporaryDirectory() as weights:
             runs.append(train_briefly(study, scope, weights, reload=scope is many))
-    found = {"devices": N_DEVICES, "loss": runs[1]["loss"], "val_auc": runs[1]["val_auc"]}
+    found = {"devices": n_devices, "loss": runs[1]["loss"], "val_auc": runs[1]["val_auc"]}
     return found | {"largest differences": compare_devices(*runs)}
 
 

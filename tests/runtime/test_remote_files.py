@@ -274,28 +274,36 @@ def test_the_checkpoints_of_a_run_come_back_from_a_bucket(folder, tmp_path):
         store.close()
 
 
-def test_chain_of_notebooks_in_a_bucket(requests, tmp_path, monkeypatch, capsys):
+def test_chain_of_notebooks_in_a_bucket(remote_study, tmp_path, monkeypatch, capsys):
     """As `make run DATA_DIR=gs://... RUN_DIR=gs://...`: the artifacts are those of a run on disk."""
-    write_synthetic_study("gs://bucket/studies/drawn", n_images=120, size=64, seed=3, n_workers=1)
     (tmp_path / "scratch").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))  # for the local copies of checkpoints
     monkeypatch.setattr(tempfile, "tempdir", None)
-    settings = name_folders("gs://bucket/studies/drawn", "gs://bucket/runs/one", "gs://bucket/studies/packed")
+    settings = name_folders(remote_study, "gs://bucket/runs/one", "gs://bucket/runs/packed")
     settings |= {"SOURCE_DIR": str(tmp_path / "nodules"), "FEATURES_DIR": str(tmp_path / "features")}
     run_chain([*DENSENET, XVISION], settings | {"BACKBONES": "trained"}, draw=False)
     runs = download("gs://bucket/runs", tmp_path / "runs")
     predictions = check_artifacts(runs / "one")
     check_localization(runs / "one")
     check_nodules(runs / "one" / "xvision-phantom")
-    test_list = read_text("gs://bucket/studies/drawn/test_list.txt").split()
+    test_list = read_text(f"{remote_study}/test_list.txt").split()
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
     assert json.loads((runs / "one" / "run.json").read_text())["settings"]["RUN_DIR"] == "gs://bucket/runs/one"
     assert not any(name.startswith("gs:") for name in os.listdir(ROOT))  # a path taken for a local one would be there
     assert not any(name.startswith("gs:") for name in os.listdir(ROOT / "notebooks"))
     capsys.readouterr()
-    run_notebooks.show_results(as_path("gs://bucket/runs/one"))
+    executed = []
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", "gs://bucket/runs/one"])
+    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, settings: executed.append(name))
+    monkeypatch.setattr(run_notebooks, "call", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    run_notebooks.main()
     printed = capsys.readouterr().out
-    assert "Nodules (phantom" in printed and "figures    gs://bucket/runs/one/figures" in printed
+    assert executed == [*DENSENET, XVISION]
+    assert "90 of 90 images found" in printed and "Top 5 of" in printed and "not for clinical use" in printed
+    assert all(name in printed for name in PATHOLOGIES) and "Heatmaps point" in printed
+    assert "Nodules (phantom, 60 images), on" in printed and "figures    gs://bucket/runs/one/figures" in printed
 
 
 def test_executed_notebooks_are_copied_to_a_bucket(folder, monkeypatch):

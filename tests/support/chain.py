@@ -36,10 +36,10 @@ def name_folders(study, run_dir, packed_dir):
     return {key: str(value) for key, value in ({"DATA_DIR": study, "RUN_DIR": run_dir} | folders).items()}
 
 
-def run_chain(notebooks, settings, *, draw=True):
-    """Executes notebooks in this process, shortened; returns the global names of the last one at its end."""
+def run_chain(notebooks, settings, **options):
+    """Executes notebooks in this process, shortened, with options of `run_cells`; returns the names of the last one."""
     for name in notebooks:
-        names = run_cells(name, SHORT | settings, draw=draw)
+        names = run_cells(name, SHORT | settings, **options)
     return names
 
 

@@ -53,13 +53,14 @@ def _execute(source, title, names):
         print(repr(value))
 
 
-def run_cells(name, settings, *, draw=True):
+def run_cells(name, settings, *, draw=True, until=None):
     """Executes a notebook's code cells, with those of the settings that it has.
 
     Args:
         name: of the notebook, without its ending.
         settings: dict of settings, which take the place of those in the cell tagged `parameters`.
         draw: whether figures are rendered; otherwise their files are empty, which saves half of the time of notebook 3.
+        until: text in the last cell to execute; None for all.
 
     Returns:
         Dict of the notebook's global names at its end.
@@ -82,4 +83,6 @@ def run_cells(name, settings, *, draw=True):
                 break
             if "parameters" in cell["metadata"].get("tags", []):
                 names |= {key: value for key, value in settings.items() if key in names}
+            if until and until in source:
+                break
     return names
