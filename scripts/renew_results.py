@@ -47,13 +47,18 @@ FORMATS = {
 
 
 def shrink_figure(png):
-    """Returns a PNG of at most `MAX_WIDTH` pixels across and 256 colors; `png` and the result are base64 text."""
+    """Returns the type and the base64 text of a figure of at most `MAX_WIDTH` pixels across, the smaller of two forms.
+
+    A PNG of 256 colors suits plots, a JPEG suits radiographs. `png` is base64 text too.
+    """
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     if picture.width > MAX_WIDTH:
         picture = picture.resize((MAX_WIDTH, round(picture.height * MAX_WIDTH / picture.width)), Image.Resampling.BOX)
-    file = io.BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
+    forms = {"image/png": io.BytesIO(), "image/jpeg": io.BytesIO()}
+    picture.quantize(256, dither=Image.Dither.NONE).save(forms["image/png"], "PNG", optimize=True)
+    picture.save(forms["image/jpeg"], "JPEG", quality=80, optimize=True)
+    kind, file = min(forms.items(), key=lambda form: len(form[1].getvalue()))
+    return kind, base64.b64encode(file.getvalue()).decode()
 
 
 def clean_notebook(notebook):
@@ -66,7 +71,8 @@ def clean_notebook(notebook):
             output.pop("metadata", None) if output["output_type"] == "stream" else None
             data = output.get("data", {})
             if "image/png" in data:
-                data["image/png"] = shrink_figure(data["image/png"])
+                kind, text = shrink_figure(data.pop("image/png"))
+                data[kind] = text
     text = json.dumps(notebook, indent=1, ensure_ascii=False)
     return re.sub(re.escape(str(ROOT)) + "/?", "", text) + "\n"
 

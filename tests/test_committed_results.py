@@ -46,9 +46,9 @@ def test_an_executed_copy_is_whole_and_fit_for_a_web_page(path):
     cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert all(cell["execution_count"] for cell in cells) and not [o for o in outputs if o["output_type"] == "error"]
-    figures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    figures = [text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("image/")]
     assert figures, "no figure in it"
-    assert max(Image.open(io.BytesIO(base64.b64decode(png))).width for png in figures) <= MAX_WIDTH
+    assert max(Image.open(io.BytesIO(base64.b64decode(text))).width for text in figures) <= MAX_WIDTH
 
 
 @pytest.mark.parametrize("page, name", list(draw_pages()), ids=lambda value: getattr(value, "name", value))
