@@ -274,6 +274,12 @@ def draw_tables(results):
     return "\n".join(lines)
 
 
+def draw_page(results):
+    """Returns what docs/scale.md says of results, content of benchmarks/results/peers.json."""
+    about = "; ".join([results["machine"], ", ".join(results["peers"]), results["images"], results["busy"]])
+    return f"{about}.\n\n{draw_tables(results)}"
+
+
 def main():
     """Measures, prints tables and writes benchmarks/results/peers.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -327,8 +333,7 @@ def main():
     tables = draw_tables(results)
     print(f"\n{tables}")
     if not arguments.only and arguments.target == RESULTS:
-        about = "; ".join([results["machine"], ", ".join(results["peers"]), results["images"], results["busy"]])
-        renew_page(PAGE, "peers", f"{about}.\n\n{tables}")
+        renew_page(PAGE, "peers", draw_page(results))
 
 
 if __name__ == "__main__":

@@ -358,6 +358,11 @@ def draw_table(stages):
     return "\n".join(lines)
 
 
+def draw_page(results):
+    """Returns what docs/scale.md says of results, content of benchmarks/results/scale.json."""
+    return f"{results['machine']}; {results['study']}; {results['busy']}.\n\n{draw_table(results['stages'])}"
+
+
 def main():
     """Measures, prints a table and writes benchmarks/results/scale.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -406,7 +411,7 @@ def main():
     table = draw_table(stages)
     print(f"\n{table}")
     if not arguments.only and arguments.target == RESULTS:
-        renew_page(PAGE, "scale", f"{results['machine']}; {results['study']}; {results['busy']}.\n\n{table}")
+        renew_page(PAGE, "scale", draw_page(results))
 
 
 if __name__ == "__main__":

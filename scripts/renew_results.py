@@ -183,6 +183,27 @@ def draw_pages():
     }
 
 
+def draw_benchmark_pages():
+    """As `draw_pages`, for the pages that benchmarks write. Imports TensorFlow with them."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
+    import peers
+    import scale
+    import speed_page
+    from benchmarks.tpu.page import draw_tables
+
+    results = ROOT / "benchmarks" / "results"
+    pages = {
+        ("scale.md", "scale"): (scale.draw_page, "scale"),
+        ("scale.md", "peers"): (peers.draw_page, "peers"),
+        ("speed.md", "results"): (speed_page.draw_results, "training_step"),
+        ("tpu.md", "results"): (draw_tables, "tpu_check"),
+    }
+    return {
+        (ROOT / "docs" / page, name): draw(json.loads((results / f"{file}.json").read_text())).rstrip("\n")
+        for (page, name), (draw, file) in pages.items()
+    }
+
+
 def replace_between(page, name, text):
     """Returns a page's text with `text` between the marks of `name`.
 
@@ -203,7 +224,7 @@ def main():
     arguments = parser.parse_args()
     if not arguments.pages_only:
         print("\n".join(copy_run(arguments.run_dir.resolve())))
-    for (page, name), text in draw_pages().items():
+    for (page, name), text in (draw_pages() | draw_benchmark_pages()).items():
         page.write_text(replace_between(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
         print(f"{page.relative_to(ROOT)}: {name}")
 

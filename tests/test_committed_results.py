@@ -13,7 +13,7 @@ from test_layers import HELPERS
 ROOT = HELPERS.parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-from renew_results import MAX_WIDTH, QUICK_RUN, draw_pages, replace_between  # noqa: E402
+from renew_results import MAX_WIDTH, QUICK_RUN, draw_benchmark_pages, draw_pages, replace_between  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RENEW = "`make run` and `make results` renew it"
@@ -55,6 +55,13 @@ def test_an_executed_copy_is_whole_and_fit_for_a_web_page(path):
 def test_what_a_page_says_is_what_the_files_hold(page, name):
     text = page.read_text()
     assert text == replace_between(text, name, draw_pages()[page, name]), f"{page.name}, {name}: {RENEW}"
+
+
+@pytest.mark.slow
+def test_what_a_page_says_of_a_benchmark_is_what_its_results_hold():
+    for (page, name), drawn in draw_benchmark_pages().items():
+        text = page.read_text()
+        assert text == replace_between(text, name, drawn), f"{page.name}, {name}: `make results` renews it"
 
 
 def test_marks_that_are_missing_are_named():
