@@ -43,7 +43,7 @@ predict: $(ENV)/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable:
 test-fast: $(ENV)/dev  ## the tests to run before a commit: below 90 seconds on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test: $(ENV)/dev  ## every test
+test: $(ENV)/dev  ## every test: 10 minutes on 2 idle cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(ENV)/dev  ## style of code and notebooks
