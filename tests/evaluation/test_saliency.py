@@ -303,13 +303,14 @@ def test_bad_patches_and_noise_are_refused():
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="runs the others on JAX")
-def test_gradients_are_the_same_on_jax():
-    """Occlusion needs no gradient; of the others, known gradients, noisy copies and what is compiled how often."""
+def test_gradients_and_activation_maps_are_the_same_on_jax():
+    """Known gradients, noisy copies, what is compiled how often, and maps; occlusion needs no gradient."""
     pytest.importorskip("jax")
-    chosen = "linear or differences or square or once"
+    chosen = "linear or differences or square or once or blob_and_average"
     kept = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    heatmaps = __file__.replace("saliency", "heatmaps")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, __file__, heatmaps]
     done = subprocess.run(
         command, env=kept | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
     )
-    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout + done.stderr

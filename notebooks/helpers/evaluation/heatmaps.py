@@ -39,8 +39,7 @@ def build_activation_model(model):
         )
     cells = keras.layers.Dense(head.units, dtype="float32", name="maps")
     activation_model = keras.Model(model.inputs, [cells(pooling.input), model.output], name="activation")
-    cells.kernel.assign(head.kernel)
-    cells.bias.assign(head.bias)
+    cells.set_weights(head.get_weights())  # copies; `assign` would share memory on JAX, which `predict` then refuses
     return activation_model
 
 
