@@ -98,6 +98,7 @@ def test_reports_become_one_row_an_image(collection):
         (pack({"1.xml": write_report("1/..", ["normal"], ["CXR1_1"])}), ValueError, "is not an image's name"),
         (pack({"1.xml": write_report(1, ["normal"], ["CXR1_1", "CXR1_1"])}), ValueError, "named twice"),
     ],
+    ids=["cut", "text", "no report", "no file", "empty", "cut report", "no identity", "path", "path in study", "twice"],
 )
 def test_broken_reports_are_named(tmp_path, data, error, message):
     if data is not None:
