@@ -15,10 +15,11 @@ PORT ?= 8501
 
 ENV ?= .venv
 VENV := $(ENV)/bin
-# The releases that were tested together; PINS=newest takes the newest that requirements.txt allows.
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-CONSTRAINTS := $(if $(filter newest,$(PINS)),,-c requirements/constraints-$(VERSION).txt)
-INSTALL := -m pip install --quiet $(CONSTRAINTS)
+PRINT_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+# pip of an environment, with the releases that were tested together on its Python, which may be another than PYTHON now.
+# PINS=newest takes the newest that requirements.txt allows.
+install = $(1)/python -m pip install --quiet \
+	$(if $(filter newest,$(PINS)),,-c requirements/constraints-$$($(1)/python $(PRINT_VERSION)).txt)
 export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
@@ -83,26 +84,27 @@ clean:  ## the synthetic studies, packed shards, features and the run's results;
 	rm -rf data/phantom data/phantom-nodules-* data/packed/phantom-* data/features/phantom-* models/densenet121
 
 $(ENV)/run: requirements.txt
-	@case $(VERSION) in 3.11|3.12|3.13) ;; *) echo "Python $(VERSION) found, 3.11 to 3.13 needed: make run PYTHON=python3.12"; exit 1;; esac
+	@version=$$($(PYTHON) $(PRINT_VERSION)); case $$version in 3.11|3.12|3.13) ;; \
+		*) echo "Python $$version found, 3.11 to 3.13 needed: make run PYTHON=python3.12"; exit 1;; esac
 	$(PYTHON) -m venv $(ENV)
 	$(VENV)/python -m pip install --quiet --upgrade pip
-	$(VENV)/python $(INSTALL) -r requirements.txt
+	$(call install,$(VENV)) -r requirements.txt
 	@touch $@
 
 $(ENV)/serve: $(ENV)/run requirements/serve.txt
-	$(VENV)/python $(INSTALL) -r requirements/serve.txt
+	$(call install,$(VENV)) -r requirements/serve.txt
 	@touch $@
 
 $(ENV)/dev: $(ENV)/serve requirements/dev.txt
-	$(VENV)/python $(INSTALL) -r requirements/dev.txt
+	$(call install,$(VENV)) -r requirements/dev.txt
 	@touch $@
 
 $(ENV)/peers/ready: requirements/peers.txt | $(ENV)/run  # several gigabytes: PyTorch, for two of the benchmarks
 	$(PYTHON) -m venv $(ENV)/peers
-	$(ENV)/peers/bin/python $(INSTALL) -r requirements/peers.txt
+	$(call install,$(ENV)/peers/bin) -r requirements/peers.txt
 	@touch $@
 
 $(ENV)/tpu/ready: requirements/tpu.txt | $(ENV)/run
 	$(PYTHON) -m venv $(ENV)/tpu
-	$(ENV)/tpu/bin/python $(INSTALL) -r requirements/tpu.txt
+	$(call install,$(ENV)/tpu/bin) -r requirements/tpu.txt
 	@touch $@
