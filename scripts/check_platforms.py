@@ -19,6 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks" / "workers"))
+
+from renew_page import renew_page
+
 PAGE = ROOT / "docs" / "runtime.md"
 OTHERS = "scipy matplotlib pillow tqdm opencv-python-headless"
 COMMON = f"keras==3.13.2 numpy==2.1.3 pandas==2.2.3 scikit-learn==1.6.1 {OTHERS}"
@@ -135,13 +139,12 @@ def main():
             text, _ = run(python, LOAD, cache, version=version, folder=f"{folder}/{version}")
             pairs.append(f"| {version} | {text} |")
             print(pairs[-1], flush=True)
-    page, version = PAGE.read_text(), PLATFORMS[name][0]
-    start, end = page.index("<!-- results -->"), page.index("<!-- end -->")
+    version = PLATFORMS[name][0]
     date = datetime.now(UTC).date()
     platforms = [
         f"- {name}: Python {python}, {needs.replace('==', ' ')}" for name, (python, needs) in PLATFORMS.items()
     ]
-    results = f"""<!-- results -->
+    results = f"""\
 Of {date}, {platform.system()}, {os.cpu_count()} cores. **No TPU was available**: device files in a folder stood for
 eight chips, so every "does not drive the TPU" below is the right answer, and the way to it is what was tried. The
 paragraph also says what was found, and gives each reason with the last line of its error; both are left out here.
@@ -156,9 +159,8 @@ The import of the known tensorflow-tpu with a given libtpu, in a process of its 
 
 | libtpu | import |
 |---|---|
-{chr(10).join(pairs)}
-"""
-    PAGE.write_text(page[:start] + results + page[end:])
+{chr(10).join(pairs)}"""
+    renew_page(PAGE, "results", results)
 
 
 if __name__ == "__main__":

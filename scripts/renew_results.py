@@ -20,6 +20,10 @@ import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
+
+from renew_page import renew_page
+
 QUICK_RUN = ROOT / "docs" / "quick_run"
 COPIED = {  # from the run's folder, under which name
     "aucs.csv": "aucs.csv",
@@ -66,9 +70,7 @@ def clean_notebook(notebook):
     notebook["metadata"].pop("papermill", None)
     for cell in notebook["cells"]:
         cell["metadata"] = {key: cell["metadata"][key] for key in ("tags", "cellView") if cell["metadata"].get(key)}
-        cell["metadata"].pop("execution", None)
         for output in cell.get("outputs", []):
-            output.pop("metadata", None) if output["output_type"] == "stream" else None
             data = output.get("data", {})
             if "image/png" in data:
                 kind, text = shrink_figure(data.pop("image/png"))
@@ -118,7 +120,7 @@ def draw_real_labels(chexnet):
         f"{mean.auc:.3f} ({mean.auc_low:.3f} to {mean.auc_high:.3f}) | [docs/evaluate.md](docs/evaluate.md) |",
         "| the view alone (AP or PA), no pixels | 0.575 | the same |",
         "| age, sex, view and follow-up number, no pixels | 0.629 | the same |",
-        "| DenseNet-121 at 224 to 320 pixels | 0.805 to 0.815 | several public models, by their authors |",
+        "| DenseNet-121 at 224 pixels | 0.805 to 0.813 | as reported by nessi10, Yzaza (Hugging Face), EVA-X |",
     ]
     return "\n".join(["| on NIH's official test list | mean AUC | from |", "|---|---|---|", *rows])
 
@@ -203,7 +205,6 @@ def draw_pages():
 
 def draw_benchmark_pages():
     """As `draw_pages`, for the pages that benchmarks write. Imports TensorFlow with them."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
     import peers
     import scale
     import speed_page
@@ -222,18 +223,6 @@ def draw_benchmark_pages():
     }
 
 
-def replace_between(page, name, text):
-    """Returns a page's text with `text` between the marks of `name`.
-
-    Raises:
-        ValueError: the page lacks one of the marks.
-    """
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"expected {begin.strip()} and {end.strip()} once each")
-    return page.partition(begin)[0] + begin + text + end + page.partition(end)[2]
-
-
 def main():
     """Copies the run, then renews the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -243,7 +232,7 @@ def main():
     if not arguments.pages_only:
         print("\n".join(copy_run(arguments.run_dir.resolve())))
     for (page, name), text in (draw_pages() | draw_benchmark_pages()).items():
-        page.write_text(replace_between(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+        renew_page(page, name, text)
         print(f"{page.relative_to(ROOT)}: {name}")
 
 

@@ -11,11 +11,13 @@ from PIL import Image
 from test_layers import HELPERS
 
 ROOT = HELPERS.parents[1]
-sys.path.append(str(ROOT / "scripts"))
+sys.path += [str(ROOT / "scripts"), str(ROOT / "benchmarks" / "workers")]
 
-from renew_results import MAX_WIDTH, QUICK_RUN, draw_benchmark_pages, draw_pages, replace_between  # noqa: E402
+from renew_page import replace_between  # noqa: E402
+from renew_results import MAX_WIDTH, QUICK_RUN, draw_benchmark_pages, draw_pages  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = draw_pages()
 RENEW = "`make run` and `make results` renew it"
 
 
@@ -51,10 +53,10 @@ def test_an_executed_copy_is_whole_and_fit_for_a_web_page(path):
     assert max(Image.open(io.BytesIO(base64.b64decode(text))).width for text in figures) <= MAX_WIDTH
 
 
-@pytest.mark.parametrize("page, name", list(draw_pages()), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize("page, name", list(PAGES), ids=lambda value: getattr(value, "name", value))
 def test_what_a_page_says_is_what_the_files_hold(page, name):
     text = page.read_text()
-    assert text == replace_between(text, name, draw_pages()[page, name]), f"{page.name}, {name}: {RENEW}"
+    assert text == replace_between(text, name, PAGES[page, name]), f"{page.name}, {name}: {RENEW}"
 
 
 @pytest.mark.slow
