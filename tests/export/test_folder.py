@@ -385,6 +385,7 @@ def test_escaped_names_stay_apart_and_can_be_undone():
 @pytest.fixture
 def command(monkeypatch, tiny_model):
     """The command, run in this process; returns what it exits with."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # a benchmark is called predict too
     import predict
 
     def open_once(folder):
