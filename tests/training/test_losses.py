@@ -7,6 +7,8 @@ import pytest
 from helpers.training import make_loss
 from helpers.training.losses import AsymmetricLoss, WeightedBinaryCrossentropy
 
+LOSSES = ["weighted_bce", "bce", "focal", "asymmetric"]
+
 
 def sigmoid(logits):
     return 1 / (1 + np.exp(-logits))
@@ -39,7 +41,9 @@ def test_asymmetric_loss_equals_its_definition(labels_and_logits):
     assert float(AsymmetricLoss()(labels, logits)) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", [WeightedBinaryCrossentropy([1.0, 2.0, 3.0, 4.0]), AsymmetricLoss(3.0, 0.5, 0.1)])
+@pytest.mark.parametrize(
+    "loss", [WeightedBinaryCrossentropy([1.0, 2.0, 3.0, 4.0], 0.2), AsymmetricLoss(3.0, 0.5, 0.1, 0.2)]
+)
 def test_losses_survive_serialization(loss, labels_and_logits):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert float(again(*labels_and_logits)) == float(loss(*labels_and_logits))
@@ -52,12 +56,27 @@ def test_loss_weights_grow_with_rarity_and_stay_bounded():
     assert weights[0] == 1 and weights[1] == pytest.approx(np.sqrt(950 / 50)) and weights[2] == 10
 
 
-@pytest.mark.parametrize("name", ["weighted_bce", "bce", "focal", "asymmetric"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_named_loss_prefers_right_logits(name, labels_and_logits):
     labels, _ = labels_and_logits
     right = (labels * 2 - 1) * 3
     loss = make_loss(name, labels)
     assert float(loss(labels, right)) < float(loss(labels, -right))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_smoothing_moves_each_label_to_one_half(name, labels_and_logits):
+    labels, logits = labels_and_logits
+    smoothed = make_loss(name, labels, 0.1)(labels, logits)
+    by_hand = make_loss(name, labels)(np.where(labels > 0, 0.95, 0.05).astype("float32"), logits)
+    assert float(smoothed) == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(smoothed) != pytest.approx(float(make_loss(name, labels)(labels, logits)), rel=1e-3)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_smoothing_out_of_range_is_refused(smoothing):
+    with pytest.raises(ValueError, match=f"LABEL_SMOOTHING is {smoothing}"):
+        make_loss("bce", np.ones((2, 2)), smoothing)
 
 
 def test_unknown_loss_is_refused_by_name():
