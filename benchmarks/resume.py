@@ -39,11 +39,11 @@ EPOCHS = 40  # of the small run, of 7 steps each; patience is longer, so that al
 
 def measure_costs(rounds, folder):
     """Returns a dict of seconds and bytes for both ways, and of the seconds of a training step."""
-    from helpers.training import CheckpointStore, TrainingCheckpoint, build_densenet121, make_loss
+    from helpers.training import CheckpointStore, TrainingCheckpoint, build_classifier, make_loss
 
     def build():
         keras.utils.set_random_seed(0)
-        model = build_densenet121()
+        model = build_classifier()
         optimizer = keras.optimizers.AdamW(3e-4, weight_decay=1e-3, global_clipnorm=1.0, use_ema=True)
         model.compile(optimizer, make_loss("bce", None), jit_compile=False)
         model.optimizer.build(model.trainable_variables)

@@ -46,11 +46,11 @@ def build_model(recipe, *, shallow=False, frozen_statistics=False, fused=True, j
     """
     import keras
 
-    from helpers.training import build_densenet121, fuse_batch_norm, make_loss
+    from helpers.training import build_classifier, fuse_batch_norm, make_loss
 
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(recipe["PRECISION"])
-    model = build_densenet121(
+    model = build_classifier(
         batch_norm_momentum=recipe["BATCH_NORM_MOMENTUM"],
         output_stride=recipe["OUTPUT_STRIDE"],
         blocks=[1, 1, 1, 1] if shallow else recipe["BLOCKS"],

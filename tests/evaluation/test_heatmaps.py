@@ -10,7 +10,7 @@ import pytest
 from helpers import evaluation
 from helpers.evaluation import build_activation_model, explain_images, grad_cam, make_shifts, resize_maps
 from helpers.study import PATHOLOGIES
-from helpers.training import build_densenet121
+from helpers.training import build_classifier
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_other_weights_in_the_last_layer_give_another_map(toy, blobs):
 @pytest.mark.parametrize("output_stride", [16, 32])
 def test_maps_of_densenet_are_exact(output_stride):
     keras.utils.set_random_seed(0)
-    model = build_densenet121(output_stride=output_stride, blocks=(2, 2, 2, 2))
+    model = build_classifier(output_stride=output_stride, blocks=(2, 2, 2, 2))
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 1)).astype(np.float32)
     maps, logits = build_activation_model(model).predict_on_batch(images)
     assert maps.shape == (2, 96 // output_stride, 96 // output_stride, len(PATHOLOGIES))

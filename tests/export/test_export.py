@@ -26,7 +26,7 @@ from helpers.export.formats import describe_export, write_formats
 from helpers.packing import decode_image
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES, draw_image
-from helpers.training import load_densenet121
+from helpers.training import load_classifier
 from helpers.training.model_files import ModelFileError
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def images():
 @pytest.fixture(scope="module")
 def expected(tiny_run, images):
     """Keras's calibrated probabilities of the images."""
-    return platt(describe_export(tiny_run), load_densenet121(tiny_run).predict(images, verbose=0).astype("float64"))
+    return platt(describe_export(tiny_run), load_classifier(tiny_run).predict(images, verbose=0).astype("float64"))
 
 
 def platt(facts, logits):
@@ -132,7 +132,7 @@ def test_weights_of_a_jax_run_are_exported_alike(tiny_run, tmp_path):
     paths = os.pathsep.join(str(ROOT / name) for name in ("notebooks", "tests/support"))
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True)
-    jax, tensorflow = (load_densenet121(folder).get_weights() for folder in (tmp_path / "run", tiny_run))
+    jax, tensorflow = (load_classifier(folder).get_weights() for folder in (tmp_path / "run", tiny_run))
     assert all(np.array_equal(one, other) for one, other in zip(jax, tensorflow, strict=True))
     facts = [describe_export(folder) | {"weights_sha256": ""} for folder in (tmp_path / "run", tiny_run)]
     assert facts[0] == facts[1]

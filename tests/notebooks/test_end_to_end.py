@@ -18,7 +18,7 @@ from scipy.special import logit
 
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES, list_images, write_synthetic_study
-from helpers.training import DENSENET121, load_densenet121
+from helpers.training import load_classifier
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebooks
@@ -54,7 +54,7 @@ def chain(tmp_path_factory):
     write_synthetic_study(study, n_images=120, size=48, seed=3, n_workers=1)
     for number, path in enumerate(sorted((study / "images").iterdir())[::10]):
         spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
-    settings = {"SPLIT": "leaky_images", "BLOCKS": list(DENSENET121), "FORMATS": "saved_model onnx litert"}
+    settings = {"SPLIT": "leaky_images", "BLOCKS": [], "FORMATS": "saved_model onnx litert"}
     run_chain(PREPARE, name_folders(study, folder / "run", packed) | settings)
     images = {name: path.read_bytes() for name, path in list_images(study).items()}
     shutil.copytree(packed, moved)
@@ -80,7 +80,7 @@ def test_the_whole_network_leaves_every_artifact_and_goes_on_past_bad_images(cha
     assert sorted(path.stem for path in (chain.run / "executed").glob("*.ipynb")) == list(TRAIN_AND_EVALUATE)
     record = json.loads((chain.run / "run.json").read_text())
     assert record["study"] == "a study" and record["synthetic"]
-    assert load_densenet121(chain.run).count_params() == 7_051_854
+    assert load_classifier(chain.run).count_params() == 7_051_854
     assert read_counts(chain.run) == (117, 3, 9)
     assert chain.untouched, "something was written to the packed study"
     assert all(name in chain.printed for name in PATHOLOGIES) and f"figures    {chain.run}" in chain.printed

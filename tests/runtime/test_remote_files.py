@@ -45,7 +45,7 @@ from helpers.study import (
     match_images,
     write_synthetic_study,
 )
-from helpers.training import CheckpointStore, build_densenet121, load_densenet121
+from helpers.training import CheckpointStore, build_classifier, load_classifier
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebooks
@@ -247,14 +247,14 @@ def test_figures_tables_leaderboard_and_predictions_are_those_on_disk(folder, tm
 
 def test_a_model_comes_back_from_a_bucket(folder):
     blocks = [1, 1, 1, 1]
-    model = build_densenet121(blocks=blocks)
+    model = build_classifier(blocks=blocks)
     with local_draft(folder / "model.weights.h5") as draft:
         model.save_weights(draft)
     write_json(folder / "run.json", {"classes": list(PATHOLOGIES), "blocks": blocks})
-    loaded = load_densenet121(str(folder))
+    loaded = load_classifier(str(folder))
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True))
     with pytest.raises(FileNotFoundError, match=r"gs://.*notop\.h5"):
-        build_densenet121(weights=f"{folder}/notop.h5", blocks=blocks)
+        build_classifier(weights=f"{folder}/notop.h5", blocks=blocks)
 
 
 def test_the_checkpoints_of_a_run_come_back_from_a_bucket(folder, tmp_path):

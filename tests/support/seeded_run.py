@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from helpers.study import PATHOLOGIES
-from helpers.training import DENSENET121, build_densenet121
+from helpers.training import build_classifier
 
 SIDE = 64
 
@@ -29,13 +29,13 @@ def draw_weights(model, seed=0):
         variable.assign(values.astype("float32"))
 
 
-def write_seeded_run(folder, blocks=DENSENET121):
+def write_seeded_run(folder, blocks=()):
     """Writes the files that `export_model` reads, with weights of a network in mixed bfloat16; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = build_densenet121(output_stride=16, blocks=blocks)
+        model = build_classifier(output_stride=16, blocks=blocks)
     finally:
         keras.config.set_dtype_policy(before)
     draw_weights(model)

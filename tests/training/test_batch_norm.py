@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from helpers.training import build_densenet121, fuse_batch_norm
+from helpers.training import build_classifier, fuse_batch_norm
 from helpers.training.batch_norm import BatchNormalization
 
 layers = keras.layers
@@ -87,7 +87,7 @@ def test_frozen_layers_keep_their_statistics(images):
 
 @pytest.mark.slow
 def test_the_network_keeps_names_weights_order_and_inference(tmp_path):
-    model = build_densenet121(blocks=[1, 1, 1, 1], batch_norm_momentum=0.9, output_stride=16)
+    model = build_classifier(blocks=[1, 1, 1, 1], batch_norm_momentum=0.9, output_stride=16)
     fused = fuse_batch_norm(model)
     assert sum(type(layer) is BatchNormalization for layer in fused.layers) == 13
     assert [layer.name for layer in fused.layers] == [layer.name for layer in model.layers]

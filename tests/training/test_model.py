@@ -1,4 +1,4 @@
-"""The DenseNet-121 builder: preprocessing inside, an exact class activation map, weights from anywhere."""
+"""The builder of the classifier: preprocessing inside, an exact class activation map, weights from anywhere."""
 
 import json
 
@@ -11,8 +11,8 @@ from helpers.runtime import hash_file
 from helpers.study import PATHOLOGIES
 from helpers.training import (
     backbone_layers,
-    build_densenet121,
-    load_densenet121,
+    build_classifier,
+    load_classifier,
     predict_logits,
     set_output_bias,
 )
@@ -24,7 +24,7 @@ RECORD = {"classes": list(PATHOLOGIES), "blocks": BLOCKS}
 
 
 def build(**options):
-    return build_densenet121(blocks=BLOCKS, **options)
+    return build_classifier(blocks=BLOCKS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def model():
 
 
 def write_run(folder, model, **record):
-    """Writes what `load_densenet121` reads."""
+    """Writes what `load_classifier` reads."""
     model.save_weights(folder / "model.weights.h5")
     (folder / "run.json").write_text(json.dumps(RECORD | record))
 
@@ -69,7 +69,7 @@ def test_smaller_output_stride_has_a_finer_map_on_the_same_weights(model):
 
 
 def test_the_network_is_densenet_121():
-    full = build_densenet121(n_classes=14)
+    full = build_classifier(n_classes=14)
     assert full.count_params() == 7_051_854 and full.get_layer("relu").output.shape[-1] == 1024
     assert len([v for v in full.non_trainable_variables if "moving" in v.path]) == 242
     with pytest.raises(ValueError, match=r"are for blocks of \(6, 12, 24, 16\) layers, not \(1, 1, 1, 1\)"):
@@ -126,42 +126,42 @@ def test_failed_download_says_which_file_to_put_where(monkeypatch, tmp_path):
 
     monkeypatch.setattr(densenet.file_utils, "get_file", get_file)
     with pytest.raises(FileNotFoundError, match=r"densenet121_weights.*notop\.h5.*models.*\"none\""):
-        build_densenet121("imagenet")
+        build_classifier(weights="imagenet")
 
 
 def test_a_run_that_does_not_fit_is_refused(tmp_path, model, packed):
     """A model of another split would be measured on images that it was trained on."""
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing\. Run 02_train_densenet121"):
-        load_densenet121(tmp_path)
+        load_classifier(tmp_path)
     write_run(tmp_path, model, classes=list(PATHOLOGIES[::-1]))
     with pytest.raises(ValueError, match="was trained on"):
-        load_densenet121(tmp_path)
+        load_classifier(tmp_path)
     write_run(tmp_path, model, side=packed.side, split={"name": "official", "sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"trained on split official \(0{12}\).*Use the SPLIT"):
-        load_densenet121(tmp_path, packed)
+        load_classifier(tmp_path, packed)
     split = {"name": "official", "sha256": packed.split_sha256}
     write_run(tmp_path, model, side=99, split=split)
     with pytest.raises(ValueError, match="at 99 pixels"):
-        load_densenet121(tmp_path, packed)
+        load_classifier(tmp_path, packed)
     write_run(tmp_path, model, side=packed.side, split=split)
-    assert load_densenet121(tmp_path, packed).count_params() == model.count_params()
+    assert load_classifier(tmp_path, packed).count_params() == model.count_params()
 
 
 def test_weights_that_are_not_those_of_run_json_are_refused(tmp_path, model, images):
     """They load without an error: they may be those of another training in the same folder."""
     write_run(tmp_path, model)
     write_run(tmp_path, model, weights_sha256=hash_file(tmp_path / "model.weights.h5"))
-    assert np.array_equal(load_densenet121(tmp_path)(images), model(images))
+    assert np.array_equal(load_classifier(tmp_path)(images), model(images))
     build().save_weights(tmp_path / "model.weights.h5")
     with pytest.raises(ModelFileError, match=r"weights\.h5 was altered: .* not that of run\.json\. Run 02_train"):
-        load_densenet121(tmp_path)
+        load_classifier(tmp_path)
 
 
 def test_rebuilt_model_gives_the_same_logits(tmp_path, images):
     shape = {"output_stride": 16, "blocks": [1, 2, 1, 3]}
-    trained = build_densenet121(**shape)
+    trained = build_classifier(**shape)
     write_run(tmp_path, trained, **shape)
-    assert np.array_equal(load_densenet121(tmp_path)(images), trained(images))
+    assert np.array_equal(load_classifier(tmp_path)(images), trained(images))
 
 
 def test_predictions_come_without_padding(packed):

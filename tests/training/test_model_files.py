@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from helpers.training import build_densenet121, load_weights
+from helpers.training import build_classifier, load_weights
 from helpers.training.model_files import ModelFileError, check_model_file, hash_model, load_model, record_hashes
 
 pytestmark = pytest.mark.slow
@@ -297,7 +297,7 @@ def test_good_files_are_loaded_and_compute_the_same(model, good, tiny_run, tmp_p
     other.set_weights([0 * weight for weight in other.get_weights()])
     load_weights(other, good / "good.weights.h5")
     assert np.array_equal(other(images), expected)
-    build_densenet121(output_stride=16, blocks=[1, 1, 1, 1]).save(tmp_path / "model.keras")
+    build_classifier(output_stride=16, blocks=[1, 1, 1, 1]).save(tmp_path / "model.keras")
     for path in (good / "good.keras", good / "good.weights.h5", tmp_path / "model.keras", tiny_run / "saved_model"):
         assert check_model_file(path) == path
 
@@ -312,7 +312,7 @@ def test_a_file_for_another_purpose_is_refused(good, tmp_path):
         load_weights(other, good / "good.keras")
     (tmp_path / "notop.h5").write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # which keras.applications would open
     with pytest.raises(ModelFileError, match=r"notop\.h5 is refused"):
-        build_densenet121(tmp_path / "notop.h5", blocks=[1, 1, 1, 1])
+        build_classifier(weights=tmp_path / "notop.h5", blocks=[1, 1, 1, 1])
     for suffix in (".pkl", ".pt", ".npz", ".exe", ".pb", ""):
         path = tmp_path / f"model{suffix}"
         path.write_bytes(b"cos\nsystem\n(S'touch marker'\ntR.")

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.packing import ImageError
 from helpers.study import PATHOLOGIES
-from helpers.training import build_densenet121
+from helpers.training import build_classifier
 from helpers.training.model_files import ModelFileError
 from helpers.xvision import (
     build_backbone,
@@ -226,7 +226,7 @@ def test_unknown_networks_layers_and_weights_are_refused(tmp_path):
 def test_network_of_notebook_2_gives_its_last_map_and_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
         load_trained_backbone(tmp_path)
-    model = build_densenet121(blocks=(1, 1, 1, 1), output_stride=16)
+    model = build_classifier(blocks=(1, 1, 1, 1), output_stride=16)
     weights = tmp_path / "model.weights.h5"
     model.save_weights(weights)
     run = {"classes": list(PATHOLOGIES), "side": 64, "output_stride": 16, "blocks": [1, 1, 1, 1], "study": "toy"}

@@ -159,10 +159,10 @@ def _build_signatures(run_dir, facts):
 
     from ..evaluation.heatmaps import build_activation_model
     from ..packing.decoding import decode_images, fit_images, refuse_pixels
-    from ..training.model import load_densenet121
+    from ..training.model import load_classifier
 
     side = facts["side"]
-    network = build_activation_model(load_densenet121(run_dir))
+    network = build_activation_model(load_classifier(run_dir))
     slope, intercept, thresholds, prevalence = (
         np.asarray(facts[key], "float32")  # not tensors, of which ONNX would make inputs
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")

@@ -14,7 +14,6 @@ import yaml
 from ..runtime.files import as_path, read_csv, read_text
 from ..runtime.settings import ROOT, read_json
 from ..study.splits import CHESTMNIST, name_unit
-from ..training.model import DENSENET121
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 FIGURES = {  # charts only: none of them shows an image
@@ -31,6 +30,7 @@ _EXPORTS = {
     "model.weights.h5": "weights for Keras and for further training; returns logits",
 }
 _TAGS = "keras tensorflow densenet chest-x-ray radiology medical-imaging multi-label-classification research-only"
+_BLOCKS = (6, 12, 24, 16)  # of DenseNet-121
 _NOT_MEASURED = "not measured"
 
 # What the card says of each kind of study. `type` is the data set's name on the Hub; of several copies of NIH's, this
@@ -172,8 +172,8 @@ def find_address():
 
 
 def _name_network(run):
-    blocks = run.get("blocks", DENSENET121)
-    return "DenseNet-121" if tuple(blocks) == DENSENET121 else f"DenseNet of blocks {', '.join(map(str, blocks))}"
+    blocks = run.get("blocks") or _BLOCKS
+    return "DenseNet-121" if tuple(blocks) == _BLOCKS else f"DenseNet of blocks {', '.join(map(str, blocks))}"
 
 
 def _write_header(run, aucs, study, license_id):

@@ -3,7 +3,7 @@
 from .batch_norm import fuse_batch_norm
 from .checkpoints import CheckpointStore
 from .losses import make_loss
-from .model import DENSENET121, backbone_layers, build_densenet121, load_densenet121, predict_logits, set_output_bias
+from .model import backbone_layers, build_classifier, load_classifier, predict_logits, set_output_bias
 from .model_files import load_weights
 from .resume import TrainingCheckpoint, fit_resumable
 from .validation import ValidationAUC

@@ -1,9 +1,9 @@
 """DenseNet-121 with its preprocessing inside: gray images of 0 to 255 in, one logit per finding out.
 
-To add a backbone, write a builder beside `build_densenet121` with the same input and output, and give its ends the same
+To add a backbone, write a builder beside `build_classifier` with the same input and output, and give its ends the same
 layer names, which heatmaps, export and notebook 6 look up: "images" (input), "imagenet_scaling" (preprocessing), "relu"
 (last map), "average" and "logits" (head). Call it in notebook 2, write its name into `run.json` there, and choose the
-builder by that name in `load_densenet121`. The loss is chosen by name in `losses.make_loss`.
+builder by that name in `load_classifier`. The loss is chosen by name in `losses.make_loss`.
 """
 
 import functools
@@ -20,21 +20,29 @@ from .model_files import ModelFileError, check_model_file, load_weights
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
-DENSENET121 = (6, 12, 24, 16)  # layers of its four dense blocks
+# Layers of the four dense blocks.
+_DENSENETS = {"densenet121": (6, 12, 24, 16), "densenet169": (6, 12, 32, 32), "densenet201": (6, 12, 48, 32)}
 WEIGHTS_FILE = "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/densenet/{WEIGHTS_FILE}"
 
 
-def build_densenet121(
-    weights="none", *, n_classes=len(PATHOLOGIES), batch_norm_momentum=0.99, output_stride=32, blocks=DENSENET121
+def build_classifier(
+    backbone="densenet121",
+    *,
+    weights="none",
+    n_classes=len(PATHOLOGIES),
+    batch_norm_momentum=0.99,
+    output_stride=32,
+    blocks=(),
 ):
-    """Builds the classifier: gray to three channels, ImageNet scaling, DenseNet-121, global average, one dense layer.
+    """Builds the classifier: gray to three channels, ImageNet scaling, backbone, global average, one dense layer.
 
     The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
     `model.get_layer("logits")`, so the class activation map is exact: its spatial mean plus the bias is the logit.
     The input may have any size from 32 pixels on; weights do not depend on it.
 
     Args:
+        backbone: "densenet121", "densenet169" or "densenet201".
         weights: "none" (random start), "imagenet", or the path of a weights file of the network without its top.
         n_classes: int, outputs.
         batch_norm_momentum: float in (0, 1). Keras's 0.99 averages over a few hundred steps, too many for a short run
@@ -42,7 +50,8 @@ def build_densenet121(
         output_stride: input pixels per cell of the last map: 32, DenseNet's own, or 16, without its last pooling, for
             small images: at 80 pixels, 32 leaves 2 x 2 cells, in which nothing can be located. The weights have the
             same shapes.
-        blocks: four ints, the layers of the dense blocks; fewer than DenseNet-121's for a quick test of all the rest.
+        blocks: four ints, the layers of the dense blocks: fewer than the backbone's own for a quick test of all the
+            rest; empty for its own.
 
     Returns:
         A keras.Model: float32 (batch, height, width, 1) in [0, 255] to float32 logits (batch, n_classes).
@@ -50,35 +59,38 @@ def build_densenet121(
     Raises:
         FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
         ModelFileError: the file holds other things than weights, see `check_model_file`.
-        ValueError: `output_stride` is neither 16 nor 32; or ImageNet weights are wanted for other `blocks`.
+        ValueError: there is no such backbone; `output_stride` is neither 16 nor 32; or ImageNet weights are wanted for
+            other `blocks`.
     """
+    if backbone not in _DENSENETS:
+        raise ValueError(f'BACKBONE is "{backbone}"; expected {", ".join(_DENSENETS)}')
+    own = _DENSENETS[backbone]
+    blocks = tuple(blocks) or own
     if output_stride not in (16, 32):
         raise ValueError(f"output_stride is {output_stride}; expected 16 or 32")
-    if weights == "imagenet" and tuple(blocks) != DENSENET121:
-        raise ValueError(f'the "imagenet" weights are for blocks of {DENSENET121} layers, not {tuple(blocks)}')
+    if weights == "imagenet" and blocks != own:
+        raise ValueError(f'the "imagenet" weights are for blocks of {own} layers, not {blocks}')
     images = keras.Input((None, None, 1), name="images")
     channels = keras.layers.Concatenate(name="gray_to_rgb")([images] * 3)
     scale = [1 / (255 * deviation) for deviation in _IMAGENET_DEVIATION]
     offset = [-mean / deviation for mean, deviation in zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)]
     scaled = keras.layers.Rescaling(scale, offset, name="imagenet_scaling")(channels)
-    backbone = _build_backbone(None if weights == "none" else weights, scaled, tuple(blocks))
-    for layer in backbone.layers:
+    network = _build_backbone(None if weights == "none" else weights, scaled, blocks)
+    for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
     if output_stride == 16:  # possible after building, since the input's sides are not fixed
-        pool = backbone.get_layer("pool4_pool")
+        pool = network.get_layer("pool4_pool")
         pool.pool_size = pool.strides = (1, 1)
-    features = keras.layers.GlobalAveragePooling2D(name="average")(backbone.output)
+    features = keras.layers.GlobalAveragePooling2D(name="average")(network.output)
     logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
-    return keras.Model(images, logits, name="densenet121")
+    return keras.Model(images, logits, name=backbone)
 
 
 def _build_backbone(weights, inputs, blocks):
-    build = keras.applications.DenseNet121
-    if blocks != DENSENET121:
-        from keras.src.applications.densenet import DenseNet  # Keras offers the three networks of the paper only
+    from keras.src.applications.densenet import DenseNet  # Keras offers the three networks of the paper only
 
-        build = functools.partial(DenseNet, blocks)
+    build = functools.partial(DenseNet, blocks)
     if weights not in (None, "imagenet") and not as_path(weights).is_file():
         raise FileNotFoundError(f'WEIGHTS is "{weights}", which is not a file. Use "none", "imagenet" or a path.')
     try:
@@ -105,7 +117,7 @@ def set_output_bias(model, prevalence):
     """Sets the head's bias to the log-odds of each class, so that training need not learn them first.
 
     Args:
-        model: from `build_densenet121`.
+        model: from `build_classifier`.
         prevalence: float array (classes,) in [0, 1]; taken as at least 0.001, at most 0.999.
     """
     share = np.clip(np.asarray(prevalence, np.float64), 1e-3, 1 - 1e-3)
@@ -113,7 +125,7 @@ def set_output_bias(model, prevalence):
     head.bias.assign(np.log(share / (1 - share)).astype("float32"))
 
 
-def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
+def load_classifier(run_dir, study=None, classes=PATHOLOGIES):
     """Rebuilds a trained classifier in float32 from `run.json` and `model.weights.h5`.
 
     Weights with the builder load in every Keras 3; a `.keras` file does not load in an older Keras than wrote it.
@@ -124,7 +136,7 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
         classes: sequence of class names in the order that the caller will use.
 
     Returns:
-        A keras.Model, see `build_densenet121`.
+        A keras.Model, see `build_classifier`.
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
@@ -151,8 +163,8 @@ def load_densenet121(run_dir, study=None, classes=PATHOLOGIES):
             f"{run_dir / 'model.weights.h5'} was altered: its SHA-256 is not that of run.json. Run "
             "02_train_densenet121.ipynb again, or fetch the file again."
         )
-    shape = {"output_stride": record.get("output_stride", 32), "blocks": record.get("blocks", DENSENET121)}
-    model = build_densenet121(n_classes=len(classes), **shape)
+    shape = {"output_stride": record.get("output_stride", 32), "blocks": record.get("blocks", ())}
+    model = build_classifier(record.get("backbone", "densenet121"), n_classes=len(classes), **shape)
     load_weights(model, run_dir / "model.weights.h5")
     return model
 
@@ -161,7 +173,7 @@ def predict_logits(model, dataset, n_images, verbose=0):
     """Predicts every image of an evaluation dataset once.
 
     Args:
-        model: from `build_densenet121`.
+        model: from `build_classifier`.
         dataset: from `make_eval_dataset`.
         n_images: int, images without the padding of the last batch.
         verbose: as in `keras.Model.predict`.

@@ -20,7 +20,7 @@ import tensorflow as tf
 from ..fetch.downloads import assert_space
 from ..packing.image_files import ImageError, assert_image_decodes
 from ..runtime.files import as_path, hash_file, is_remote, write_text
-from ..training.model import load_densenet121
+from ..training.model import load_classifier
 from ..training.model_files import check_model_file
 from .cohorts import make_cohort_dataset
 
@@ -118,7 +118,7 @@ def load_trained_backbone(run_dir):
         ModelFileError: its weights are damaged, hold anything else or are not those that `run.json` names.
         ValueError: `run.json` is damaged.
     """
-    trained = load_densenet121(run_dir)
+    trained = load_classifier(run_dir)
     record = json.loads((as_path(run_dir) / "run.json").read_text(encoding="utf-8"))
     images = keras.Input((record["side"], record["side"], 1), name="images")
     model = keras.Model(images, keras.Model(trained.inputs, trained.get_layer("relu").output)(images), name="trained")
