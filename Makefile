@@ -1,5 +1,7 @@
 # The only entry points. `make run` and `make test` set up everything they need in .venv.
-PYTHON ?= python3
+# The newest supported Python that can make an environment: what is on the PATH may be a shim that fails, or lack parts.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11; do \
+	$$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name && exit; done; echo python3)
 PINS ?=
 DATA_DIR ?= data/phantom
 PREDICTIONS ?=
