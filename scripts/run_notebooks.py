@@ -36,13 +36,16 @@ def parse_arguments():
     parser.add_argument(
         "--only", nargs="+", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute these, in their order"
     )
+    add_options(parser, "where results go (default: models/densenet121, or models/<name of PREDICTIONS>)")
+    return parser.parse_args()
+
+
+def add_options(parser, run_dir):
+    """Adds the options of study, folder, profile and settings to a parser; `run_dir` explains the folder."""
     parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
-    parser.add_argument(
-        "--run-dir", default="", help="where results go (default: models/densenet121, or models/<name of PREDICTIONS>)"
-    )
+    parser.add_argument("--run-dir", default="", help=run_dir)
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the notebooks")
-    return parser.parse_args()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """How good scores and heatmaps are, and how certain that is."""
 
-from .auc import auc_table, bootstrap_auc, delong_test, difference_table, roc_auc, shuffled_auc
-from .bootstrap import bootstrap_ratio, percentile_interval
+from .auc import auc_table, bootstrap_auc, delong_test, difference_table, roc_auc, shuffled_auc, with_mean
+from .bootstrap import bootstrap_ratio, interval_around, percentile_interval
 from .calibration import apply_platt, bootstrap_calibration_error, calibration_error, fit_platt, reliability_curve
 from .floors import measure_leakage, predict_without_pixels
 from .heatmaps import build_activation_model, explain_images, grad_cam, make_shifts, resize_maps
