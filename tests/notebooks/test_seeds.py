@@ -1,5 +1,6 @@
 """`make seeds`: killed and resumed, refused where it would mix, and its numbers recomputed from the predictions."""
 
+import ast
 import json
 import signal
 import subprocess
@@ -165,6 +166,13 @@ def test_seeds_of_other_settings_are_refused_before_anything_runs(make_seeds, tm
     assert notebooks.executed == []
 
 
+def test_the_settings_in_which_seeds_may_differ_are_those_in_which_a_run_may():
+    cells = json.loads((ROOT / "notebooks" / f"{TRAIN}.ipynb").read_text())["cells"]
+    names = next(line for cell in cells for line in cell["source"] if line.startswith("free = "))
+    free = ast.literal_eval(names.removeprefix("free = ").partition("#")[0].strip())
+    assert {*train_seeds.FREE, "RUNTIME"} == {*free, "SEED"}
+
+
 def test_seeds_measured_on_other_images_are_not_averaged(make_seeds, tmp_path):
     make_seeds(Notebooks(), "--run-dir", tmp_path, "--seeds", 2, "--set", "RESAMPLES=100")
     path = tmp_path / "seed-1" / "predictions.csv"
@@ -194,7 +202,11 @@ def test_settings_that_make_no_sense_are_refused(make_seeds, tmp_path, arguments
 def test_a_killed_run_resumes_in_the_seed_that_it_was_in(make_seeds, phantom_dir, tmp_path):
     """With the notebooks themselves: killed at the first checkpoint of the second seed, then finished."""
     run_dir = tmp_path / "run"
-    settings = SHORT | name_folders(phantom_dir, run_dir, tmp_path / "packed") | {"VIEWS": 9, "LEAKAGE_DEMO": False}
+    settings = (
+        SHORT
+        | name_folders(phantom_dir, run_dir, tmp_path / "packed")
+        | {"EPOCHS": 2, "VIEWS": 9, "LEAKAGE_DEMO": False}
+    )
     arguments = ["--data-dir", settings.pop("DATA_DIR"), "--run-dir", settings.pop("RUN_DIR"), "--seeds", "2", "--set"]
     arguments += [f"{name}={value}" for name, value in settings.items() if name != "VERBOSE"]
     driver = ROOT / "tests" / "support" / "seeds_run.py"
