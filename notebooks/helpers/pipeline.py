@@ -85,7 +85,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
         study: a `PackedStudy`.
         subset: "train", "val" or "test".
         batch_size: int, global over all replicas.
-        image_size: int, pixels; None for the side at which the study is packed, which needs no resizing.
+        image_size: int, pixels, see `match_eval_size`; None for the side at which the study is packed.
         shift: pixels down and to the right by which every image is moved, see `shift_images`: a view for averaging.
 
     Returns:
@@ -94,13 +94,10 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
         weights: what is in `weighted_metrics` is the mean over the images, but `loss` divides by the padding too.
     """
     size = image_size or study.side
-    # At less than half the side, bilinear would skip pixels. Above that, images packed at 320 pixels come within 1.05
-    # gray levels (root mean square) of those packed at 224; with `antialias=True` 1.44, at a third of the speed.
-    method = "area" if study.side >= 2 * size else "bilinear"
 
     def parse_and_pad(records):
         images, labels = study.parse(records)
-        images = tf.cast(images, tf.float32) if size == study.side else tf.image.resize(images, (size, size), method)
+        images = scale_images(images, size)
         images = shift_images(images, shift) if any(shift) else images
         mask = tf.ones(tf.shape(labels)[0])
         n_missing = batch_size - tf.shape(labels)[0]
@@ -115,10 +112,72 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def count_steps(study, batch_size, n_hosts=1):
-    """Returns the training steps of an epoch: as many as every host can fill, whichever shards it gets."""
+def scale_images(images, size):
+    """Scales whole images to the size of evaluation; the exported model does it with the same operation.
+
+    Args:
+        images: uint8 tensor (batch, side, side, 1).
+        size: int, pixels.
+
+    Returns:
+        float32 tensor (batch, size, size, 1), 0 to 255; of images of this size, the same values.
+    """
+    side = images.shape[1]
+    if side == size:
+        return tf.cast(images, tf.float32)
+    # At less than half the side, bilinear would skip pixels. Above that, images packed at 320 pixels come within 1.05
+    # gray levels (root mean square) of those packed at 224; with `antialias=True` 1.44, at a third of the speed.
+    return tf.image.resize(images, (size, size), "area" if side >= 2 * size else "bilinear")
+
+
+def match_eval_size(image_size, side, min_area, *, stride=32, eval_size=0):
+    """Chooses the size at which whole images show things as large as the training crops do on average.
+
+    A crop that keeps a share s of the area is magnified by 1 / sqrt(s), on average over shares from `min_area` to 1 by
+    2 / (1 + sqrt(min_area)). At the size of the crops, whole images would show everything smaller (Touvron et al.,
+    "Fixing the train-test resolution discrepancy", NeurIPS 2019); `benchmarks/eval_size.py` measures what that costs.
+    A packed side within 5 % of the size wanted is taken, without resizing. Otherwise it is the nearest multiple of
+    `stride`: what does not fill a cell of the last map is lost at the right and at the bottom.
+
+    Args:
+        image_size: int, side of the training crops in pixels.
+        side: int, at which the study is packed.
+        min_area: smallest share of the area that a crop keeps, 0 to 1.
+        stride: input pixels per cell of the network's last map.
+        eval_size: int, a size chosen by hand, which is only checked; 0 for none.
+
+    Returns:
+        int, pixels; more than `side` where training crops are enlarged as well.
+
+    Raises:
+        ValueError: the packed images are smaller than the crops, or so large that whole images would alias.
+    """
+    if image_size > side:
+        raise ValueError(
+            f"IMAGE_SIZE is {image_size}, but the study is packed at {side} pixels. Name the PACKED_DIR of this "
+            f"PROFILE, pack anew with a larger SIDE, or set IMAGE_SIZE to {side} or less."
+        )
+    wanted = image_size * 2 / (1 + min_area**0.5)
+    if not eval_size:
+        eval_size = side if abs(side / wanted - 1) <= 0.05 else round(wanted / stride) * stride
+    if side >= 2 * eval_size:
+        raise ValueError(
+            f"Images packed at {side} pixels alias at EVAL_SIZE {eval_size}. Set EVAL_SIZE to 0, which chooses it."
+        )
+    return eval_size
+
+
+def count_steps(study, batch_size, n_hosts=1, group=1):
+    """Returns the training steps of an epoch: as many as every host can fill, whichever shards it gets.
+
+    Args:
+        study: a `PackedStudy`.
+        batch_size: int, global over all replicas and hosts.
+        n_hosts: int, hosts among which batches are divided.
+        group: int, steps that are executed at once; an epoch has a multiple of it.
+    """
     counts = sorted(shard["count"] for shard in study.shards["train"])
-    return sum(counts[: len(counts) // n_hosts]) // (batch_size // n_hosts)
+    return sum(counts[: len(counts) // n_hosts]) // (batch_size // n_hosts) // group * group
 
 
 def list_batch(study, batch_size, *, epoch, step, **order):
@@ -138,7 +197,7 @@ def list_batch(study, batch_size, *, epoch, step, **order):
 
 
 def _order_images(
-    study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None
+    study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None, group=1
 ):
     """Orders the training images: which are in which batch depends on seed, epoch and step alone.
 
@@ -157,6 +216,7 @@ def _order_images(
         window_shards: int, shards in memory at a time.
         n_hosts: int, hosts among which batches are divided.
         host: int, the host whose share is wanted; None for the whole batches, as one machine would train on them.
+        group: int, steps that are executed at once, see `count_steps`.
 
     Returns:
         A Dataset of (records, draws): string (n,) and float32 (n, N_DRAWS), uniform in [0, 1), for `augment`; n is
@@ -171,9 +231,12 @@ def _order_images(
             f"BATCH_SIZE {batch_size} and the {len(counts)} shards in {study.folder} cannot be divided among {n_hosts} "
             "hosts. Make BATCH_SIZE a multiple of the hosts; pack anew with a smaller SHARD_IMAGES for more shards."
         )
-    steps = count_steps(study, batch_size, n_hosts)
+    steps = count_steps(study, batch_size, n_hosts, group)
     if not steps:
-        raise ValueError(f"BATCH_SIZE is {batch_size}, but {study.folder} holds only {sum(counts)} images to train on.")
+        groups = f", and STEPS_PER_EXECUTION {group}" if group > 1 else ""
+        raise ValueError(
+            f"BATCH_SIZE is {batch_size}{groups}, but {study.folder} holds only {sum(counts)} images to train on."
+        )
     files, counts = tf.constant(study.files("train")), tf.constant(counts, tf.int64)
     n_images = batch_size // n_hosts  # of a host in a batch
     n_shards = len(files) // n_hosts  # of a host in an epoch
