@@ -29,10 +29,10 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .PHONY: run prepare seeds evaluate xvision predict test test-fast lint results pins bench serve demo tpu-check publish-check address clean
 
-run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="EPOCHS=3"]
+run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
-prepare: $(ENV)/run  ## notebook 1 alone, also a part of its packing on each of several hosts: make prepare [DATA_DIR=...] [PROFILE=full] [SET="PART=3/8"]
+prepare: $(ENV)/run  ## notebook 1 alone, also a part of its packing on each of several hosts: make prepare [DATA_DIR=...] [PROFILE=full|best] [SET="PART=3/8"]
 	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
 
 seeds: $(ENV)/run  ## trains several seeds, or resumes; mean, spread, their average: make seeds [SEEDS=5] [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="VIEWS=25"]

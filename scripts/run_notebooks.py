@@ -1,6 +1,6 @@
 """Executes the notebooks in order, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
 
-Usage: run_notebooks.py [--only NOTEBOOK ...] [--data-dir DIR] [--run-dir DIR] [--profile quick|full]
+Usage: run_notebooks.py [--only NOTEBOOK ...] [--data-dir DIR] [--run-dir DIR] [--profile quick|full|best]
     [--set NAME=VALUE ...]
 """
 
@@ -44,7 +44,7 @@ def add_options(parser, run_dir):
     """Adds the options of study, folder, profile and settings to a parser; `run_dir` explains the folder."""
     parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
     parser.add_argument("--run-dir", default="", help=run_dir)
-    parser.add_argument("--profile", default="quick", choices=["quick", "full"])
+    parser.add_argument("--profile", default="quick", choices=["quick", "full", "best"])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the notebooks")
 
 
@@ -177,6 +177,8 @@ def show_scores(run_dir):
         else "(no patient ids)"
     )
     print(f"{subset}: {len(predictions):,} images {of}\n")
+    for notice in json.loads((run_dir / "source.json").read_text()).get("notices", []):
+        print(notice + "\n")
     print(f"{'':20}{'AUC':>7}   {'95 % interval':15}{'positives':>9}")
     for row in table.itertuples():
         interval = f"{row.auc_low:.3f} to {row.auc_high:.3f}" if row.auc == row.auc else "one class only"
