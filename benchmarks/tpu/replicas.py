@@ -12,11 +12,10 @@ N_DEVICES = 4  # logical CPUs
 
 
 def train_briefly(study, scope, folder, *, batch_size=8, epochs=2, reload=True):
-    """Trains the shallow network with notebook 2's callbacks, validates, saves and reloads as it does.
+    """Trains the shallow network, batch normalization too, with notebook 2's callbacks; validates, saves and reloads.
 
-    Two things are made gentler, or rounding would grow into differences. Batch normalization keeps its statistics;
-    under TensorFlow each replica would also have its own. And Adam divides by a gradient's own size, which makes whole
-    steps of mere rounding; its epsilon is raised to leave them small.
+    One thing is made gentler, or rounding would grow into differences: Adam divides by a gradient's own size, which
+    makes whole steps of mere rounding; its epsilon is raised to leave them small.
 
     Args:
         study: a `PackedStudy`; its validation images do not fill the last batch.
@@ -28,11 +27,21 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2, reload=True):
 
     Returns:
         Dict: `loss` and `val_auc` of each epoch, and `logits` of the validation images.
+
+    Raises:
+        AssertionError: devices end with different variables, or what was saved predicts otherwise.
     """
     import keras
 
     from helpers.pipeline import count_steps, make_eval_dataset, make_train_dataset
-    from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable, predict_logits
+    from helpers.training import (
+        CheckpointStore,
+        StatisticsEstimator,
+        TrainingCheckpoint,
+        ValidationAUC,
+        fit_resumable,
+        predict_logits,
+    )
 
     def make_train(first_epoch, first_step, epochs):
         return make_train_dataset(
@@ -45,11 +54,11 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2, reload=True):
     recipe = load_recipe("quick")
     recipe |= {"EPOCHS": epochs, "steps_per_epoch": steps}
     with scope() or contextlib.nullcontext():
-        models = [build_model(recipe, shallow=True, frozen_statistics=True) for _ in range(1 + reload)]
+        models = [build_model(recipe, shallow=True) for _ in range(1 + reload)]
     model = models[0]
     model.optimizer.epsilon = 1e-3
-    validation = ValidationAUC(val_ds, labels)
-    callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=epochs)]
+    estimator = StatisticsEstimator(model, lambda: make_train(0, 0, 1).take(recipe["STATISTICS_BATCHES"]))
+    validation = ValidationAUC(val_ds, labels, estimator)
     store = CheckpointStore(Path(folder) / "state")
     checkpoint = TrainingCheckpoint(store, {}, Path(folder) / "history.csv", every=1)
     fit_resumable(
@@ -59,9 +68,11 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2, reload=True):
         stage="all",
         epochs=epochs,
         steps_per_epoch=steps,
-        callbacks=callbacks,
+        callbacks=[validation],
         verbose=0,
     )
+    apart = [v.path for v in (*model.variables, *model.optimizer.variables) if not is_equal_on_devices(v)]
+    assert not apart, f"devices hold different values of {apart}"
     if reload:
         TrainingCheckpoint(store, {}, Path(folder) / "history.csv").restore(models[1], "all")
         same = zip(model.get_weights(), models[1].get_weights(), strict=True)
@@ -76,6 +87,16 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2, reload=True):
         same = np.array_equal(predict_logits(models[1], val_ds, len(labels)), logits)
         assert same, "reloaded weights predict otherwise"
     return {name: [row[name] for row in checkpoint.history] for name in ("loss", "val_auc")} | {"logits": logits}
+
+
+def is_equal_on_devices(variable):
+    """Returns whether every device holds the same values of a variable."""
+    copies = [variable.value]
+    if hasattr(variable.value, "addressable_shards"):  # JAX
+        copies = [shard.data for shard in variable.value.addressable_shards]
+    elif hasattr(variable.value, "values"):  # TensorFlow, mirrored
+        copies = variable.value.values
+    return all(np.array_equal(np.asarray(copies[0]), np.asarray(copy)) for copy in copies)
 
 
 def compare_devices(one, many, tolerance=1e-3):

@@ -4,6 +4,7 @@ Usage: resumable_run.py PACKED_DIR RUN_DIR [NAME=VALUE ...]; the options are tho
 training and writes RUN_DIR/outcome.json, by which two runs can be compared, after it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT)]
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -28,11 +30,14 @@ OPTIONS = {
     "size": 40,  # pixels
     "nan_step": -1,  # the step of the run whose loss is not finite
     "devices": 0,  # 1: on all devices that JAX has, and with Keras's variables on several hosts
+    "replicas": 0,  # logical devices of the CPU
+    "group": 1,  # steps of an execution
+    "dropout": 0.2,  # replicas draw their own
     "hosts": 0,  # deal the images as for so many hosts, in one process
 }
 
 
-def build_model(seed):
+def build_model(seed, dropout=0.2, group=1):
     """Returns a compiled network with everything that a checkpoint must hold: seeds, averages, statistics, moments."""
     import keras
 
@@ -43,13 +48,16 @@ def build_model(seed):
     model = keras.Sequential([
         keras.Input((None, None, 1)), layers.Rescaling(1 / 255), layers.Conv2D(8, 5, strides=2),
         layers.BatchNormalization(), layers.ReLU(), layers.Conv2D(16, 3, strides=2), layers.ReLU(),
-        layers.GlobalAveragePooling2D(), layers.Dropout(0.2), layers.Dense(14, dtype="float32"),
+        layers.GlobalAveragePooling2D(), layers.Dropout(dropout), layers.Dense(14, dtype="float32"),
     ])  # fmt: skip
     model = fuse_batch_norm(model)
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 80, warmup_target=2e-2, warmup_steps=8)
     optimizer = keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.8)
     model.compile(
-        optimizer, keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=keras.backend.backend() == "jax"
+        optimizer,
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        jit_compile=keras.backend.backend() == "jax",
+        steps_per_execution=group,
     )
     return model
 
@@ -62,35 +70,46 @@ def run(packed, run_dir, options):
     from helpers.packing import load_packed_study
     from helpers.pipeline import count_steps, list_batch, make_eval_dataset, make_train_dataset
     from helpers.runtime import connect_devices
-    from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable
+    from helpers.training import (
+        CheckpointStore,
+        StatisticsEstimator,
+        TrainingCheckpoint,
+        ValidationAUC,
+        fit_resumable,
+    )
 
     study = load_packed_study(packed)
-    hosts = {}
-    if devices := options["devices"] and connect_devices(SimpleNamespace(name="jax")):
-        hosts = {"n_hosts": options["hosts"] or devices.n_hosts, "host": None if options["hosts"] else devices.host}
-    model = build_model(options["seed"])
-    validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"))
+    devices, order = None, {"group": options["group"]}
+    if options["devices"] or options["replicas"]:
+        name = "jax" if keras.backend.backend() == "jax" else "cpu"
+        devices = connect_devices(SimpleNamespace(name=name, chips=0), options["replicas"])
+        order["n_hosts"] = options["hosts"] or devices.n_hosts
+        order["host"] = None if options["hosts"] else devices.host
+    with devices.scope() if devices else contextlib.nullcontext():
+        model = build_model(options["seed"], options["dropout"], options["group"])
+    estimator = StatisticsEstimator(model, lambda: make_train(0, 0, 1).take(2))
+    validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"), estimator)
     callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=options["patience"])]
     checkpoint = TrainingCheckpoint(
-        CheckpointStore(Path(run_dir) / "state", options["local"] or None, writes=not devices or devices.is_chief),
+        CheckpointStore(Path(run_dir) / "state", options["local"] or None, writes=devices is None or devices.is_chief),
         {"SEED": 0, "IMAGE_SIZE": options["size"], "split_sha256": study.split_sha256},
         Path(run_dir) / "history.csv",
         every=options["every"] or None,
         max_share=options["share"],
         stop_at=time.time() + options["seconds"] if options["seconds"] else None,
-        devices=devices or None,
-        name_images=lambda epoch, step: list_batch(study, 8, seed=0, epoch=epoch, step=step, **hosts),
+        devices=devices,
+        name_images=lambda epoch, step: list_batch(study, 8, seed=0, epoch=epoch, step=step, **order),
     )
 
     def make_train(first_epoch, first_step, epochs):
         data = make_train_dataset(
-            study, options["size"], 8, seed=0, epochs=epochs, first_epoch=first_epoch, first_step=first_step, **hosts
+            study, options["size"], 8, seed=0, epochs=epochs, first_epoch=first_epoch, first_step=first_step, **order
         )
         bad = options["nan_step"] - first_epoch * steps - first_step
         poisoned = data.enumerate().map(lambda n, batch: (batch[0], batch[1] * tf.where(n == bad, float("nan"), 1.0)))
         return poisoned if options["nan_step"] >= 0 else data
 
-    steps = count_steps(study, 8, hosts.get("n_hosts", 1))
+    steps = count_steps(study, 8, order.get("n_hosts", 1), options["group"])
     print("ready", flush=True)
     said = fit_resumable(
         model, checkpoint, make_train, stage=options["stage"], epochs=options["epochs"], steps_per_epoch=steps,
@@ -110,10 +129,14 @@ def digest(arrays):
 
 def describe_outcome(checkpoint, validation):
     """Returns what must be the same, to the bit, whether a run was killed or not."""
+    from benchmarks.tpu.replicas import is_equal_on_devices
+
     arrays, meta = checkpoint.store.read()
     measured = [{k: v for k, v in row.items() if "seconds" not in k} for row in checkpoint.history]
     groups = {name.split("/")[0] for name in arrays}
+    variables = [*checkpoint.model.variables, *checkpoint.model.optimizer.variables]
     return {group: digest([arrays[name] for name in sorted(arrays) if name.startswith(group)]) for group in groups} | {
+        "equal on devices": all(is_equal_on_devices(variable) for variable in variables),
         "history": measured, "best_epoch": validation.best_epoch, "best": digest(validation.best_weights),
         "callbacks": meta["callbacks"], "stopped": checkpoint.stopped,
     }  # fmt: skip

@@ -39,6 +39,19 @@ class Devices:
         """Returns the context to build, compile and load models in."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
+    def divide(self, batch_size):
+        """Returns how many images of a batch one device takes.
+
+        Raises:
+            ValueError: the devices cannot share it equally.
+        """
+        if batch_size % self.n_replicas:
+            raise ValueError(
+                f"BATCH_SIZE is {batch_size}, which {self.n_replicas} devices cannot share equally. Take a multiple of "
+                f"{self.n_replicas}."
+            )
+        return batch_size // self.n_replicas
+
     def agree(self, flag):
         """Returns the first host's flag on all hosts, bool; every host must call it at the same point."""
         if self.n_hosts == 1:
@@ -52,7 +65,7 @@ class Devices:
         self.agree(False)
 
 
-def connect_devices(runtime):
+def connect_devices(runtime, replicas=0):
     """Connects to the devices; it can be called again.
 
     On JAX every device takes an equal share, so each batch must be divisible by their number. Several processes find
@@ -61,13 +74,28 @@ def connect_devices(runtime):
 
     Args:
         runtime: `Runtime` of this kernel.
+        replicas: int, logical devices into which the CPU is divided, to try a run on several devices without having
+            them: it is no faster. 0 takes the devices that there are.
 
     Returns:
         A `Devices`.
+
+    Raises:
+        ValueError: `replicas` is negative, or is asked for on something else than a CPU.
+        RuntimeError: TensorFlow or JAX has started with another number of devices.
     """
+    if replicas < 0 or (replicas and (runtime.name not in ("cpu", "jax") or runtime.chips)):
+        raise ValueError(
+            f"REPLICAS is {replicas}, but it divides a CPU into logical devices, and this runs on: {runtime.name}. Set "
+            "REPLICAS = 0, or RUNTIME = 'cpu' and restart the kernel."
+        )
     if runtime.name == "jax":
-        return _connect_jax()
+        return _connect_jax(replicas)
     import tensorflow as tf
+
+    if replicas > 1:
+        strategy = _connect_cpus(replicas)
+        return Devices("MirroredStrategy", strategy.num_replicas_in_sync, strategy=strategy)
 
     if runtime.name == "tf-tpu":
         strategy = _connect_tpu()
@@ -95,7 +123,23 @@ def _connect_gpus():
     return tf.distribute.MirroredStrategy()
 
 
-def _connect_jax():
+@functools.cache
+def _connect_cpus(replicas):
+    import tensorflow as tf
+
+    cpu, *_ = tf.config.list_physical_devices("CPU")
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+    except RuntimeError as error:
+        raise RuntimeError(_started_before("TensorFlow", replicas)) from error
+    return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
+
+
+def _started_before(library, replicas):
+    return f"{library} has started: too late to divide the CPU into REPLICAS = {replicas}. Restart the kernel."
+
+
+def _connect_jax(replicas):
     import jax
     import keras
     import tensorflow as tf
@@ -105,6 +149,11 @@ def _connect_jax():
     if _n_processes() > 1 and not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it processes on CPUs cannot add
         keras.distribution.initialize()
+    if replicas:
+        with contextlib.suppress(RuntimeError):  # JAX has started; the next lines tell whether with as many
+            jax.config.update("jax_num_cpu_devices", replicas)
+        if (jax.default_backend(), jax.local_device_count()) != ("cpu", replicas):
+            raise RuntimeError(_started_before("JAX", replicas))
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return Devices("DataParallel", jax.device_count(), jax.process_index(), jax.process_count())
 

@@ -29,8 +29,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     A checkpoint holds the variables of model, optimizer and metrics (weights, moments, moving averages, random seeds),
     the counters and weights kept by the other callbacks, epoch, step and history. One is written after the first step,
-    which shows early that the disk has room, then every so many steps and after each epoch. This callback stands last
-    in the list of callbacks; `fit_resumable` calls `fit` with it.
+    which shows early that the disk has room, then every so many steps and after each epoch. Where the model takes
+    several steps in one execution, all this happens between two executions, whose number of steps must divide those of
+    an epoch. This callback stands last in the list of callbacks; `fit_resumable` calls `fit` with it.
 
     Args:
         store: a `CheckpointStore`.
@@ -165,18 +166,19 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         Raises:
             FloatingPointError: the loss is not finite. The earlier checkpoints are kept.
         """
-        # The loss of the step before: waiting for this one would leave the accelerator idle.
+        # The loss of the execution before: waiting for this one would leave the accelerator idle.
         self._check_loss()
-        self.step = self._first_step + batch + 1
-        self._pending = self.epoch, self.step - 1, logs["loss"]
+        earlier, self.step = self.step, self._first_step + batch + 1
+        group = self.step - earlier
+        self._pending = self.epoch, range(earlier, self.step), logs["loss"]
         now = time.perf_counter()
-        step_seconds, self._step_ended = now - self._step_ended, now
+        group_seconds, self._step_ended = now - self._step_ended, now
         left = self._first_step + self.params["steps"] - self.step
         if not left:  # the end of the epoch writes, after the validation
             self._check_loss()
             return
-        needed = 2 * self.write_seconds + step_seconds + (self._validation_seconds if left == 1 else 0)
-        due = self._written is None or (self.every and self.step % self.every == 0)
+        needed = 2 * self.write_seconds + group_seconds + (self._validation_seconds if left <= group else 0)
+        due = self._written is None or (self.every and self.step // self.every > earlier // self.every)
         if due and self._written and not self._several_hosts:
             due = (now - self._written) * self.max_share >= self.write_seconds
         if due or not self._several_hosts:
@@ -200,28 +202,30 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._save()
         self._write_history()
         if self._signal or self._several_hosts or not is_last:
-            next_step = seconds / self.params["steps"] + (self._validation_seconds if self.params["steps"] == 1 else 0)
-            self._decide_pause(2 * self.write_seconds + next_step)
+            group, steps = self.model.steps_per_execution, self.params["steps"]
+            next_group = seconds * group / steps + (self._validation_seconds if steps <= group else 0)
+            self._decide_pause(2 * self.write_seconds + next_group)
         if self.pause:
             raise _Paused
 
     def _check_loss(self):
         if self._pending is None:
             return
-        (epoch, step, loss), self._pending = self._pending, None
+        (epoch, steps, loss), self._pending = self._pending, None
         if np.isfinite(float(loss)):
             return
-        images = self.name_images(epoch, step) if self.name_images else []
+        images = [image for step in steps for image in self.name_images(epoch, step)] if self.name_images else []
         where = ""
         if images:
             path = self.history_path.with_name("bad_batch.txt")
             if self.store.writes:
                 write_text(path, "\n".join(images) + "\n")
-            where = f" The {len(images)} images of that batch, {images[0]} and so on, are listed in {path}."
+            where = f" The {len(images)} images seen there, {images[0]} and so on, are listed in {path}."
+        last = f" to {steps[-1] + 1}" if len(steps) > 1 else ""
         raise FloatingPointError(
-            f"The loss became {float(loss)} in epoch {epoch + 1}, step {step + 1}.{where} The earlier checkpoints are "
-            f"kept in {self.store.folders[0]}. Look at these images; or train in another RUN_DIR with a lower "
-            'LEARNING_RATE or with PRECISION = "float32".'
+            f"The loss became {float(loss)} in epoch {epoch + 1}, step {steps[0] + 1}{last}.{where} The earlier "
+            f"checkpoints are kept in {self.store.folders[0]}. Look at these images; or train in another RUN_DIR with "
+            'a lower LEARNING_RATE or with PRECISION = "float32".'
         )
 
     def _decide_pause(self, needed):
@@ -320,7 +324,8 @@ def fit_resumable(model, checkpoint, make_dataset, *, stage, epochs, steps_per_e
             of that epoch until the end of epoch `epochs` - 1.
         stage: name of the stage.
         epochs: int, epochs of the run at the end of this stage.
-        steps_per_epoch: int.
+        steps_per_epoch: int, a multiple of the model's `steps_per_execution`; otherwise Keras would take the missing
+            steps from the next epoch.
         callbacks: the other callbacks, in order.
         verbose: as in `keras.Model.fit`.
 
@@ -330,27 +335,33 @@ def fit_resumable(model, checkpoint, make_dataset, *, stage, epochs, steps_per_e
     Raises:
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM.
         FloatingPointError: the loss is not finite.
-        ValueError: see `TrainingCheckpoint.restore`.
+        ValueError: `steps_per_epoch` is no such multiple; or see `TrainingCheckpoint.restore`.
     """
+    if steps_per_epoch % model.steps_per_execution:
+        raise ValueError(
+            f"An epoch of {steps_per_epoch} steps cannot be divided into executions of {model.steps_per_execution}. "
+            "Give count_steps the same STEPS_PER_EXECUTION as compile."
+        )
     epoch, step = checkpoint.restore(model, stage, callbacks)
     if epoch >= epochs or checkpoint.stopped or checkpoint.pause:
         return checkpoint.pause or f"Nothing to do: {epoch} epochs are done" + _explain_stop(checkpoint)
     began = f"from epoch {epoch + 1}" + (f", step {step + 1}" if step else "")
     checkpoint.begin_part()
-    with contextlib.suppress(_Paused), _note_signals(checkpoint):
-        while epoch < epochs and not checkpoint.stopped:
-            # The rest of an interrupted epoch is a `fit` of its own. Each begins from the checkpoint: at its end, `fit`
-            # has put the averaged weights in the place of the weights.
+    with _note_signals(checkpoint):
+        while epoch < epochs and not (checkpoint.stopped or checkpoint.pause):
+            # The rest of an interrupted epoch is a `fit` of its own. After each, the checkpoint is restored: `fit` has
+            # put the averaged weights in the place of the weights, and on JAX the two then share memory.
             last = epoch + 1 if step else epochs
-            model.fit(
-                make_dataset(epoch, step, last),
-                initial_epoch=epoch,
-                epochs=last,
-                steps_per_epoch=steps_per_epoch - step,
-                callbacks=[*callbacks, checkpoint],
-                shuffle=False,
-                verbose=verbose,
-            )
+            with contextlib.suppress(_Paused):
+                model.fit(
+                    make_dataset(epoch, step, last),
+                    initial_epoch=epoch,
+                    epochs=last,
+                    steps_per_epoch=steps_per_epoch - step,
+                    callbacks=[*callbacks, checkpoint],
+                    shuffle=False,
+                    verbose=verbose,
+                )
             epoch, step = checkpoint.restore(model, stage, callbacks)
     if checkpoint._signal:  # also one that came after the last step
         number, said = checkpoint._signal, checkpoint.pause or "Training had just ended when it was asked to stop."

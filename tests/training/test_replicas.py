@@ -1,0 +1,110 @@
+"""Several replicas train as one device does: equal curves, equal variables, and what is saved is what was measured."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import resumable_run
+from parts_of_runs import finish, kill, outcome, start, train
+
+from helpers.runtime import connect_devices
+
+pytestmark = pytest.mark.slow
+OPTIONS = {"epochs": 4, "dropout": 0}
+
+
+def train_on(packed, folder, backend, replicas):
+    """Returns the history of a run on so many logical devices; they all end with the same variables."""
+    folder.mkdir()
+    finish(start(packed, folder, backend, replicas=replicas, **OPTIONS))
+    found = json.loads((folder / "outcome.json").read_text())
+    assert found["equal on devices"]
+    return pd.DataFrame(found["history"])
+
+
+@pytest.mark.parametrize(("backend", "numbers"), [("tensorflow", (2, 4)), ("jax", (4,))])
+def test_replicas_follow_the_curve_of_one_device(packed, tmp_path, backend, numbers):
+    """Batch normalization is trained, weights are averaged, and every callback is on; only rounding differs."""
+    pytest.importorskip(backend)
+    one = train_on(packed, tmp_path / "one", backend, 1)
+    for number in numbers:
+        several = train_on(packed, tmp_path / f"on-{number}", backend, number)
+        for name in ("loss", "val_auc", "val_loss", "learning_rate"):
+            np.testing.assert_allclose(several[name], one[name], rtol=2e-5)
+
+
+def test_a_killed_run_on_two_replicas_is_bit_identical_to_one_that_was_not(packed, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    options = {"replicas": 2, "epochs": 8, "patience": 8}
+    finish(start(packed, whole, **options))
+    assert kill(start(packed, killed, **options), killed, np.random.default_rng().integers(1, 5), False)
+    finish(start(packed, killed, **options))
+    one, other = (json.loads((folder / "outcome.json").read_text()) for folder in (whole, killed))
+    assert one == other and one["equal on devices"] and len(one["history"]) == 8
+
+
+def test_replicas_that_differ_are_caught():
+    """The check itself can fail: variables that were assigned apart are not equal."""
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from types import SimpleNamespace
+from helpers.runtime import connect_devices
+devices = connect_devices(SimpleNamespace(name="cpu", chips=0), 2)
+import keras, tensorflow as tf
+from benchmarks.tpu.replicas import is_equal_on_devices
+with devices.scope():
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 4))
+print(all(is_equal_on_devices(variable) for variable in layer.variables))
+devices.strategy.run(lambda: layer.moving_mean.assign(
+    tf.zeros(4) + tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.float32)))
+print(all(is_equal_on_devices(variable) for variable in layer.variables))
+"""
+    folders = [str(resumable_run.ROOT / "notebooks"), str(resumable_run.ROOT)]
+    done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_steps_in_groups_give_the_same_run_and_resume_within_the_epoch(packed, tmp_path):
+    """Two steps an execution, on TensorFlow a loop in the graph: paused after each, and never."""
+    whole = outcome(packed, tmp_path / "whole", epochs=1, group=2)
+    steps = []
+    while len(steps) < 9:
+        checkpoint, validation = train(packed, tmp_path / "parts", epochs=1, group=2, seconds=0.01)
+        steps.append(checkpoint.step)
+        if not checkpoint.pause:
+            break
+    assert steps[:2] == [2, 4] and steps[-1] == 0
+    assert resumable_run.describe_outcome(checkpoint, validation) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "replicas", "message"),
+    [("cpu", 0, -1, "REPLICAS is -1"), ("gpu", 0, 2, "RUNTIME = 'cpu'"), ("jax", 4, 2, "RUNTIME = 'cpu'")],
+)
+def test_logical_devices_where_there_are_none_are_refused(name, chips, replicas, message):
+    with pytest.raises(ValueError, match=message):
+        connect_devices(SimpleNamespace(name=name, chips=chips), replicas)
+
+
+def test_too_late_is_said():
+    keras.ops.zeros(1)  # TensorFlow has started
+    with pytest.raises(RuntimeError, match="too late to divide the CPU into REPLICAS = 7"):
+        connect_devices(SimpleNamespace(name="cpu", chips=0), 7)
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused():
+    devices = connect_devices(SimpleNamespace(name="cpu", chips=0))
+    assert devices.divide(7) == 7
+    three = type(devices)("MirroredStrategy", 3)
+    assert three.divide(9) == 3
+    with pytest.raises(ValueError, match="BATCH_SIZE is 32, which 3 devices cannot share equally"):
+        three.divide(32)
