@@ -45,7 +45,7 @@ def images():
 
 
 def test_preprocessing_is_that_of_keras_applications(model, images):
-    scaling = keras.Model(model.input, model.get_layer("imagenet_scaling").output)
+    scaling = keras.Model(model.input, model.get_layer("preprocessing").output)
     expected = keras.applications.densenet.preprocess_input(np.repeat(images, 3, axis=-1).copy())
     assert np.allclose(scaling(images), expected, atol=1e-5)
 

@@ -30,9 +30,8 @@ def build_activation_model(model):
     import keras
 
     head = model.layers[-1]
-    linear = isinstance(head, keras.layers.Dense) and head.activation is keras.activations.linear
-    pooling = head.input._keras_history.operation if linear else None
-    if not isinstance(pooling, keras.layers.GlobalAveragePooling2D):
+    pooling = _find_pooling(model)
+    if pooling is None:
         raise ValueError(
             f"{model.name} does not end in global average pooling and one linear dense layer, so its logits have no "
             "exact map; use grad_cam"
@@ -43,20 +42,31 @@ def build_activation_model(model):
     return activation_model
 
 
+def _find_pooling(model):
+    """Returns the global average pooling whose averages a last, linear dense layer reads; None if there is none."""
+    import keras
+
+    head = model.layers[-1]
+    linear = isinstance(head, keras.layers.Dense) and head.activation is keras.activations.linear
+    pooling = head.input._keras_history.operation if linear else None
+    return pooling if isinstance(pooling, keras.layers.GlobalAveragePooling2D) else None
+
+
 def grad_cam(model, images, layer, classes):
     """Computes Grad-CAM heatmaps (Selvaraju et al., ICCV 2017) of any functional model.
 
     Args:
         model: a functional keras.Model from images to (batch, classes) logits.
         images: float array (batch, height, width, channels).
-        layer: name of the convolutional layer whose map is weighted; all paths of the model must lead through it.
+        layer: name of the convolutional layer whose map is weighted; all paths of the model must lead through it. Empty
+            for the map that global average pooling reads, where the model ends in that and a dense layer.
         classes: indices of the classes to explain.
 
     Returns:
         float32 array (batch, h, w, len(classes)), 0 or more.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: if there is no such layer, or it must be named.
     """
     import keras
 
@@ -74,7 +84,10 @@ def _split_at(model, layer):
     """Returns the model up to a layer, and the compiled gradient of what follows by that layer's map."""
     import keras
 
-    features = model.get_layer(layer).output
+    pooling = None if layer else _find_pooling(model)
+    if not (layer or pooling):
+        raise ValueError(f"{model.name} does not end in global average pooling and a dense layer; name the layer")
+    features = pooling.input if pooling else model.get_layer(layer).output
     return keras.Model(model.inputs, features), compile_gradient(keras.Model(features, model.output))
 
 

@@ -1,29 +1,19 @@
-"""DenseNet-121 with its preprocessing inside: gray images of 0 to 255 in, one logit per finding out.
+"""The classifier with its preprocessing inside: gray images of 0 to 255 in, one logit per finding out.
 
-To add a backbone, write a builder beside `build_classifier` with the same input and output, and give its ends the same
-layer names, which heatmaps, export and notebook 6 look up: "images" (input), "imagenet_scaling" (preprocessing), "relu"
-(last map), "average" and "logits" (head). Call it in notebook 2, write its name into `run.json` there, and choose the
-builder by that name in `load_classifier`. The loss is chosen by name in `losses.make_loss`.
+Its ends have the same names whatever the backbone: "images" (input), "preprocessing", "average" (what it reads is the
+last map) and "logits" (head). `backbones.py` has the backbones; the loss is chosen by name in `losses.make_loss`.
 """
 
 import functools
-import json
 
 import keras
 import numpy as np
 
-from ..runtime.files import as_path, hash_file, local_copy
+from ..runtime.files import as_path, hash_file
 from ..study.labels import PATHOLOGIES
-from .model_files import ModelFileError, check_model_file, load_weights
-
-# What the "torch" mode of keras.applications.densenet.preprocess_input does: ImageNet's channel statistics.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-
-# Layers of the four dense blocks.
-_DENSENETS = {"densenet121": (6, 12, 24, 16), "densenet169": (6, 12, 32, 32), "densenet201": (6, 12, 48, 32)}
-WEIGHTS_FILE = "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
-WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/densenet/{WEIGHTS_FILE}"
+from .backbones import build_network, find_backbone
+from .model_files import ModelFileError, load_weights
+from .run_record import check_study, read_run
 
 
 def build_classifier(
@@ -35,47 +25,44 @@ def build_classifier(
     output_stride=32,
     blocks=(),
 ):
-    """Builds the classifier: gray to three channels, ImageNet scaling, backbone, global average, one dense layer.
+    """Builds the classifier: gray to three channels, preprocessing, backbone, global average, one dense layer.
 
-    The layers lie flat in one model. The last convolutional map is `model.get_layer("relu").output` and the head is
-    `model.get_layer("logits")`, so the class activation map is exact: its spatial mean plus the bias is the logit.
-    The input may have any size from 32 pixels on; weights do not depend on it.
+    The last map is `model.get_layer("average").input` and the head is `model.get_layer("logits")`, so the class
+    activation map is exact: its spatial mean plus the bias is the logit. The input may have any size from 32 pixels on;
+    weights do not depend on it.
 
     Args:
-        backbone: "densenet121", "densenet169" or "densenet201".
-        weights: "none" (random start), "imagenet", or the path of a weights file of the network without its top.
+        backbone: key of `backbones.BACKBONES`.
+        weights: "none" (random start), "imagenet", or the path of a weights file: of the network without its top, as
+            keras.applications has it and `scripts/convert_weights.py` writes it, or of an earlier run on the same
+            backbone, whose head is not used.
         n_classes: int, outputs.
         batch_norm_momentum: float in (0, 1). Keras's 0.99 averages over a few hundred steps, too many for a short run
             from scratch.
-        output_stride: input pixels per cell of the last map: 32, DenseNet's own, or 16, without its last pooling, for
-            small images: at 80 pixels, 32 leaves 2 x 2 cells, in which nothing can be located. The weights have the
-            same shapes.
-        blocks: four ints, the layers of the dense blocks: fewer than the backbone's own for a quick test of all the
-            rest; empty for its own.
+        output_stride: input pixels per cell of the last map: 32, the backbones' own, or 16, a DenseNet without its last
+            pooling, for small images: at 80 pixels, 32 leaves 2 x 2 cells, in which nothing can be located. The weights
+            have the same shapes.
+        blocks: ints, the blocks of each stage of the backbone: fewer than its own for a quick test of all the rest;
+            empty for its own.
 
     Returns:
         A keras.Model: float32 (batch, height, width, 1) in [0, 255] to float32 logits (batch, n_classes).
 
     Raises:
         FileNotFoundError: the weights are not here and cannot be downloaded; the message says what to put where.
-        ModelFileError: the file holds other things than weights, see `check_model_file`.
-        ValueError: there is no such backbone; `output_stride` is neither 16 nor 32; or ImageNet weights are wanted for
-            other `blocks`.
+        ModelFileError: the file holds other things than weights, see `check_model_file`, or those of another network.
+        ValueError: there is no such backbone, or the settings of its shape are not for it; or ImageNet weights are
+            wanted for other `blocks` than its own.
     """
-    if backbone not in _DENSENETS:
-        raise ValueError(f'BACKBONE is "{backbone}"; expected {", ".join(_DENSENETS)}')
-    own = _DENSENETS[backbone]
-    blocks = tuple(blocks) or own
-    if output_stride not in (16, 32):
-        raise ValueError(f"output_stride is {output_stride}; expected 16 or 32")
-    if weights == "imagenet" and blocks != own:
-        raise ValueError(f'the "imagenet" weights are for blocks of {own} layers, not {blocks}')
+    known = find_backbone(backbone, blocks, output_stride)
+    if weights == "imagenet" and tuple(blocks) not in ((), known.blocks):
+        raise ValueError(
+            f'the "imagenet" weights are for BLOCKS = {list(known.blocks)}; leave it empty, or set WEIGHTS'
+        )
     images = keras.Input((None, None, 1), name="images")
     channels = keras.layers.Concatenate(name="gray_to_rgb")([images] * 3)
-    scale = [1 / (255 * deviation) for deviation in _IMAGENET_DEVIATION]
-    offset = [-mean / deviation for mean, deviation in zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True)]
-    scaled = keras.layers.Rescaling(scale, offset, name="imagenet_scaling")(channels)
-    network = _build_backbone(None if weights == "none" else weights, scaled, blocks)
+    scaled = keras.layers.Rescaling(**known.preprocessing, name="preprocessing")(channels)
+    network = _build_with_weights(backbone, weights, scaled, blocks)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
@@ -87,25 +74,23 @@ def build_classifier(
     return keras.Model(images, logits, name=backbone)
 
 
-def _build_backbone(weights, inputs, blocks):
-    from keras.src.applications.densenet import DenseNet  # Keras offers the three networks of the paper only
-
-    build = functools.partial(DenseNet, blocks)
-    if weights not in (None, "imagenet") and not as_path(weights).is_file():
+def _build_with_weights(backbone, weights, inputs, blocks):
+    if weights == "none":
+        return build_network(backbone, inputs, blocks=blocks)
+    if weights == "imagenet":
+        try:
+            return build_network(backbone, inputs, "imagenet")
+        except Exception as error:  # get_file raises a bare Exception when a download fails
+            raise FileNotFoundError(
+                f"The ImageNet weights cannot be downloaded ({error}). Fetch {find_backbone(backbone).weights_url} "
+                'elsewhere and put it into ~/.keras/models/, or set WEIGHTS to its path, or to "none" to start from '
+                "random weights."
+            ) from error
+    if not as_path(weights).is_file():
         raise FileNotFoundError(f'WEIGHTS is "{weights}", which is not a file. Use "none", "imagenet" or a path.')
-    try:
-        if weights in (None, "imagenet"):
-            return build(include_top=False, weights=weights, input_tensor=inputs)
-        with local_copy(weights) as file:
-            check_model_file(file)  # keras.applications opens it itself
-            return build(include_top=False, weights=str(file), input_tensor=inputs)
-    except Exception as error:  # get_file raises a bare Exception when a download fails
-        if weights != "imagenet":
-            raise
-        raise FileNotFoundError(
-            f"The ImageNet weights cannot be downloaded ({error}). Fetch {WEIGHTS_URL} elsewhere and put it into "
-            f'~/.keras/models/, or set WEIGHTS to its path, or to "none" to start from random weights.'
-        ) from error
+    network = build_network(backbone, inputs, blocks=blocks)
+    load_weights(network, weights)
+    return network
 
 
 def backbone_layers(model):
@@ -142,30 +127,26 @@ def load_classifier(run_dir, study=None, classes=PATHOLOGIES):
         FileNotFoundError: there is no finished run in the folder.
         ModelFileError: the weights are damaged or not those recorded in `run.json`.
         ValueError: the model was trained on other classes, or on the same in another order; or on another split than
-            the study's, so that its test images may have been trained on; or on images of another side.
+            the study's, so that its test images may have been trained on; or on images of another side, see
+            `check_study`.
     """
     run_dir = as_path(run_dir)
-    for name in ("run.json", "model.weights.h5"):
-        if not (run_dir / name).is_file():
-            raise FileNotFoundError(f"{run_dir / name} is missing. Run 02_train_densenet121.ipynb with this RUN_DIR.")
-    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    record = read_run(run_dir)
     if list(record["classes"]) != list(classes):
         raise ValueError(f"The model in {run_dir} was trained on {record['classes']}, the data has {list(classes)}.")
-    if study is not None and (record["split"]["sha256"], record["side"]) != (study.split_sha256, study.side):
-        raise ValueError(
-            f"The model in {run_dir} was trained on split {record['split']['name']} "
-            f"({record['split']['sha256'][:12]}) at {record['side']} pixels, but {study.folder} holds split "
-            f"{study.split_name} ({study.split_sha256[:12]}) at {study.side}. "
-            "Use the SPLIT, PROFILE and PACKED_DIR of its training."
-        )
-    if record.get("weights_sha256", "") not in ("", hash_file(run_dir / "model.weights.h5")):
+    if study is not None:
+        check_study(run_dir, record, study)
+    weights = run_dir / "model.weights.h5"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} is missing. Run 02_train_densenet121.ipynb with this RUN_DIR.")
+    if record.get("weights_sha256", "") not in ("", hash_file(weights)):
         raise ModelFileError(
-            f"{run_dir / 'model.weights.h5'} was altered: its SHA-256 is not that of run.json. Run "
+            f"{weights} was altered: its SHA-256 is not that of run.json. Run "
             "02_train_densenet121.ipynb again, or fetch the file again."
         )
-    shape = {"output_stride": record.get("output_stride", 32), "blocks": record.get("blocks", ())}
-    model = build_classifier(record.get("backbone", "densenet121"), n_classes=len(classes), **shape)
-    load_weights(model, run_dir / "model.weights.h5")
+    shape = {"output_stride": record["output_stride"], "blocks": record["blocks"]}
+    model = build_classifier(record["backbone"], n_classes=len(classes), **shape)
+    load_weights(model, weights)
     return model
 
 
@@ -185,7 +166,12 @@ def predict_logits(model, dataset, n_images, verbose=0):
         return np.zeros((0, model.output_shape[-1]), np.float32)
     if _count_processes() > 1:
         return np.concatenate(list(_predict_on_hosts(model, dataset)))[:n_images].astype(np.float32)
-    return model.predict(dataset, verbose=verbose)[:n_images].astype(np.float32)
+    # `predict` takes it too, and TensorFlow would unroll so many batches into one graph.
+    group, model.steps_per_execution = model.steps_per_execution, 1
+    try:
+        return model.predict(dataset, verbose=verbose)[:n_images].astype(np.float32)
+    finally:
+        model.steps_per_execution = group
 
 
 def _count_processes():

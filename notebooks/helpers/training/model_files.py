@@ -15,6 +15,7 @@ who can write to the folder. The checks limit neither what a model computes nor 
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import re
 import tempfile
@@ -29,7 +30,8 @@ _KERAS_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 # Lists of names, one string each.
 _KERAS_MODULES = (
     "keras keras.layers keras.initializers keras.regularizers keras.constraints keras.losses keras.metrics "
-    "keras.optimizers keras.optimizers.schedules keras.src.models.functional keras.src.models.sequential"
+    "keras.optimizers keras.optimizers.schedules keras.src.models.functional keras.src.models.sequential "
+    "keras.src.applications.convnext"
 )
 _KERAS_CODE = (  # what these modules have that runs code or opens files
     "function Lambda TFSMLayer TorchModuleWrapper JaxLayer FlaxLayer StringLookup IntegerLookup TextVectorization"
@@ -115,7 +117,12 @@ def load_weights(model, path, *, sha256=None):
     with _checked(path, sha256) as copy:
         if copy.suffix not in _WEIGHTS:
             raise _refusal(path, "it is not a file of weights", "Use `load_model`")
-        model.load_weights(copy)
+        try:
+            _check_layers(copy, model)
+            model.load_weights(copy)
+        except ValueError as error:
+            problem = f"it does not fit the network {model.name}: {str(error)[:400].strip().rstrip('.')}"
+            raise _refusal(path, problem, "Choose the BACKBONE that it was made for, or another file") from error
 
 
 def hash_model(path):
@@ -228,6 +235,34 @@ def _check_weights(file):
             raise ValueError("it is a whole model in the format of Keras 2; have its weights saved by `save_weights`")
         if problem := opened.visititems_links(find_link) or opened.visititems(find_problem):
             raise ValueError(problem)
+
+
+def _check_layers(file, model):
+    """Raises a ValueError that names the first layer in which weights in the layout of keras.applications differ."""
+    import h5py
+
+    with h5py.File(file, "r") as opened:
+        if "layer_names" not in opened.attrs:  # the layout of Keras 3, where Keras names such a layer
+            return
+        groups = {name: opened[name] for name in _decode(opened.attrs["layer_names"])}
+        found = {
+            name: [group[weight].shape for weight in _decode(group.attrs["weight_names"])]
+            for name, group in groups.items()
+            if len(group.attrs["weight_names"])
+        }
+    expected = {
+        layer.name: [tuple(weight.shape) for weight in layer.weights] for layer in model.layers if layer.weights
+    }
+    for theirs, ours in itertools.zip_longest(found, expected):
+        if found.get(theirs) != expected.get(ours):
+            raise ValueError(
+                f"where the network has {ours or 'no more layers'} with weights of {expected.get(ours, [])}, "
+                f"the file has {theirs or 'no more layers'} with {found.get(theirs, [])}"
+            )
+
+
+def _decode(names):
+    return [name.decode() if isinstance(name, bytes) else name for name in names]
 
 
 def _check_keras(path):

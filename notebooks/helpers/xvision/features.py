@@ -20,8 +20,10 @@ import tensorflow as tf
 from ..fetch.downloads import assert_space
 from ..packing.image_files import ImageError, assert_image_decodes
 from ..runtime.files import as_path, hash_file, is_remote, write_text
+from ..training.backbones import BACKBONES
 from ..training.model import load_classifier
 from ..training.model_files import check_model_file
+from ..training.run_record import read_run
 from .cohorts import make_cohort_dataset
 
 FORMAT = 1  # of a cache; part of its facts, so that another format has a folder of its own
@@ -105,13 +107,13 @@ def build_backbone(name="VGG16", weights="none", *, side=224, layer=None):
 
 
 def load_trained_backbone(run_dir):
-    """Loads the DenseNet-121 that notebook 2 trained, up to its last feature map.
+    """Loads the network that notebook 2 trained, up to its last feature map.
 
     Args:
         run_dir: folder of the run.
 
     Returns:
-        A `Backbone` for images of the side that the network was trained on.
+        A `Backbone` for images of the side at which the network is evaluated.
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
@@ -119,12 +121,12 @@ def load_trained_backbone(run_dir):
         ValueError: `run.json` is damaged.
     """
     trained = load_classifier(run_dir)
-    record = json.loads((as_path(run_dir) / "run.json").read_text(encoding="utf-8"))
-    images = keras.Input((record["side"], record["side"], 1), name="images")
-    model = keras.Model(images, keras.Model(trained.inputs, trained.get_layer("relu").output)(images), name="trained")
-    scaling = trained.get_layer("imagenet_scaling")
-    facts = {"backbone": "DenseNet121", "layer": "relu", "side": record["side"]}
-    facts |= {"weights": f"trained on {record['study']}", "scale": list(scaling.scale), "offset": list(scaling.offset)}
+    record = read_run(run_dir)
+    known, last_map = BACKBONES[record["backbone"]], trained.get_layer("average").input
+    images = keras.Input((record["eval_size"], record["eval_size"], 1), name="images")
+    model = keras.Model(images, keras.Model(trained.inputs, last_map)(images), name="trained")
+    facts = {"backbone": known.network, "layer": last_map._keras_history.operation.name, "side": record["eval_size"]}
+    facts |= {"weights": f"trained on {record['study']}", **known.preprocessing}
     return _make_backbone(model, facts)
 
 

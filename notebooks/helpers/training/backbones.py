@@ -1,0 +1,129 @@
+"""The backbones of the classifier: networks of keras.applications, each with its own preprocessing.
+
+To add one, add a row to `BACKBONES` and, for shallow copies in tests, a branch to `_build_shallow`. It must end in a
+map; `model.build_classifier` adds the global average and the head, so that class activation maps are exact.
+"""
+
+from dataclasses import dataclass
+
+import keras
+
+_WEIGHTS = "https://storage.googleapis.com/tensorflow/keras-applications"
+# keras.applications.densenet.preprocess_input in its "torch" mode, and the layer that Keras's ConvNeXt begins with:
+# from [0, 255] to ImageNet's statistics of each channel.
+_DEVIATIONS = (0.229, 0.224, 0.225)
+_IMAGENET = {
+    "scale": [1 / (255 * deviation) for deviation in _DEVIATIONS],
+    "offset": [-mean / deviation for mean, deviation in zip((0.485, 0.456, 0.406), _DEVIATIONS, strict=True)],
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is known of a backbone.
+
+    Attributes:
+        title: its name in prose.
+        paper: where it was published.
+        network: its class in keras.applications.
+        blocks: tuple of ints, the blocks of each of its stages.
+        weights_url: address of Keras's ImageNet weights without the top.
+        preprocessing: dict of `scale` and `offset`, lists of a number for each of three channels in [0, 255], as
+            `keras.layers.Rescaling` takes them.
+    """
+
+    title: str
+    paper: str
+    network: str
+    blocks: tuple
+    weights_url: str
+    preprocessing: dict
+
+
+def _describe_densenet(depth, blocks):
+    address = f"{_WEIGHTS}/densenet/densenet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    return Backbone(f"DenseNet-{depth}", "Huang et al., CVPR 2017", f"DenseNet{depth}", blocks, address, _IMAGENET)
+
+
+BACKBONES = {
+    "densenet121": _describe_densenet(121, (6, 12, 24, 16)),
+    "densenet169": _describe_densenet(169, (6, 12, 32, 32)),
+    "densenet201": _describe_densenet(201, (6, 12, 48, 32)),
+    "convnext_base": Backbone(
+        title="ConvNeXt-Base",
+        paper="Liu et al., CVPR 2022",
+        network="ConvNeXtBase",
+        blocks=(3, 3, 27, 3),
+        weights_url=f"{_WEIGHTS}/convnext/convnext_base_notop.h5",
+        preprocessing=_IMAGENET,
+    ),
+    "efficientnetv2_s": Backbone(
+        title="EfficientNetV2-S",
+        paper="Tan and Le, ICML 2021",
+        network="EfficientNetV2S",
+        blocks=(2, 4, 4, 6, 9, 15),
+        weights_url=f"{_WEIGHTS}/efficientnet_v2/efficientnetv2-s_notop.h5",
+        preprocessing={"scale": [1 / 128] * 3, "offset": [-1.0] * 3},  # as Keras's own first layer for this network
+    ),
+}
+
+
+def find_backbone(name, blocks=(), output_stride=32):
+    """Looks a backbone up and checks that the settings of its shape fit it.
+
+    Args:
+        name: key of `BACKBONES`.
+        blocks: see `model.build_classifier`.
+        output_stride: see `model.build_classifier`.
+
+    Returns:
+        A `Backbone`.
+
+    Raises:
+        ValueError: there is no such backbone, or the settings are not for it; one sentence with the remedy.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f'BACKBONE is "{name}"; expected one of {", ".join(BACKBONES)}')
+    found = BACKBONES[name]
+    if blocks and len(blocks) != len(found.blocks):
+        raise ValueError(
+            f"BLOCKS has {len(blocks)} numbers, {found.title} has {len(found.blocks)} stages; set it to [] for its own"
+        )
+    if output_stride not in (16, 32):
+        raise ValueError(f"output_stride is {output_stride}; expected 16 or 32")
+    if output_stride == 16 and not name.startswith("densenet"):
+        raise ValueError(f"OUTPUT_STRIDE = 16 is for DenseNets only; set it to 32 for {found.title}")
+    return found
+
+
+def build_network(name, inputs, weights=None, blocks=()):
+    """Builds a backbone without its top.
+
+    Args:
+        name: key of `BACKBONES`.
+        inputs: symbolic float tensor (batch, height, width, 3), preprocessed.
+        weights: None (random start) or "imagenet", which Keras downloads.
+        blocks: blocks of each stage; empty for the backbone's own.
+
+    Returns:
+        A keras.Model from the inputs of `inputs` to the last map. ConvNeXt's map ends in a layer normalization of each
+        cell, as in Keras without a top; in the paper it follows the average, where no map would be exact.
+    """
+    options = {"include_top": False, "weights": weights, "input_tensor": inputs}
+    if not name.startswith("densenet"):
+        options["include_preprocessing"] = False  # `Normalization`, which cannot be written as ONNX
+    if blocks and tuple(blocks) != BACKBONES[name].blocks:
+        return _build_shallow(name, list(blocks), options)
+    return getattr(keras.applications, BACKBONES[name].network)(**options)
+
+
+def _build_shallow(name, blocks, options):
+    from keras.src.applications import convnext, densenet, efficientnet_v2  # Keras offers the papers' sizes only
+
+    if name == "convnext_base":
+        return convnext.ConvNeXt(blocks, convnext.MODEL_CONFIGS["base"]["projection_dims"], name=name, **options)
+    if name == "efficientnetv2_s":
+        stages = efficientnet_v2.DEFAULT_BLOCKS_ARGS["efficientnetv2-s"]
+        stages = [stage | {"num_repeat": number} for stage, number in zip(stages, blocks, strict=True)]
+        return efficientnet_v2.EfficientNetV2(1.0, 1.0, 384, blocks_args=stages, name="efficientnetv2-s", **options)
+    return densenet.DenseNet(blocks, **options)
