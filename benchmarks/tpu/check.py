@@ -1,13 +1,13 @@
 """Does the training of notebook 2 start on a TPU? Checks everything that can be known without one.
 
-Usage: check.py [--size small|full] [--parts PART ...] [--chips NAME] [--tpu-python PYTHON]
+Usage: check.py [--size small|full|best] [--parts PART ...] [--chips NAME] [--tpu-python PYTHON]
 
 The parts, each in a process of its own, since each needs its own backend, devices or environment:
   graph      TensorFlow's train step: no op outside TensorBoard's TPU list, no dynamic shape, no call to the host
   jit        that step compiled by XLA and run on this CPU; Keras has not switched compilation off
   mirrored   four logical CPUs under tf.distribute.MirroredStrategy, compared with one
   parallel   four logical CPUs under keras.distribution.DataParallel on JAX, compared with one
-  jax        the step on JAX, compiled by the real TPU compiler for each machine of chips.py
+  jax        the step on JAX, compiled by the real TPU compiler for each machine of `helpers.training.CHIPS`
   stablehlo  TensorFlow's step, compiled by the real TPU compiler
 Results go to benchmarks/results/tpu_check.json, and from there into the tables of docs/tpu.md.
 """
@@ -30,10 +30,11 @@ if __name__ == "__main__":
     sys.path[:1] = [str(ROOT / "notebooks"), str(ROOT)]  # in place of this folder
 
 from benchmarks.tpu import compiler, replicas, steps
-from benchmarks.tpu.chips import CHIPS
 from benchmarks.tpu.page import draw_tables
 from benchmarks.tpu.recipe import SIZES
 from benchmarks.workers.renew_page import renew_page
+
+from helpers.training import CHIPS
 
 DEVICES_OF_JAX = f"--xla_force_host_platform_device_count={replicas.N_DEVICES}"
 PARTS = {  # environment of each part; those of the TPU compiler run in an environment of their own

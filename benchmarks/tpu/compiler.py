@@ -1,20 +1,25 @@
 """The real TPU compiler, which needs no TPU: does it take the train step, and does that fit the memory of a core?"""
 
+import math
+import re
 import time
 from pathlib import Path
 
 import numpy as np
-from benchmarks.tpu.chips import CHIPS
-from benchmarks.tpu.recipe import build_model, choose_size, count_forward_flops, load_recipe
+from benchmarks.tpu.recipe import build_model, load_size
 from benchmarks.tpu.steps import make_specs, make_step
 
+from helpers.training import CHIPS
 
-def describe_devices(chips):
+TOPOLOGIES = {"v5e-1": "v5e:1x1", "v5e-8": "v5e:2x4", "v3-8": "v3:2x2"}  # the compiler's names of the machines
+
+
+def describe_devices(name):
     """Returns the devices of a machine that is not there, for the compiler."""
     from jax.experimental import topologies
 
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if chips.n_cores == 1 else {}
-    return topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **bounds).devices
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if CHIPS[name].n_cores == 1 else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[name], **bounds).devices
 
 
 def compile_jax_step(size, name):
@@ -22,11 +27,10 @@ def compile_jax_step(size, name):
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    recipe, chips = load_recipe(), CHIPS[name]
-    side, batch = choose_size(size, recipe)
-    model = build_model(recipe)
+    recipe, side, batch = load_size(size)
+    chips, model = CHIPS[name], build_model(recipe)
     n_classes = model.output_shape[-1]
-    devices = describe_devices(chips)
+    devices = describe_devices(name)
     assert len(devices) == chips.n_cores
     mesh = Mesh(np.array(devices), ("batch",))
 
@@ -40,15 +44,28 @@ def compile_jax_step(size, name):
     state = [[describe(v.shape, v.dtype) for v in group] for group in [*groups, model.metrics_variables]]
     clocks = _read_clocks()
     executable = jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), data).compile()
-    counted = 3 * count_forward_flops(model, side) * batch / chips.n_cores
     result = describe_executable(executable.memory_analysis(), executable.cost_analysis(), chips, clocks)
-    return {"side": side, "batch": batch, "cores": chips.n_cores} | result | {"counted flops": float(counted)}
+    return {"side": side, "batch": batch, "cores": chips.n_cores} | result | count_all_reduces(executable.as_text())
+
+
+def count_all_reduces(text):
+    """Counts what the cores of a compiled step add up between them.
+
+    Args:
+        text: the compiled program, as XLA writes it.
+
+    Returns:
+        Dict: `all-reduces`, the operations that send, and `bytes summed`, of the arrays that they give.
+    """
+    sent = re.findall(r"= (.+?) all-reduce(?:-start)?\(", text)
+    arrays = [found for shapes in sent for found in re.findall(r"\b[a-z]+(\d+)\[([\d,]*)\]", shapes)]
+    sizes = [int(bits) // 8 * math.prod(int(side) for side in sides.split(",") if side) for bits, sides in arrays]
+    return {"all-reduces": len(sent), "bytes summed": sum(sizes)}
 
 
 def lower_tensorflow_step(size, path):
     """Writes TensorFlow's step, of the whole batch on one core, as StableHLO that the TPU compiler takes."""
-    recipe = load_recipe()
-    side, batch = choose_size(size, recipe)
+    recipe, side, batch = load_size(size)
     step, specs = make_step(build_model(recipe, jit_compile=True)), make_specs(side, batch)
     # `mhlo.copy` only keeps a value apart, and JAX knows no such dialect; the barrier does the same.
     text = step.experimental_get_compiler_ir(*specs)(stage="stablehlo")
@@ -63,8 +80,7 @@ def compile_text(path, name):
     from jax._src.lib import xla_client
     from jax._src.lib.mlir import ir
 
-    chips = CHIPS[name]
-    devices = describe_devices(chips)
+    chips, devices = CHIPS[name], describe_devices(name)
     clocks = _read_clocks()
     with mlir.make_ir_context():
         module = ir.Module.parse(Path(path).read_text(encoding="utf-8"))
@@ -90,7 +106,7 @@ def describe_executable(memory, cost, chips, clocks):
     cost = cost[0] if isinstance(cost, list) else cost
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     held += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    assert held <= chips.memory, f"{held:,} bytes a core, but {chips.topology} has {chips.memory:,.0f}"
+    assert held <= chips.memory, f"{held:,} bytes a core, but {chips.kind} has {chips.memory:,.0f}"
     return {
         "compile seconds": seconds,
         "compile cpu seconds": cpu_seconds,  # the same on a machine that does other things as well

@@ -1,7 +1,9 @@
 """The tables of docs/tpu.md, every figure from the committed results."""
 
-from benchmarks.tpu.chips import CHIPS, compute_roofline, read_host_speed
 from benchmarks.tpu.recipe import SIZES
+from benchmarks.tpu.roofline import HOST_SIDE, compute_roofline, read_host_speed
+
+from helpers.training import CHIPS
 
 
 def draw_tables(results):
@@ -43,38 +45,45 @@ def _list_checks(results):
 def _list_compiled(results):
     lines = [
         "| train step of | size | machine | images a core | CPU seconds to compile | memory a core | of what it has | "
-        "operations a core | bytes moved a core |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        "operations a core | bytes moved a core | sums over the cores |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for part, backend in (("jax", "Keras on JAX"), ("stablehlo", "Keras on TensorFlow")):
         for size in SIZES:
             by_chips = results.get(part, {}).get(size, {})
             for name in (name for name in CHIPS if name in by_chips):
                 found = by_chips[name]
+                sums = (
+                    f"{found['all-reduces']} of {found['bytes summed'] / 1e6:.1f} MB"
+                    if found.get("all-reduces")
+                    else ""
+                )
                 lines += [
                     f"| {backend} | {found['side']} px, batch {found['batch']} | {name} | "
                     f"{found['batch'] // found.get('cores', 1)} | {found['compile cpu seconds']:.0f} | "
                     f"{found['bytes held'] / 2**20:,.0f} MiB | {found['share of memory']:.1%} | "
-                    f"{found['flops'] / 1e9:,.0f} G | {found['bytes moved'] / 1e9:.1f} GB |"
+                    f"{found['flops'] / 1e9:,.0f} G | {found['bytes moved'] / 1e9:.1f} GB | {sums} |"
                 ]
     return lines
 
 
 def _list_roofline(results):
-    compiled = results.get("jax", {}).get("full")
-    if not compiled:
-        return []
-    host = read_host_speed()
     lines = [
         "",
-        "| machine | images/s at peak arithmetic | at peak bandwidth | at best | what binds | "
+        "| size | machine | images/s at peak arithmetic | at peak bandwidth | at best | what binds | "
         "host: CPUs that keep up with the best | with peak arithmetic | CPUs it has |",
-        "|---|---:|---:|---:|---|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---|---:|---:|---:|",
     ]
-    for row in compute_roofline({name: compiled[name] for name in CHIPS if name in compiled}, host):
-        lines += [
-            f"| {row['machine']} | {row['compute']:,.0f} | {row['memory']:,.0f} | {row['best']:,.0f} | "
-            f"{row['binds']} | {row['cpus for best']:.1f} | {row['cpus for peak']:.1f} | "
-            f"{row['cpus'] or 'not documented'} |"
-        ]
-    return [*lines, "", f"One core of the machine of `input_pipeline.json` augments {host:,.0f} images/s."]
+    host = read_host_speed()
+    for size in (size for size in SIZES if not SIZES[size]):
+        by_chips = results.get("jax", {}).get(size, {})
+        for name in (name for name in CHIPS if name in by_chips):
+            side = by_chips[name]["side"]
+            row = compute_roofline(name, by_chips[name], host * (HOST_SIDE / side) ** 2)
+            lines += [
+                f"| {side} px | {name} | {row['compute']:,.0f} | {row['memory']:,.0f} | {row['best']:,.0f} | "
+                f"{row['binds']} | {row['cpus for best']:.1f} | {row['cpus for peak']:.1f} | "
+                f"{CHIPS[name].host_cpus or 'not documented'} |"
+            ]
+    note = f"One core of the machine of `input_pipeline.json` augments {host:,.0f} images/s of {HOST_SIDE} px"
+    return [*lines, "", f"{note}; other sizes are taken to need time in proportion to their pixels."]

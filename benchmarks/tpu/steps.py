@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from benchmarks.tpu.recipe import build_model, choose_size, load_recipe
+from benchmarks.tpu.recipe import build_model, load_recipe, load_size
 
 HOST_CALLS = re.compile("PyFunc|HostCompute|OutsideCompilation|Outfeed|Infeed|^Print|Summary")
 
@@ -91,8 +91,8 @@ def check_graph(size, shallow=False):
     """Part `graph`: finds no op that a TPU cannot run, and finds a planted one."""
     import tensorflow as tf
 
-    recipe, known = load_recipe(), load_tpu_ops()
-    side, batch = choose_size(size, recipe)
+    known = load_tpu_ops()
+    recipe, side, batch = load_size(size)
     model = build_model(recipe, shallow=shallow)
     found = inspect_graph(make_step(model).get_concrete_function(*make_specs(side, batch)).graph, known)
     for kind in ("outside", "dynamic", "host"):

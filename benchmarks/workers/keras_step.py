@@ -21,6 +21,8 @@ import numpy as np
 import tensorflow as tf
 from benchmarks.tpu import recipe as notebook_2
 
+from helpers.training import count_layers
+
 SETUP = {
     "recipe": {"PRECISION": "float32"},  # settings of notebook 2 that differ from its full profile
     "fused": True,  # False: batch normalization as Keras has it
@@ -50,7 +52,7 @@ def build_model(setup):
     recipe = notebook_2.load_recipe("full") | setup["recipe"]
     if setup["layout"] == "channels_last":
         model = notebook_2.build_model(recipe, fused=setup["fused"], jit_compile=setup["jit_compile"])
-        forward = notebook_2.count_forward_flops(model, setup["side"])
+        forward = count_layers(model, setup["side"])["flops"].sum()
     else:  # the bare network of keras.applications: preprocessing is written for maps with their channels last
         keras.config.set_image_data_format(setup["layout"])
         shape = (3, setup["side"], setup["side"])

@@ -2,15 +2,16 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from benchmarks.tpu import check, chips, compiler, recipe, replicas, steps
+from benchmarks.tpu import check, compiler, recipe, replicas, roofline, steps
 
-from helpers.training import build_classifier
+from helpers.training import CHIPS
 
 LIMIT = 900  # seconds for a process; it takes half a minute on 2 idle cores
 needs_tensorboard = pytest.mark.skipif(
@@ -91,32 +92,42 @@ def test_a_step_that_fails_says_why():
 
 
 def test_roofline_is_bound_by_the_slower_of_arithmetic_and_memory(monkeypatch):
-    machine = chips.Chips("none", n_cores=2, flops=1e12, bandwidth=1e11, memory=1e9, host_cpus=4)
-    monkeypatch.setitem(chips.CHIPS, "none", machine)
+    machine = replace(CHIPS["v5e-1"], n_cores=2, flops=1e12, bandwidth=1e11)
+    monkeypatch.setitem(CHIPS, "none", machine)
     step = {"batch": 100, "flops": 2e12, "bytes moved": 1e11}
-    (row,) = chips.compute_roofline({"none": step}, images_per_second_per_cpu=20)
+    row = roofline.compute_roofline("none", step, images_per_second_per_cpu=20)
     assert (row["compute"], row["memory"], row["binds"]) == (50, 100, "compute")
-    assert (row["best"], row["cpus for best"], row["cpus for peak"], row["cpus"]) == (50, 2.5, 2.5, 4)
-    (row,) = chips.compute_roofline({"none": step | {"bytes moved": 4e11}}, images_per_second_per_cpu=20)
+    assert (row["best"], row["cpus for best"], row["cpus for peak"]) == (50, 2.5, 2.5)
+    row = roofline.compute_roofline("none", step | {"bytes moved": 4e11}, images_per_second_per_cpu=20)
     assert (row["best"], row["binds"], row["cpus for best"], row["cpus for peak"]) == (25, "memory", 1.25, 2.5)
 
 
-@pytest.mark.slow
-def test_counted_operations_are_those_of_the_published_network():
-    model = build_classifier()
-    # 2.83 G multiplications of a 224-pixel image, the dense layer of ImageNet's classes aside.
-    assert recipe.count_forward_flops(model, 224) == pytest.approx(2 * 2.83e9, rel=0.03)
+@pytest.mark.parametrize("size", recipe.SIZES)
+def test_sizes_are_those_of_the_notebook(size):
+    found, side, batch = recipe.load_size(size)
+    assert (side, batch) == ((64, 16) if size == "small" else (found["IMAGE_SIZE"], found["BATCH_SIZE"]))
+    assert batch % 8 == 0 and found["make_optimizer"](1e-3, 3).name == "adamw"
+
+
+def test_all_reduces_are_counted_with_their_bytes():
+    text = """
+  %sum.1 = f32[64]{0:T(128)} all-reduce(f32[64]{0:T(128)} %part), channel_id=1, to_apply=%add
+  %sum.2 = (bf16[8,4]{1,0:T(8,128)(2,1)}, f32[]{:T(128)}) all-reduce-start(%a, %b), channel_id=2, to_apply=%add
+  %done = f32[8]{0} all-reduce-done(%sum.2)
+  ROOT %use = f32[64]{0} add(%sum.1, %all-reduce.7)
+"""
+    assert compiler.count_all_reduces(text) == {"all-reduces": 2, "bytes summed": 4 * 64 + 2 * 8 * 4 + 4}
 
 
 def test_a_step_that_does_not_fit_is_refused():
     sizes = dict.fromkeys(["argument", "output", "alias", "temp", "generated_code"], 2**30)
     memory = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
     cost = [{"flops": 1.0, "bytes accessed": 2.0}]
-    held = compiler.describe_executable(memory, cost, chips.CHIPS["v5e-1"], np.zeros(2))["bytes held"]
+    held = compiler.describe_executable(memory, cost, CHIPS["v5e-1"], np.zeros(2))["bytes held"]
     assert held == 3 * 2**30  # the output takes the place of the arguments
     memory.temp_size_in_bytes = 15 * 2**30
     with pytest.raises(AssertionError, match="bytes a core"):
-        compiler.describe_executable(memory, cost, chips.CHIPS["v5e-1"], np.zeros(2))
+        compiler.describe_executable(memory, cost, CHIPS["v5e-1"], np.zeros(2))
 
 
 def test_the_page_shows_the_committed_results():
