@@ -118,14 +118,14 @@ def _answer(model, path, caption):
         return _refuse(f"This file cannot be read as an image: {reason}.")
     try:
         answer = {name: values[0] for name, values in model.predict([data]).items()}
-        heatmaps = model.explain([data])["heatmaps"][0]
+        explained = model.explain([data])
     except ValueError:
         return _refuse("This file cannot be read as an image: it is damaged or cut short.")
     remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in remarks] + _list_warnings(data)
     image = page.encode_picture(decode_image(data, _SHOWN_SIDE).numpy()[..., 0], "JPEG")
     names = model.facts["class_names"]
-    known = {"image": image, "caption": caption, "side": model.facts["side"]}
-    known["heatmaps"] = dict(zip(names, heatmaps.transpose(2, 0, 1), strict=True))
+    known = {"image": image, "caption": caption, "side": explained["films"].shape[1]}
+    known["heatmaps"] = dict(zip(names, explained["heatmaps"][0].transpose(2, 0, 1), strict=True))
     ranked = [names[index] for index in answer["probabilities"].argsort()[::-1]]
     return (
         known,

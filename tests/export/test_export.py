@@ -24,6 +24,7 @@ from seeded_run import SIDE, write_seeded_run
 from helpers.export import ExportedModel, compare_export, export_model, formats, open_export
 from helpers.export.formats import describe_export, write_formats
 from helpers.packing import decode_image
+from helpers.pipeline import scale_images
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES, draw_image
 from helpers.training import load_classifier
@@ -116,6 +117,29 @@ def test_format_agrees_with_keras_and_describes_itself(run, images, expected, ti
         is_numbers = isinstance(value, list) and key != "class_names"
         assert model.facts[key] == (pytest.approx(value, rel=1e-6) if is_numbers else value), key
     assert "not for clinical use" in facts["notice"] and "synthetic" in facts["notice"]
+
+
+@pytest.mark.parametrize("eval_size", [48, 96])
+def test_every_format_scales_images_to_the_size_of_evaluation(tiny_run, images, tmp_path, eval_size):
+    """Decoded and fitted as in packing, then scaled as `make_eval_dataset` does: probabilities are those of Keras."""
+    folder = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("reference_maps.json"))
+    record = json.loads((folder / "run.json").read_text()) | {"eval_size": eval_size}
+    (folder / "run.json").write_text(json.dumps(record))
+    write_formats(folder, ["saved_model", "onnx", "litert"])
+    facts, network = describe_export(folder), load_classifier(folder)
+    logits = network.predict(scale_images(tf.constant(images), eval_size), verbose=0)
+    assert np.abs(logits - network.predict(images, verbose=0)).max() > 0.05  # the size matters
+    for name in FILES:
+        found = compare_export(folder / name, [images], platt(facts, logits.astype("float64")), IMAGE, repeats=1)
+        assert found["max_difference"] <= (0.05 if "int8" in name else 1e-5)
+        assert open_export(folder / name).facts["eval_size"] == eval_size
+
+    model, files = ExportedModel(folder / "saved_model"), [encode(image[..., 0].astype("uint8")) for image in images]
+    answer, explained = model.predict(files), model.explain(files[:2])
+    assert np.abs(answer["probabilities"] - platt(facts, logits)).max() < 1e-5
+    assert explained["films"].shape == (2, eval_size, eval_size, 1) and explained["films"].dtype == "uint8"
+    assert explained["maps"].shape[1] == eval_size // 16
+    assert np.allclose(expit(explained["maps"].mean(axis=(1, 2))), answer["raw_probabilities"][:2], atol=1e-5)
 
 
 def test_int8_is_smaller_and_a_lite_file_is_a_zip_archive_too(run):
@@ -225,6 +249,10 @@ def test_export_says_what_is_missing_or_does_not_fit(tiny_run, tmp_path, monkeyp
     chosen = json.loads((tiny_run / "thresholds.json").read_text()) | {"weights_sha256": "6" * 64}
     (tmp_path / "thresholds.json").write_text(json.dumps(chosen))
     with pytest.raises(ValueError, match=r"thresholds.json was made from other weights .* Run 03_evaluate"):
+        describe_export(tmp_path)
+    chosen |= {"weights_sha256": json.loads((tmp_path / "run.json").read_text())["weights_sha256"], "eval_size": 48}
+    (tmp_path / "thresholds.json").write_text(json.dumps(chosen))
+    with pytest.raises(ValueError, match=r"thresholds.json was made at another size .* Run 03_evaluate"):
         describe_export(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install tf2onnx"):

@@ -23,6 +23,8 @@ from ..evaluation.calibration import apply_platt
 from ..runtime.files import as_path, is_remote, local_draft, remove_folder
 from ..runtime.settings import read_json, write_json
 from ..training.model_files import record_hashes
+from ..training.provenance import flag_start
+from ..training.run_record import read_run
 
 FORMATS = {
     "saved_model": ["saved_model"],
@@ -46,19 +48,20 @@ def describe_export(run_dir):
     Returns:
         A dict of plain values. Lists in the order of the findings: `class_names`; `thresholds`, for calibrated
         probabilities, and `raw_thresholds`, for raw ones; `calibration_slope` and `calibration_intercept` (Platt's, of
-        the logit); `prevalence` in the training images. Then `side` of the square image in pixels; `split` and
-        `split_sha256`; `study`, `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
+        the logit); `prevalence` in the training images. Then, in pixels, `side` of the square into which an image is
+        fitted, and `eval_size`, to which the square is scaled for the network; `split` and `split_sha256`; `study`,
+        `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
 
     Raises:
         FileNotFoundError: a file of the run is missing.
-        ValueError: the thresholds were chosen for other weights.
+        ValueError: the thresholds were chosen for other weights, or at another size.
     """
     run_dir = as_path(run_dir)
     for name, notebook in {"run.json": "02_train_densenet121", "thresholds.json": "03_evaluate"}.items():
         if not (run_dir / name).is_file():
             raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook}.ipynb with this RUN_DIR first.")
-    run, chosen = (read_json(run_dir / name) for name in ("run.json", "thresholds.json"))
-    _check_weights(run_dir / "thresholds.json", chosen, run, "03_evaluate")
+    run, chosen = read_run(run_dir), read_json(run_dir / "thresholds.json")
+    _check_source(run_dir / "thresholds.json", chosen, run, "03_evaluate")
     points = [chosen["pathologies"][name] for name in run["classes"]]
     raw_thresholds = [point["threshold"] for point in points]
     slope, intercept = ([point["calibration"][key] for point in points] for key in ("slope", "intercept"))
@@ -70,6 +73,7 @@ def describe_export(run_dir):
         "calibration_intercept": intercept,
         "prevalence": [run["prevalence"][name] for name in run["classes"]],
         "side": run["side"],
+        "eval_size": run["eval_size"],
         "study": run["study"],
         "synthetic": run["synthetic"],
         "split": run["split"]["name"],
@@ -78,13 +82,15 @@ def describe_export(run_dir):
         "commit": str(run["runtime"]["commit"]),
         "versions": f"TensorFlow {run['runtime']['tensorflow']}, Keras {run['runtime']['keras']}",
         "input": "a frontal chest radiograph, upright, bone bright; fitted into a square inside the model",
-        "notice": _SYNTHETIC_NOTICE if run["synthetic"] else _NOTICE,
+        "notice": " ".join(filter(None, [_SYNTHETIC_NOTICE if run["synthetic"] else _NOTICE, flag_start(run)])),
     }
 
 
-def _check_weights(path, content, run, notebook):
+def _check_source(path, content, run, notebook):
     if content.get("weights_sha256") != run["weights_sha256"]:
         raise ValueError(f"{path} was made from other weights than those of run.json. Run {notebook}.ipynb again.")
+    if content.get("eval_size", run["eval_size"]) != run["eval_size"]:
+        raise ValueError(f"{path} was made at another size than the eval_size of run.json. Run {notebook}.ipynb again.")
 
 
 def export_model(run_dir, formats=tuple(FORMATS)):
@@ -97,8 +103,8 @@ def export_model(run_dir, formats=tuple(FORMATS)):
       on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the
       probability over the finding's share of the training images.
     - `explain` takes the same. Returns `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
-      the maps minus the mean maps of many images (`reference_maps.json` of notebook 4); `films`, the images as uint8
-      squares (n, side, side, 1).
+      the maps minus the mean maps of many images (`reference_maps.json` of notebook 4); `films`, the images as the
+      network sees them, uint8 squares (n, eval_size, eval_size, 1).
     - `pixels` takes `pixels`, float32 (n, height, width, 1), 0 to 255, gray images of one size. Returns the same as
       `serving_default`; other values are an error.
     - `metadata` takes nothing. Returns `describe_export` as constants.
@@ -159,9 +165,10 @@ def _build_signatures(run_dir, facts):
 
     from ..evaluation.heatmaps import build_activation_model
     from ..packing.decoding import decode_images, fit_images, refuse_pixels
+    from ..pipeline import scale_images
     from ..training.model import load_classifier
 
-    side = facts["side"]
+    side, eval_size = facts["side"], facts["eval_size"]
     network = build_activation_model(load_classifier(run_dir))
     slope, intercept, thresholds, prevalence = (
         np.asarray(facts[key], "float32")  # not tensors, of which ONNX would make inputs
@@ -170,11 +177,11 @@ def _build_signatures(run_dir, facts):
     reference = 0.0
     if (run_dir / "reference_maps.json").is_file():
         stored = read_json(run_dir / "reference_maps.json")
-        _check_weights(run_dir / "reference_maps.json", stored, read_json(run_dir / "run.json"), "04_explain")
+        _check_source(run_dir / "reference_maps.json", stored, facts, "04_explain")
         reference = np.asarray(stored["maps"], "float32")
 
-    def judge(images):
-        _, logits = network(images, training=False)
+    def judge(squares):
+        _, logits = network(scale_images(squares, eval_size), training=False)
         raw = tf.sigmoid(logits)
         probs = tf.sigmoid(slope * logits + intercept)
         return {"probabilities": probs, "raw_probabilities": raw, "above_threshold": raw >= thresholds}
@@ -191,13 +198,13 @@ def _build_signatures(run_dir, facts):
 
     @tf.function(input_signature=[files])
     def classify(image_bytes):
-        return rank(judge(tf.cast(decode_images(image_bytes, side), tf.float32)))
+        return rank(judge(decode_images(image_bytes, side)))
 
     @tf.function(input_signature=[files])
     def explain(image_bytes):
-        images = decode_images(image_bytes, side)
-        maps, _ = network(tf.cast(images, tf.float32), training=False)
-        return {"maps": maps, "heatmaps": maps - reference, "films": images}
+        images = scale_images(decode_images(image_bytes, side), eval_size)
+        maps, _ = network(images, training=False)
+        return {"maps": maps, "heatmaps": maps - reference, "films": tf.cast(tf.round(images), tf.uint8)}
 
     @tf.function(input_signature=[pixels])
     def judge_pixels(pixels):

@@ -14,6 +14,8 @@ import yaml
 from ..runtime.files import as_path, read_csv, read_text
 from ..runtime.settings import ROOT, read_json
 from ..study.splits import CHESTMNIST, name_unit
+from ..training.backbones import BACKBONES
+from ..training.provenance import flag_start
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 FIGURES = {  # charts only: none of them shows an image
@@ -29,8 +31,7 @@ _EXPORTS = {
     "exports/model_int8.tflite": "LiteRT, weights of 8 bits",
     "model.weights.h5": "weights for Keras and for further training; returns logits",
 }
-_TAGS = "keras tensorflow densenet chest-x-ray radiology medical-imaging multi-label-classification research-only"
-_BLOCKS = (6, 12, 24, 16)  # of DenseNet-121
+_TAGS = "keras tensorflow chest-x-ray radiology medical-imaging multi-label-classification research-only"
 _NOT_MEASURED = "not measured"
 
 # What the card says of each kind of study. `type` is the data set's name on the Hub; of several copies of NIH's, this
@@ -125,13 +126,15 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     if study is not _CHESTMNIST:  # which has no patient ids
         sizes = {subset: f"{size} of {split['patients'].get(subset, 0):,} patients" for subset, size in sizes.items()}
     prevalence = {_plain(name): f"{share:.1%}" for name, share in run["prevalence"].items()}
-    terms = " Training began with ImageNet weights of keras.applications; their terms apply as well."
+    start = run.get("weights", {}).get("source") or {"imagenet": "keras.applications"}.get(run["settings"].get("WEIGHTS"))
+    terms = f" Training began with weights of {start}; their terms apply as well."
     fields = study | {
         "unit": name_unit(split["name"]),
         "title": title_of(run),
         "n_classes": len(run["classes"]),
         "classes": ", ".join(map(_plain, run["classes"])),
         "side": run["side"],
+        "eval_size": run.get("eval_size", run["side"]),
         "details": _write_details(run_dir, run, sizes),
         "recipe": _write_pairs(run["settings"]),
         "exports": _write_exports(run_dir),
@@ -139,8 +142,8 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
         f"{sizes.get('train')}; the best epoch, thresholds and calibration were chosen on {sizes.get('val')}.\n\n"
         + _write_pairs(prevalence, "finding", "share of training images"),
         "evaluation_data": f"{sizes.get('test')}, split “{split['name']}”. {study['labels']}",
-        "terms": study["terms"] + terms * (run["settings"].get("WEIGHTS") == "imagenet"),
-        "mean_auc": f"Mean AUC {_interval(aucs.loc['mean'])} on the test images.",
+        "terms": study["terms"] + terms * (start not in (None, "random")),
+        "mean_auc": f"Mean AUC {_interval(aucs.loc['mean'])} on the test images. {flag_start(run)}".strip(),
         "metrics": _write_metrics(run_dir, run, aucs),
         "floors": _write_floors(run_dir),
         "radiologists": _write_radiologists(run_dir),
@@ -172,21 +175,30 @@ def find_address():
 
 
 def _name_network(run):
-    blocks = run.get("blocks") or _BLOCKS
-    return "DenseNet-121" if tuple(blocks) == _BLOCKS else f"DenseNet of blocks {', '.join(map(str, blocks))}"
+    known, blocks = _find_backbone(run), run.get("blocks") or ()
+    return known.title if tuple(blocks) in ((), known.blocks) else f"{known.title} cut to blocks {_join(blocks)}"
+
+
+def _find_backbone(run):
+    return BACKBONES[run.get("backbone", "densenet121")]
+
+
+def _join(values):
+    return ", ".join(map(str, values))
 
 
 def _write_header(run, aucs, study, license_id):
     scores = {"AUC, mean of the findings": aucs.loc["mean", "auc"]}
     scores |= {f"AUC, {_plain(name)}": aucs.loc[name, "auc"] for name in run["classes"]}
     metrics = [{"type": "roc_auc", "value": round(float(v), 4), "name": name} for name, v in scores.items() if v == v]
-    dataset = {"type": study["type"], "name": study["name"], "config": run["split"]["name"], "split": "test"}
+    name = " ".join(filter(None, [study["name"], flag_start(run)]))
+    dataset = {"type": study["type"], "name": name, "config": run["split"]["name"], "split": "test"}
     task = {"type": "image-classification", "name": "Multi-label classification of chest radiographs"}
     header = {
         "license": license_id,
         "library_name": "keras",
         "pipeline_tag": "image-classification",
-        "tags": _TAGS.split() + ["synthetic"] * run["synthetic"],
+        "tags": [*_TAGS.split(), _find_backbone(run).network.lower(), *["synthetic"] * run["synthetic"]],
         **({"datasets": [study["type"]]} if study is _NIH else {}),
         "metrics": ["roc_auc"],
         "model-index": [{"name": title_of(run), "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
@@ -197,7 +209,7 @@ def _write_header(run, aucs, study, license_id):
 def _write_details(run_dir, run, sizes):
     split, runtime = run["split"], run["runtime"]
     rows = {
-        "Architecture": f"{_name_network(run)} (Huang et al., CVPR 2017), global average pooling, one dense layer; "
+        "Architecture": f"{_name_network(run)} ({_find_backbone(run).paper}), global average pooling, one dense layer; "
         f"a cell of the last map covers {run['output_stride']} pixels",
         "Study": run["study"] + (" (synthetic)" if run["synthetic"] else ""),
         "Split": f"{split['name']}, SHA-256 `{split['sha256']}`",
