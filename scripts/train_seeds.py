@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -65,10 +66,9 @@ def name_differences(record, settings):
 
 
 def train_seeds(run_dir, seeds, settings):
-    """Runs the notebooks that are still to be run; returns the folder of the average.
+    """Runs what is still to be run, with settings of any notebook; returns the folder of the average.
 
-    The settings are those of all notebooks. Exits where training pauses, a notebook fails, or a seed that was trained
-    before has other settings.
+    Exits where training pauses, a notebook fails, or a seed that was trained before has other settings.
     """
 
     def run(notebook, folder, **more):
@@ -79,15 +79,15 @@ def train_seeds(run_dir, seeds, settings):
     for folder, (record, _) in zip(folders, found, strict=True):
         if record and (others := name_differences(record, settings)):
             sys.exit(f"{folder} was trained with {others}. Give the settings that it has, or choose another RUN_DIR.")
-    finished = [record.get("finished", False) for record, _ in found]
+    finished, is_new = [record.get("finished", False) for record, _ in found], False
+    budget, views = settings.pop("TIME_BUDGET", 0), settings.pop("VIEWS", VIEWS)
+    stop_at = time.monotonic() + 3600 * budget
     if not all(finished):
         run(PREPARE, run_dir)
-    budget, views = settings.pop("TIME_BUDGET", 0), settings.pop("VIEWS", VIEWS)
-    stop_at, is_new = time.monotonic() + 3600 * budget, False
     for seed, folder in enumerate(folders):
         if not finished[seed]:
             hours_left = (stop_at - time.monotonic()) / 3600 if budget else 0
-            if hours_left < 0:
+            if budget and hours_left <= 0:
                 sys.exit(f"\nTIME_BUDGET ran out before seed {seed}. Give the same command again to resume.")
             run(TRAIN, folder, SEED=seed, TIME_BUDGET=hours_left)
             if pause := call(read_pause, folder):
@@ -134,8 +134,8 @@ def measure(run_dir, seeds, average, bootstrap):
         if not table[keys].equals(rows[keys]):
             sys.exit(f"seed-{seed} was measured on other images than {average.name}: all need the same packed study.")
     y, probs = rows[LABELS].to_numpy(), [table[PROBS].to_numpy() for table in tables]
-    draws = {key: bootstrap[key] for key in ("n_resamples", "seed")}
-    samples = np.array([with_mean(bootstrap_auc(y, scores, rows["patient_id"], **draws)) for scores in probs])
+    draws = (rows["patient_id"], bootstrap["n_resamples"], bootstrap["seed"])
+    samples = np.array([with_mean(bootstrap_auc(y, scores, *draws)) for scores in probs])
     aucs = np.array([with_mean(roc_auc(y, scores)) for scores in probs])
     single, single_samples = aucs[:-1].mean(axis=0), samples[:-1].mean(axis=0)
     n_pos = y.sum(axis=0)
@@ -147,20 +147,17 @@ def measure(run_dir, seeds, average, bootstrap):
     result["one_view"] = with_mean(roc_auc(y, np.mean(logit(probs[:-1]), axis=0)))
     gain, gain_samples = aucs[-1] - single, samples[-1] - single_samples
     for name, value, drawn, lowest in (("average", aucs[-1], samples[-1], 0), ("gain", gain, gain_samples, -1)):
-        result[name] = value
-        ends = interval_around(value, drawn, bootstrap["level"], lowest, 1)
-        result[f"{name}_low"], result[f"{name}_high"] = ends
+        low, high = interval_around(value, drawn, bootstrap["level"], lowest, 1)
+        result = result.assign(**{name: value, f"{name}_low": low, f"{name}_high": high})
     return result, rows
 
 
 def draw_figure(table, seeds, title):
     """Returns a figure with a line a finding: each seed's AUC, and that of the average with its interval."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")  # without pyplot, so that no window is looked for
+    ax = figure.subplots()
     y = range(len(table))[::-1]
     for seed in range(seeds):
         ax.plot(table[f"seed_{seed}"], y, "|", color="C0", markersize=9, label="" if seed else "each seed, one view")
@@ -177,22 +174,23 @@ def report(run_dir, seeds, average, bootstrap):
     """Writes seeds.json, seeds.csv and figures/seeds.png; returns the screen that sums them up."""
     table, rows = measure(run_dir, seeds, average, bootstrap)
     records = [read_json(run_dir / f"seed-{seed}" / "run.json") for seed in range(seeds)]
-    first, views = records[0], read_json(average / "source.json")["views"]
+    first, source = records[0], read_json(average / "source.json")
     mean = json.loads(table.iloc[-1].to_json())
     kept = ("seed", "best_epoch", "best_val_auc", "epochs_run", "weights_sha256")
-    spread = ("mean", "sd", "min", "max", "low", "high")
     together = ("one_view", "average", "average_low", "average_high", "gain", "gain_low", "gain_high")
     summary = {name: first[name] for name in ("study", "synthetic", "split")}
     summary |= {"images": len(rows), "patients": rows["patient_id"].nunique(), "bootstrap": bootstrap}
+    summary["notices"] = source.get("notices", [])  # of weights that have seen test images
     summary["seeds"] = [
         {name: record[name] for name in kept} | {"auc": mean[f"seed_{seed}"]} for seed, record in enumerate(records)
     ]
-    summary["spread"] = {name: mean[name] for name in spread}
-    summary["average"] = {"folder": average.name, "views": views} | {name: mean[name] for name in together}
+    summary["spread"] = {name: mean[name] for name in ("mean", "sd", "min", "max", "low", "high")}
+    summary["average"] = {"folder": average.name, "views": source["views"]} | {name: mean[name] for name in together}
     summary["settings"] = {name: value for name, value in first["settings"].items() if name not in FREE}
     write_csv(run_dir / "seeds.csv", table, index=False)
     write_json(run_dir / "seeds.json", summary)
-    title = f"{first['study']}, split “{first['split']['name']}”, test: {seeds} seeds"
+    title = "".join(f"{textwrap.fill(notice)}\n" for notice in summary["notices"])
+    title += f"{first['study']}, split “{first['split']['name']}”, test: {seeds} seeds"
     save_figure(draw_figure(table, seeds, title), run_dir, "seeds")
     return describe(run_dir, table, summary)
 
@@ -204,12 +202,14 @@ def describe(run_dir, table, summary):
     names = ["mean", "sd", "min", "max", "low", "high", "average", "average_low", "average_high", "gain"]
     mean, average, seeds = table.iloc[-1], summary["average"], len(summary["seeds"])
     lines = [
-        f"\n{run_dir}, test: {summary['images']:,} images. One model: mean AUC of {seeds} seeds, standard deviation,",
+        "",
+        *summary["notices"],
+        f"{run_dir}, test: {summary['images']:,} images. One model: mean AUC of {seeds} seeds, standard deviation,",
         f"min and max over trainings. average: all seeds and {average['views']} views. gain: average less mean.",
         f"low and high: intervals over {name_unit(summary['split']['name'])}.\n",
         table.set_index("pathology")[names].rename_axis(None).to_string(float_format="{:.3f}".format, na_rep="-"),
-        f"\nGain of the mean {mean['gain']:+.4f} ({mean['gain_low']:+.4f} to {mean['gain_high']:+.4f}); averaging the "
-        f"seeds at one view gives {mean['one_view'] - mean['mean']:+.4f} of it.",
+        f"\nGain of the mean {mean['gain']:+.4f} ({mean['gain_low']:+.4f} to {mean['gain_high']:+.4f}), "
+        f"of the seeds alone, at one view, {mean['one_view'] - mean['mean']:+.4f}.",
         f"\ntable      {run_dir / 'seeds.csv'}\nfigure     {run_dir / 'figures' / 'seeds.png'}",
         f"average    {run_dir / average['folder']}",
     ]

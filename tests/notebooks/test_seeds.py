@@ -69,7 +69,8 @@ class Notebooks:
             rows = rows.assign(**{f"prob_{name}": probs[:, c] for c, name in enumerate(PATHOLOGIES)})
             rows = rows.assign(**{f"label_{name}": labels[:, c].astype(int) for c, name in enumerate(PATHOLOGIES)})
             rows.sample(frac=1, random_state=len(self.executed)).to_csv(folder / "predictions.csv", index=False)
-            (folder / "source.json").write_text(json.dumps({"views": settings.get("VIEWS", 1)}))
+            source = {"views": settings.get("VIEWS", 1), "notices": ["The weights have seen test images."]}
+            (folder / "source.json").write_text(json.dumps(source))
 
 
 def check_numbers(run_dir, seeds, average):
@@ -106,6 +107,7 @@ def check_numbers(run_dir, seeds, average):
     return summary
 
 
+@pytest.mark.slow
 def test_each_seed_is_trained_and_evaluated_then_their_average(make_seeds, tmp_path):
     notebooks = Notebooks()
     shown = make_seeds(notebooks, "--run-dir", tmp_path, "--seeds", 3, "--set", "VIEWS=25", "RESAMPLES=100", "EPOCHS=2")
@@ -116,7 +118,8 @@ def test_each_seed_is_trained_and_evaluated_then_their_average(make_seeds, tmp_p
     summary = check_numbers(tmp_path, 3, average)
     assert [seed["seed"] for seed in summary["seeds"]] == [0, 1, 2] and summary["average"]["views"] == 25
     assert summary["bootstrap"] == {"n_resamples": 100, "seed": 0, "level": 0.95}
-    assert all(name in shown for name in PATHOLOGIES) and "synthetic" in shown and len(shown.splitlines()) <= 30
+    assert all(name in shown for name in PATHOLOGIES) and "synthetic" in shown and len(shown.splitlines()) <= 32
+    assert summary["notices"][0] in shown
     before = (tmp_path / "seeds.csv").read_bytes()
 
     again = Notebooks()  # nothing is left to do; one more seed is trained alone, and the average is another
