@@ -22,6 +22,7 @@ SLOW_FILES = (
     "tpu_check",
     "resume",
     "export",
+    "backbones",
     "remote_files",
     "devices",
     "pipeline",

@@ -118,6 +118,20 @@ def test_a_real_run_names_its_data_and_their_terms(tmp_path):
     assert "https://nihcc.app.box.com/v/ChestXray-NIHCC" in card and "Wang et al." in card
 
 
+def test_start_weights_that_have_seen_the_test_images_are_marked_beside_the_score(run_dir):
+    run = json.loads((run_dir / "run.json").read_text())
+    start = {"source": "torchxrayvision, nih", "trained_on": ["NIH ChestX-ray14"], "seen_test_images": True}
+    (run_dir / "run.json").write_text(json.dumps(run | {"weights": start, "backbone": "convnext_base"}))
+    card = fill_model_card(run_dir)
+    sentence = "Training began with weights (torchxrayvision, nih) that have seen images of NIH's official test list"
+    assert f"on the test images. {sentence}" in section_of(card, "Metrics") and "their terms apply as well" in card
+    assert sentence in header_of(card)["model-index"][0]["results"][0]["dataset"]["name"]
+    details = rows_of(section_of(card, "Model details"))
+    assert details["Architecture"][0].startswith("ConvNeXt-Base (Liu et al., CVPR 2022), global")
+    (run_dir / "run.json").write_text(json.dumps(run | {"weights": start | {"seen_test_images": False}}))
+    assert "official test list: scores" not in fill_model_card(run_dir)
+
+
 @pytest.mark.parametrize(("name", "notebook"), [("run.json", "02_train"), ("aucs.csv", "03_evaluate")])
 def test_a_missing_file_names_the_notebook_that_writes_it(run_dir, name, notebook):
     (run_dir / name).unlink()

@@ -29,13 +29,14 @@ def draw_weights(model, seed=0):
         variable.assign(values.astype("float32"))
 
 
-def write_seeded_run(folder, blocks=()):
+def write_seeded_run(folder, blocks=(), backbone="densenet121"):
     """Writes the files that `export_model` reads, with weights of a network in mixed bfloat16; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    stride = 16 if backbone.startswith("densenet") else 32
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = build_classifier(output_stride=16, blocks=blocks)
+        model = build_classifier(backbone, output_stride=stride, blocks=blocks)
     finally:
         keras.config.set_dtype_policy(before)
     draw_weights(model)
@@ -44,7 +45,8 @@ def write_seeded_run(folder, blocks=()):
     run = {
         "classes": list(PATHOLOGIES),
         "side": SIDE,
-        "output_stride": 16,
+        "backbone": backbone,
+        "output_stride": stride,
         "blocks": list(blocks),
         "study": "seeded",
         "synthetic": True,
@@ -60,7 +62,8 @@ def write_seeded_run(folder, blocks=()):
         }
         for k, name in enumerate(PATHOLOGIES)
     }
-    maps = np.linspace(-1, 1, 4 * 4 * 14).reshape(4, 4, 14).tolist()
+    cells = SIDE // stride
+    maps = np.linspace(-1, 1, cells * cells * 14).reshape(cells, cells, 14).tolist()
     others = {"thresholds": {"pathologies": points}, "reference_maps": {"films": 9, "maps": maps}}
     for name, content in {"run": run, **others}.items():
         (folder / f"{name}.json").write_text(json.dumps({"weights_sha256": weights_sha256} | content))

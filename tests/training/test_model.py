@@ -72,7 +72,7 @@ def test_the_network_is_densenet_121():
     full = build_classifier(n_classes=14)
     assert full.count_params() == 7_051_854 and full.get_layer("relu").output.shape[-1] == 1024
     assert len([v for v in full.non_trainable_variables if "moving" in v.path]) == 242
-    with pytest.raises(ValueError, match=r"are for blocks of \(6, 12, 24, 16\) layers, not \(1, 1, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"are for BLOCKS = \[6, 12, 24, 16\]; leave it empty"):
         build(weights="imagenet")
 
 

@@ -166,10 +166,11 @@ def _build_signatures(run_dir, facts):
     from ..evaluation.heatmaps import build_activation_model
     from ..packing.decoding import decode_images, fit_images, refuse_pixels
     from ..pipeline import scale_images
+    from ..training.backbones import make_portable
     from ..training.model import load_classifier
 
     side, eval_size = facts["side"], facts["eval_size"]
-    network = build_activation_model(load_classifier(run_dir))
+    network = make_portable(build_activation_model(load_classifier(run_dir)))
     slope, intercept, thresholds, prevalence = (
         np.asarray(facts[key], "float32")  # not tensors, of which ONNX would make inputs
         for key in ("calibration_slope", "calibration_intercept", "raw_thresholds", "prevalence")

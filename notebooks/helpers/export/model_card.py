@@ -126,7 +126,9 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     if study is not _CHESTMNIST:  # which has no patient ids
         sizes = {subset: f"{size} of {split['patients'].get(subset, 0):,} patients" for subset, size in sizes.items()}
     prevalence = {_plain(name): f"{share:.1%}" for name, share in run["prevalence"].items()}
-    start = run.get("weights", {}).get("source") or {"imagenet": "keras.applications"}.get(run["settings"].get("WEIGHTS"))
+    start = run.get("weights", {}).get("source", "random")
+    if run["settings"].get("WEIGHTS") == "imagenet":  # of earlier versions, too
+        start = "keras.applications"
     terms = f" Training began with weights of {start}; their terms apply as well."
     fields = study | {
         "unit": name_unit(split["name"]),
@@ -142,7 +144,7 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
         f"{sizes.get('train')}; the best epoch, thresholds and calibration were chosen on {sizes.get('val')}.\n\n"
         + _write_pairs(prevalence, "finding", "share of training images"),
         "evaluation_data": f"{sizes.get('test')}, split “{split['name']}”. {study['labels']}",
-        "terms": study["terms"] + terms * (start not in (None, "random")),
+        "terms": study["terms"] + terms * (start != "random"),
         "mean_auc": f"Mean AUC {_interval(aucs.loc['mean'])} on the test images. {flag_start(run)}".strip(),
         "metrics": _write_metrics(run_dir, run, aucs),
         "floors": _write_floors(run_dir),

@@ -127,3 +127,48 @@ def _build_shallow(name, blocks, options):
         stages = [stage | {"num_repeat": number} for stage, number in zip(stages, blocks, strict=True)]
         return efficientnet_v2.EfficientNetV2(1.0, 1.0, 384, blocks_args=stages, name="efficientnetv2-s", **options)
     return densenet.DenseNet(blocks, **options)
+
+
+def make_portable(model):
+    """Rebuilds a model from operations that ONNX and LiteRT have; only ConvNeXt has others.
+
+    Keras lets XLA compute a convolution with a group for each channel, and TensorFlow computes GELU by `erfc`.
+
+    Args:
+        model: functional keras.Model, in float32.
+
+    Returns:
+        A keras.Model with the same results up to rounding; the model itself if nothing is to be replaced.
+    """
+
+    def is_depthwise(layer):
+        return type(layer) is keras.layers.Conv2D and layer.groups > 1 and layer.groups == layer.filters
+
+    def rebuild(layer):
+        config = layer.get_config()
+        if is_depthwise(layer):
+            same = ("name", "kernel_size", "strides", "padding", "dilation_rate", "use_bias")
+            return keras.layers.DepthwiseConv2D(**{key: config[key] for key in same})
+        return Gelu(name=layer.name) if _is_gelu(layer) else type(layer).from_config(config)
+
+    if not any(is_depthwise(layer) or _is_gelu(layer) for layer in model.layers):
+        return model
+    portable = keras.models.clone_model(model, clone_function=rebuild)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if is_depthwise(layer):
+            weights[0] = weights[0].swapaxes(2, 3)
+        portable.get_layer(layer.name).set_weights(weights)
+    return portable
+
+
+def _is_gelu(layer):
+    return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.gelu
+
+
+class Gelu(keras.layers.Layer):
+    """GELU by its definition, with `erf`."""
+
+    def call(self, inputs):
+        """Applies it to each element; returns the shape and dtype of the input."""
+        return 0.5 * inputs * (1 + keras.ops.erf(inputs / 2**0.5))

@@ -30,9 +30,9 @@ _KERAS_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 # Lists of names, one string each.
 _KERAS_MODULES = (
     "keras keras.layers keras.initializers keras.regularizers keras.constraints keras.losses keras.metrics "
-    "keras.optimizers keras.optimizers.schedules keras.src.models.functional keras.src.models.sequential "
-    "keras.src.applications.convnext"
+    "keras.optimizers keras.optimizers.schedules keras.src.models.functional keras.src.models.sequential"
 )
+_KERAS_CLASSES = "keras.src.applications.convnext.LayerScale keras.src.ops.numpy.Add"  # of ConvNeXt
 _KERAS_CODE = (  # what these modules have that runs code or opens files
     "function Lambda TFSMLayer TorchModuleWrapper JaxLayer FlaxLayer StringLookup IntegerLookup TextVectorization"
 )
@@ -43,14 +43,15 @@ _CHECKPOINT_OPS = {"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "RestoreV2
 _OPS = (
     "Abs AddV2 All Any ArgMax Assert AssignVariableOp AsString AvgPool BatchDatasetV2 BatchMatMulV2 BiasAdd Bitcast "
     "BitwiseAnd Cast Ceil ConcatenateDataset ConcatV2 Const Conv2D DatasetToSingleElement DecodeImage DecodePng "
-    "DecodeRaw DepthwiseConv2dNative DisableCopyOnRead EnsureShape Equal Erf Erfc Exp ExpandDims ExtractJpegShape Fill "
-    "Floor FloorDiv FusedBatchNormV3 GatherV2 Greater GreaterEqual Identity IdentityN If IgnoreErrorsDataset IsFinite "
-    "Less LessEqual LogicalAnd LogicalNot LogicalOr MatMul Max Maximum MaxPool Mean Min Minimum Mul Neg NoOp NotEqual "
-    "OnesLike Pack Pad ParallelMapDatasetV2 PartitionedCall Placeholder Prod Range RangeDataset ReadVariableOp RealDiv "
-    "ReduceJoin Relu Relu6 Reshape ResizeArea ResizeBilinear RewriteDataset RightShift Round Rsqrt ScatterNd Select "
-    "SelectV2 Shape Sigmoid Size Slice Softmax Softplus Split Sqrt SquaredDifference Squeeze StatefulPartitionedCall "
-    "StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin Sub Substr Sum Tanh "
-    "TensorDataset TensorSliceDataset TopKV2 Transpose Unpack VarHandleOp Where While ZerosLike ZipDataset"
+    "DecodeRaw DepthwiseConv2dNative DisableCopyOnRead EnsureShape Equal Erf Erfc Exp ExpandDims ExtractJpegShape "
+    "Fill Floor FloorDiv FusedBatchNormV3 GatherV2 Greater GreaterEqual Identity IdentityN If IgnoreErrorsDataset "
+    "IsFinite Less LessEqual LogicalAnd LogicalNot LogicalOr MatMul Max Maximum MaxPool Mean Min Minimum Mul Neg "
+    "NoOp NotEqual OnesLike Pack Pad ParallelMapDatasetV2 PartitionedCall Placeholder Prod Range RangeDataset "
+    "ReadVariableOp RealDiv ReduceJoin Relu Relu6 Reshape ResizeArea ResizeBilinear RewriteDataset RightShift Round "
+    "Rsqrt ScatterNd Select SelectV2 Shape Sigmoid Size Slice Softmax Softplus Split Sqrt Square SquaredDifference "
+    "Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch StopGradient StridedSlice "
+    "StringJoin Sub Substr Sum Tanh TensorDataset TensorSliceDataset TopKV2 Transpose Unpack VarHandleOp Where "
+    "While ZerosLike ZipDataset"
 )
 
 
@@ -121,7 +122,7 @@ def load_weights(model, path, *, sha256=None):
             _check_layers(copy, model)
             model.load_weights(copy)
         except ValueError as error:
-            problem = f"it does not fit the network {model.name}: {str(error)[:400].strip().rstrip('.')}"
+            problem = f"it does not fit the network {model.name}: {' '.join(str(error).split())[:400].rstrip('. ')}"
             raise _refusal(path, problem, "Choose the BACKBONE that it was made for, or another file") from error
 
 
@@ -285,11 +286,12 @@ def _check_keras(path):
 
 def _check_class(item):
     name, module, registered = (item.get(key) for key in ("class_name", "module", "registered_name"))
-    modules, code = _KERAS_MODULES.split(), _KERAS_CODE.split()
+    known = f"{module}.{name}" in _KERAS_CLASSES.split()
+    known = known or (module in _KERAS_MODULES.split() and name not in _KERAS_CODE.split())
     has_code = isinstance(item.get("value"), list | dict | str)  # a lambda as an activation has no class name
     if not has_code and (name == "__keras_tensor__" or not (name or module or registered)):
         return
-    if has_code or module not in modules or name in code or registered not in (None, name):
+    if has_code or not known or registered not in (None, name):
         raise ValueError(
             f"its configuration names {module}.{name}, which is not a class of Keras without code. "
             "Build the model in Python and load its weights by `load_weights`"
