@@ -71,7 +71,7 @@ def test_chain_leaves_every_artifact(chain):
     assert set(predictions.loc[predictions["split"].eq("test"), "image"]) == set(test_list)
     card = fill_model_card(chain.run)
     assert "validation with test: 0" in card and "scores are flattered" not in card
-    assert "# DenseNet of blocks 1, 1, 1, 1 for" in card
+    assert "# DenseNet-121 cut to blocks 1, 1, 1, 1 for" in card
 
 
 def test_run_record_names_split_seed_and_machine(chain):
@@ -82,6 +82,8 @@ def test_run_record_names_split_seed_and_machine(chain):
     assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
     assert {"tensorflow", "keras", "devices", "commit", "runtime", "strategy"} <= set(record["runtime"])
     assert record["interruptions"] == 1 and record["parts"][1]["step"] == 1 and record["finished"]
+    assert (record["side"], record["eval_size"]) == (40, 32)  # as crops of 32 pixels show things, in whole cells of 16
+    assert json.loads((chain.run / "thresholds.json").read_text())["eval_size"] == 32
     weights = (chain.run / "model.weights.h5").read_bytes()
     assert record["weights_sha256"] == hashlib.sha256(weights).hexdigest()
 
