@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import math
 import shutil
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from PIL import Image
 
 from helpers.packing import load_packed_study, pack_study
 from helpers.pipeline import (
-    N_DRAWS,
     Augmentation,
-    augment,
     count_steps,
     list_batch,
     make_eval_dataset,
@@ -132,6 +129,25 @@ def test_augmented_values_stay_in_range(study):
     batches = read(make_train(study, image_size=20, strength=Augmentation(contrast=0.9, brightness=0.5)))
     values = np.concatenate([images.ravel() for images, _ in batches])
     assert values.min() == 0 and values.max() == 255
+
+
+def list_ops(data):
+    """Returns the names of all operations in the graph of a dataset, those of its functions too."""
+    graph = tf.raw_ops.DatasetToGraphV2(input_dataset=tf.data.experimental.to_variant(data)).numpy()
+    graph = tf.compat.v1.GraphDef.FromString(graph)
+    nodes = [graph.node, *(function.node_def for function in graph.library.function)]
+    return {node.op for some in nodes for node in some}
+
+
+@pytest.mark.parametrize("rotation", [0, 7])
+def test_training_batches_never_wait_for_python(study, rotation):
+    """A call into Python waits for its lock: beside a busy thread, a training run would starve."""
+    data = make_train(study, strength=Augmentation(rotation=rotation, horizontal_flip=True, erasing=0.5))
+    ops = list_ops(data)
+    assert ("ImageProjectiveTransformV3" if rotation else "ResizeBilinear") in ops  # so functions are looked into
+    assert not [op for op in ops if "PyFunc" in op]
+    python = data.map(lambda images, _: tf.numpy_function(lambda images: images, [images], tf.float32))
+    assert [op for op in list_ops(python) if "PyFunc" in op]
 
 
 # Training: that it can be repeated
@@ -351,200 +367,6 @@ def test_memory_does_not_grow_with_the_epochs(study):
             resident.append(read_resident_bytes())
     assert len(resident) == 9
     assert min(resident[6:]) - min(resident[3:6]) < 5e6
-
-
-# Augmentation
-
-
-def draw(n=1, **named):
-    """Returns draws that change nothing (0.5 everywhere), but for those named."""
-    places = {"area": 0, "stretch": 1, "x": 2, "y": 3, "rotation": 4, "flip": 5, "contrast": 6, "brightness": 7}
-    draws = np.full((n, N_DRAWS), 0.5, np.float32)
-    for name, values in named.items():
-        draws[:, places[name]] = values
-    return tf.constant(draws)
-
-
-def change(image, image_size=None, *, draws=None, **strength):
-    """Augments one image (height, width) and returns one."""
-    strength = Augmentation(**{name: getattr(NO_CHANGE, name) for name in vars(NO_CHANGE)} | strength)
-    result = augment(image[None, ..., None], draw() if draws is None else draws, image_size or len(image), strength)
-    return result.numpy()[0, ..., 0]
-
-
-def find_center(image):
-    """Returns x and y of the center of mass, in pixels."""
-    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    return (image * x).sum() / image.sum(), (image * y).sum() / image.sum()
-
-
-def make_dot(side, x, y, radius=3.0):
-    """Returns a smooth bright dot on black."""
-    rows, columns = np.mgrid[:side, :side]
-    return np.rint(200 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * radius**2))).astype(np.uint8)
-
-
-def make_draws(n, seed=0):
-    return tf.constant(np.random.default_rng(seed).random((n, N_DRAWS)), tf.float32)
-
-
-NOISE = np.random.default_rng(2).integers(0, 256, (32, 32), dtype=np.uint8)
-
-
-def test_no_strength_gives_the_image_back_whatever_is_drawn():
-    images = np.repeat(NOISE[None, ..., None], 50, 0)
-    np.testing.assert_allclose(augment(images, make_draws(50), 32, NO_CHANGE), images, atol=1e-3)
-
-
-def test_middling_draws_of_the_default_strength_are_a_centered_crop():
-    dot = make_dot(64, 31.5, 31.5, 5)
-    x, y = find_center(change(dot, **vars(Augmentation())))
-    assert (x, y) == pytest.approx((31.5, 31.5), abs=0.01)
-
-
-def test_no_image_is_ever_upside_down():
-    image = np.zeros((16, 16, 1), np.uint8)
-    image[:8] = 200
-    for strength in (Augmentation(), Augmentation(horizontal_flip=True, rotation=15, contrast=0.5)):
-        images = augment(np.repeat(image[None], 1000, 0), make_draws(1000), 16, strength).numpy()[..., 0]
-        # The middle, since a crop may leave the image at its border.
-        assert (images[:, 2:6, 4:12].mean((1, 2)) > images[:, -6:-2, 4:12].mean((1, 2)) + 20).all()
-
-
-def test_images_are_mirrored_only_where_asked_for_and_then_half_of_them():
-    image = np.zeros((16, 16, 1), np.uint8)
-    image[:, :8] = 200
-    images = np.repeat(image[None], 1000, 0)
-    left, right = np.s_[:, 4:12, 2:6], np.s_[:, 4:12, -6:-2]
-    plain = augment(images, make_draws(1000), 16, Augmentation()).numpy()[..., 0]
-    assert (plain[left].mean((1, 2)) > plain[right].mean((1, 2))).all()
-    flipped = augment(images, make_draws(1000), 16, Augmentation(horizontal_flip=True)).numpy()[..., 0]
-    assert 440 < (flipped[left].mean((1, 2)) < flipped[right].mean((1, 2))).sum() < 560
-
-
-def test_a_mirrored_image_is_the_image_mirrored():
-    mirrored = change(NOISE, draws=draw(flip=0.2), horizontal_flip=True)
-    np.testing.assert_allclose(mirrored, NOISE[:, ::-1], atol=1e-3)
-    np.testing.assert_allclose(change(NOISE, draws=draw(flip=0.7), horizontal_flip=True), NOISE, atol=1e-3)
-
-
-@pytest.mark.parametrize(("name", "axis"), [("x", 1), ("y", 0)])
-@pytest.mark.parametrize(("drawn", "pixels"), [(1.0, 4), (0.0, -4), (0.75, 2), (0.5, 0)])
-def test_translation_moves_the_image_and_leaves_black(name, axis, drawn, pixels):
-    """An eighth of 32 pixels is 4; the crop moves to higher places, so what is seen moves to lower ones."""
-    image = np.maximum(NOISE, 1)
-    moved = change(image, draws=draw(**{name: drawn}), translation=0.125)
-    expected = np.roll(image, -pixels, axis).astype(float)
-    if pixels:
-        beyond = np.s_[-pixels:] if pixels > 0 else np.s_[:-pixels]
-        expected[(slice(None),) * axis + (beyond,)] = 0
-    np.testing.assert_allclose(moved, expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("angle", [7, -7, 30])
-@pytest.mark.parametrize("flip", [False, True])
-def test_rotation_turns_about_the_center(angle, flip):
-    """A positive angle turns what is seen counterclockwise, with y pointing down; mirroring comes after."""
-    side, middle = 129, 64.0
-    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
-    for u, v in ((40, 0), (0, -40), (-25, 30)):
-        dot = make_dot(side, middle + u, middle + v)
-        draws = draw(rotation=1.0 if angle > 0 else 0.0, flip=0.0)
-        turned = change(dot, draws=draws, rotation=abs(angle), horizontal_flip=flip)
-        x, y = cosine * u + sine * v, -sine * u + cosine * v
-        expected = middle + (-x if flip else x), middle + y
-        assert find_center(turned) == pytest.approx(expected, abs=0.1)
-        assert turned.sum() == pytest.approx(dot.sum(), rel=1e-3)  # neither squeezed nor stretched
-
-
-def test_crop_stretch_and_rotation_together_stretch_along_the_sides_of_the_crop():
-    """A turned crop of 91 by 45 of 129 pixels: the image turns first and is stretched along the result's axes after."""
-    side, middle, angle = 129, 64.0, math.radians(20)
-    for u, v in ((16, 0), (0, 12), (-10, 8)):
-        dot = make_dot(side, middle + u, middle + v, 2)
-        draws = draw(area=0.0, stretch=1.0, rotation=1.0)
-        changed = change(dot, draws=draws, min_area=0.25, max_stretch=2.0, rotation=20)
-        x, y = math.cos(angle) * u + math.sin(angle) * v, -math.sin(angle) * u + math.cos(angle) * v
-        expected = middle + math.sqrt(2) * x, middle + math.sqrt(8) * y
-        assert find_center(changed) == pytest.approx(expected, abs=0.1)
-
-
-def test_rotation_is_by_the_same_angle_at_another_image_size():
-    dot = make_dot(128, 63.5 + 40, 63.5, 4)
-    turned = change(dot, 96, draws=draw(rotation=1.0), rotation=7)
-    u = 0.75 * 40
-    angle = math.radians(7)
-    assert find_center(turned) == pytest.approx((47.5 + u * math.cos(angle), 47.5 - u * math.sin(angle)), abs=0.1)
-
-
-def test_a_rotated_image_has_black_corners():
-    image = np.full((65, 65), 100, np.uint8)
-    turned = change(image, draws=draw(rotation=1.0), rotation=20)
-    assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
-    assert turned[16:49, 16:49] == pytest.approx(100, abs=1e-3)
-
-
-def test_a_crop_of_a_quarter_of_the_area_doubles_the_middle():
-    dots = make_dot(64, 31.5 + 6, 31.5 - 4, 2)
-    zoomed = change(dots, 64, draws=draw(area=0.0), min_area=0.25)
-    assert find_center(zoomed) == pytest.approx((31.5 + 12, 31.5 - 8), abs=0.1)
-    assert zoomed.sum() == pytest.approx(4 * dots.sum(), rel=1e-2)
-    np.testing.assert_allclose(change(dots, 32, draws=draw(area=0.0), min_area=0.25), dots[16:48, 16:48], atol=1e-3)
-
-
-@pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_a_crop_reaches_all_corners_and_stays_inside(x, y):
-    image = np.maximum(NOISE, 1)
-    corner = change(image, 16, draws=draw(area=0.0, x=x, y=y), min_area=0.25)
-    left, top = int(16 * x), int(16 * y)
-    np.testing.assert_allclose(corner, image[top : top + 16, left : left + 16], atol=1e-3)
-
-
-@pytest.mark.parametrize(("drawn", "wide"), [(1.0, True), (0.0, False)])
-def test_stretching_keeps_the_area_of_the_crop(drawn, wide):
-    """A crop twice as wide as high, of a quarter of the area: what is seen is half as wide for its height."""
-    image = make_dot(128, 63.5, 63.5, 5)
-    stretched = change(image, draws=draw(area=0.0, stretch=drawn), min_area=0.25, max_stretch=2.0)
-    y, x = np.mgrid[:128, :128]
-    width = math.sqrt((stretched * (x - 63.5) ** 2).sum() / stretched.sum())
-    height = math.sqrt((stretched * (y - 63.5) ** 2).sum() / stretched.sum())
-    assert (height / width if wide else width / height) == pytest.approx(2, rel=0.02)
-    assert width * height == pytest.approx(4 * 25, rel=0.03)
-
-
-def test_the_area_of_crops_is_uniform_between_its_limits():
-    """Measured on a ramp, whose slope in the result is the width of the crop."""
-    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))[None, ..., None]
-    draws = draw(400, area=np.linspace(0, 1, 400))
-    images = augment(np.repeat(ramp, 400, 0), draws, 64, Augmentation(0.25, 1, 0, 0, 0, 0)).numpy()[..., 0]
-    share = ((images[:, 32, 52] - images[:, 32, 12]) / 40 / (255 / 63)) ** 2
-    np.testing.assert_allclose(share, np.linspace(0.25, 1, 400), atol=0.03)  # gray levels are whole numbers
-
-
-@pytest.mark.parametrize(("drawn", "gain"), [(1.0, 1.4), (0.0, 0.6), (0.5, 1.0)])
-def test_contrast_turns_about_the_middle_of_the_range(drawn, gain):
-    changed = change(NOISE, draws=draw(contrast=drawn), contrast=0.4)
-    expected = np.clip(127.5 + gain * (NOISE - 127.5), 0, 255)
-    np.testing.assert_allclose(changed, expected, atol=0.501)
-
-
-@pytest.mark.parametrize(("drawn", "shift"), [(1.0, 51), (0.0, -51), (0.75, 25.5)])
-def test_brightness_is_a_share_of_the_range_and_is_clipped(drawn, shift):
-    changed = change(NOISE, draws=draw(brightness=drawn), brightness=0.2)
-    np.testing.assert_allclose(changed, np.clip(NOISE.astype(float) + shift, 0, 255), atol=0.501)
-
-
-def test_augmentation_is_the_same_eagerly_and_in_a_dataset():
-    images = np.random.default_rng(1).integers(0, 256, (12, 24, 24, 1), dtype=np.uint8)
-    draws, strength = make_draws(12), Augmentation(horizontal_flip=True)
-    eager = augment(images, draws, 20, strength).numpy()
-    assert eager.tobytes() == augment(images, draws, 20, strength).numpy().tobytes()
-    data = tf.data.Dataset.from_tensor_slices((images, draws)).batch(4, drop_remainder=True)
-    data = data.map(lambda images, draws: augment(images, draws, 20, strength))
-    assert data.element_spec == tf.TensorSpec((4, 20, 20, 1), tf.float32)
-    np.testing.assert_allclose(np.concatenate(list(data.as_numpy_iterator())), eager, atol=1e-3)
-    # An image's result does not depend on its neighbors in the batch.
-    np.testing.assert_allclose(augment(images[5:6], draws[5:6], 20, strength), eager[5:6], atol=1e-3)
 
 
 # Evaluation

@@ -6,39 +6,10 @@ sees exactly what the uninterrupted run would have seen. Everything runs on the 
 and known cardinality.
 """
 
-from dataclasses import dataclass
-
-import cv2
-import numpy as np
 import tensorflow as tf
 
+from .augmentation import N_DRAWS, Augmentation, augment
 from .study.labels import PATHOLOGIES
-
-N_DRAWS = 8  # random numbers that `augment` takes for an image
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Strength of the augmentation. There is no vertical flip: no radiograph is taken upside down.
-
-    Attributes:
-        min_area: smallest share of the image's area that a crop keeps, 0 to 1.
-        max_stretch: largest ratio of width to height of a crop, and of height to width.
-        rotation: degrees to either side.
-        translation: how far a crop may leave the image on each side, as a share of the image's side.
-        contrast: largest relative change.
-        brightness: largest change as a share of the full range.
-        horizontal_flip: whether half of the images are mirrored. A mirrored chest has its heart on the wrong side;
-            CheXNet (Rajpurkar et al., 2017) trained with it all the same.
-    """
-
-    min_area: float = 0.75
-    max_stretch: float = 1.1
-    rotation: float = 7.0
-    translation: float = 0.03
-    contrast: float = 0.2
-    brightness: float = 0.1
-    horizontal_flip: bool = False
 
 
 def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parallel=None, **order):
@@ -292,62 +263,6 @@ def _find_window(counts, window_shards, n_seen):
     ends = tf.cumsum(tf.reduce_sum(tf.reshape(counts, (n_windows, window_shards)), axis=1))
     n_used_up = tf.reduce_sum(tf.cast(ends <= n_seen, tf.int64))
     return n_used_up, n_seen - tf.concat([[0], ends], axis=0)[n_used_up]
-
-
-def augment(images, draws, image_size, strength):
-    """Changes the exposure of images, crops, stretches, rotates, shifts and mirrors them. Runs inside `Dataset.map`.
-
-    All geometry is one affine map, so that every image is interpolated once. OpenCV does it: TensorFlow's own
-    `ImageProjectiveTransformV3` takes four times as long on a CPU (`benchmarks/input_pipeline.py`).
-
-    Args:
-        images: uint8 tensor (batch, side, side, 1).
-        draws: float32 tensor (batch, N_DRAWS), uniform in [0, 1): the only source of chance.
-        image_size: int, side of the result in pixels.
-        strength: an `Augmentation`.
-
-    Returns:
-        float32 tensor (batch, image_size, image_size, 1), 0 to 255; black where a crop leaves the image.
-    """
-
-    def transform(images, draws):
-        draws = draws.astype(np.float64)
-        tables = _make_exposures(draws, strength)
-        maps = _make_maps(draws, images.shape[1], image_size, strength)
-        results = np.empty((len(images), image_size, image_size, 1), np.uint8)
-        for image, table, matrix, result in zip(images, tables, maps, results, strict=True):
-            exposed = cv2.LUT(image, table)
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            cv2.warpAffine(exposed, matrix, (image_size, image_size), dst=result, flags=flags)
-        return results
-
-    results = tf.numpy_function(transform, [images, draws], tf.uint8, stateful=False)
-    return tf.cast(tf.ensure_shape(results, (draws.shape[0], image_size, image_size, 1)), tf.float32)
-
-
-def _make_maps(draws, side, image_size, strength):
-    """Returns float64 (batch, 2, 3): for each pixel (x, y) of the result, the place in the image where it is read."""
-    crop = side * np.sqrt(strength.min_area + (1 - strength.min_area) * draws[:, 0])
-    ratio = strength.max_stretch ** (draws[:, 1] - 0.5)
-    width, height = crop * ratio, crop / ratio
-    margin = side * strength.translation
-    center_x = 0.5 * width - margin + draws[:, 2] * (side - width + 2 * margin)
-    center_y = 0.5 * height - margin + draws[:, 3] * (side - height + 2 * margin)
-    theta = np.deg2rad(strength.rotation) * (2 * draws[:, 4] - 1)
-    facing = np.where(draws[:, 5] < 0.5, -1, 1) if strength.horizontal_flip else 1
-    a, b = facing * np.cos(theta) * width / image_size, -np.sin(theta) * height / image_size
-    d, e = facing * np.sin(theta) * width / image_size, np.cos(theta) * height / image_size
-    middle = 0.5 * (image_size - 1)
-    c = center_x - 0.5 - (a + b) * middle
-    f = center_y - 0.5 - (d + e) * middle
-    return np.stack([a, b, c, d, e, f], axis=1).reshape(-1, 2, 3)
-
-
-def _make_exposures(draws, strength):
-    """Returns uint8 (batch, 256): the new gray level of each old one. Contrast turns about the middle of the range."""
-    gain = 1 + strength.contrast * (2 * draws[:, 6:7] - 1)
-    offset = 127.5 * (1 - gain) + 255 * strength.brightness * (2 * draws[:, 7:8] - 1)
-    return np.clip(np.rint(gain * np.arange(256) + offset), 0, 255).astype(np.uint8)
 
 
 def shift_images(images, shift):
