@@ -18,6 +18,7 @@ SLOW_FILES = (
     "end_to_end",
     "jax",
     "chains",
+    "seeds",
     "fetch_chains",
     "tpu_check",
     "resume",
