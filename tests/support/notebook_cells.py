@@ -24,7 +24,7 @@ def _as_in_a_kernel(draw):
     Figure.savefig = savefig if draw else lambda self, file, **_: Path(file).touch()
     plt.switch_backend("agg")
     keras.utils.clear_session()  # so that layers are named as in a new process
-    os.environ["RUNTIME"] = "cpu"
+    os.environ["RUNTIME"] = "jax" if keras.backend.backend() == "jax" else "cpu"
     os.chdir(ROOT / "notebooks")
     accelerator._prepared = None
     try:
