@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
             return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | flags)
 
     def finish(process, n_devices, code):
-        assert process.wait(timeout=900) == code, (folders[n_devices] / "log.txt").read_text()[-5000:]
+        assert process.wait(timeout=1800) == code, (folders[n_devices] / "log.txt").read_text()[-5000:]
 
     one = start(1, "whole")
     finish(start(4, "begin"), 4, -signal.SIGKILL)
