@@ -2,8 +2,9 @@
 
 Training batches and evaluation batches, beside their ceiling and the way this project's predecessor read its images:
 decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew. All are measured in turn, several
-rounds, on the same images in one run; the ratios are medians over the rounds. Packing has a benchmark of its own,
-packing.py.
+rounds, on the same images in one run; the ratios are medians over the rounds. Then ways to augment, in place of each
+other in the training pipeline, at three sizes, alone and beside a thread that keeps Python busy. Packing has a
+benchmark of its own, packing.py.
 
 Usage: input_pipeline.py [--images FOLDER] [--rounds 5]
 FOLDER holds PNGs as NIH distributes them, 1024 pixels wide. Without it, those in ../shared/data/nih_original are taken,
@@ -11,33 +12,38 @@ and where they are missing, synthetic images of that size are made.
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import cv2
 import numpy as np
 import pandas as pd
 import psutil
 import tensorflow as tf
+from benchmarks.workers.augment_ways import WAYS
 from PIL import Image
 
 from helpers import pipeline
+from helpers.augmentation import Augmentation
 from helpers.packing import pack_study
-from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
+from helpers.pipeline import make_eval_dataset, make_train_dataset
 from helpers.runtime import describe_machine
 from helpers.study import PATHOLOGIES, draw_image
 
 SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
+SIZES = {88: (80, 8192), 256: (224, 2048), 608: (512, 512)}  # packed side: crops, images
+BEFORE = "OpenCV, two calls an image"
 
 
 def find_images(folder):
@@ -108,28 +114,64 @@ def eval_batches(study, image_size):
     return measure(make_eval_dataset(study, "train", BATCH_SIZE, image_size=image_size), len(study.labels("train")))
 
 
-def warp_alone(images, engine):
-    """The geometry of augmentation alone, by OpenCV or by TensorFlow's own operation, on all cores."""
-    draws = np.random.default_rng(0).random((len(images), pipeline.N_DRAWS), np.float32)
-    maps = pipeline._make_maps(draws, SIDE, IMAGE_SIZE, Augmentation())
-    transforms = tf.constant(np.pad(maps.reshape(-1, 6), [[0, 0], [0, 2]]), tf.float32)
+@contextlib.contextmanager
+def busy_python():
+    """Keeps Python's lock busy, as a progress bar, a plot or the dispatch of steps may."""
+    is_over = threading.Event()
 
-    def by_opencv(images):
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return np.stack(
-            [cv2.warpAffine(i, m, (IMAGE_SIZE, IMAGE_SIZE), flags=flags) for i, m in zip(images, maps, strict=True)]
-        )
+    def spin():
+        while not is_over.is_set():
+            sum(range(1000))
 
-    def warp(images):
-        if engine == "opencv":
-            return tf.numpy_function(by_opencv, [images], tf.uint8, stateful=False)
-        return tf.raw_ops.ImageProjectiveTransformV3(
-            images=images, transforms=transforms, output_shape=[IMAGE_SIZE, IMAGE_SIZE], fill_value=0.0,
-            interpolation="BILINEAR", fill_mode="CONSTANT",
-        )  # fmt: skip
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
-    data = tf.data.Dataset.from_tensors(images).repeat(32).map(warp, num_parallel_calls=tf.data.AUTOTUNE)
-    return measure(data.prefetch(2), 32 * len(images))
+
+def train_by(study, image_size, way, seconds):
+    """Returns images per second, and microseconds of a processor an image, of training batches augmented one way."""
+
+    def parse_and_augment(records, draws):
+        images, labels = study.parse(records)
+        return way(images, draws, image_size), labels
+
+    data = pipeline._order_images(study, BATCH_SIZE, seed=0, epochs=10**6)
+    data = data.map(parse_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = iter(data.prefetch(tf.data.AUTOTUNE))
+    for _ in range(4):  # tracing, and what is made in advance
+        next(batches)
+    n, started, processor = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < seconds:
+        next(batches)
+        n += BATCH_SIZE
+    return n / (time.perf_counter() - started), (time.process_time() - processor) / n * 1e6
+
+
+def compare_ways(study, image_size, rounds, seconds=1.0):
+    """Measures every way in turn, alone and beside a busy thread.
+
+    Returns:
+        Dict from the name of a way to medians over the rounds, with those of the ratios within a round.
+    """
+    found = {name: [] for name in WAYS}
+    for _ in range(rounds):
+        for name, way in WAYS.items():
+            alone = train_by(study, image_size, way, seconds)
+            with busy_python():
+                beside, _ = train_by(study, image_size, way, seconds)
+            found[name].append((*alone, beside, beside / alone[0]))
+    found = {name: np.array(rows) for name, rows in found.items()}
+    columns = ("images_per_second", "processor_us_per_image", "images_per_second_beside_busy_python", "share_kept")
+    results = {}
+    for name, rows in found.items():
+        results[name] = dict(zip(columns, np.median(rows, axis=0).round(3).tolist(), strict=True))
+        rate, work = np.median(rows / found[BEFORE], axis=0)[:2]
+        results[name] |= {"times_opencv": round(float(rate), 3), "times_opencv_by_processor": round(float(1 / work), 3)}
+    return results
 
 
 def memory_of_epochs(study, n_epochs):
@@ -153,8 +195,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         rows, images = make_rows(paths, 4096, "train")
         study = pack_study(rows, images, Path(folder) / "large", split_name="official", side=SIDE)
-        some_images = next(iter(make_eval_dataset(study, "train", BATCH_SIZE)))[0]
-        some_images = tf.cast(some_images, tf.uint8)
         tasks = {
             "predecessor, training": lambda: predecessor(some, augment=True),
             "predecessor, evaluation": lambda: predecessor(some, augment=False),
@@ -162,8 +202,6 @@ def main():
             "training batches": lambda: train_batches(study),
             f"evaluation batches, {SIDE} px as packed": lambda: eval_batches(study, None),
             f"evaluation batches, resized to {IMAGE_SIZE} px": lambda: eval_batches(study, IMAGE_SIZE),
-            "affine map by OpenCV": lambda: warp_alone(some_images, "opencv"),
-            "affine map by TensorFlow": lambda: warp_alone(some_images, "tensorflow"),
         }
         rates = {name: [] for name in tasks}
         for number in range(arguments.rounds + 1):
@@ -172,6 +210,12 @@ def main():
                 if number:  # the first round warms caches and traces graphs
                     rates[name].append(rate)
         small = pack_study(*make_rows(paths, 1024, "train"), Path(folder) / "small", split_name="official", side=SIDE)
+        ways = {}
+        for side, (image_size, n_images) in SIZES.items():
+            one = pack_study(
+                *make_rows(paths, n_images, "train"), Path(folder) / str(side), split_name="official", side=side
+            )
+            ways[f"packed at {side}, crops of {image_size}"] = compare_ways(one, image_size, arguments.rounds)
         resident = {"1,024 images": memory_of_epochs(small, 12), "4,096 images": memory_of_epochs(study, 12)}
 
     def ratio(name, other):
@@ -186,10 +230,10 @@ def main():
         "ratios": {
             "training batches / predecessor": ratio(train, "predecessor, training"),
             "training batches / record parse alone": ratio(train, parse),
-            "affine map by OpenCV / by TensorFlow": ratio("affine map by OpenCV", "affine map by TensorFlow"),
             "evaluation batches as packed / predecessor": ratio(whole, "predecessor, evaluation"),
             "evaluation batches resized / predecessor": ratio(resized, "predecessor, evaluation"),
         },
+        "ways_to_augment": ways,
         "resident_mib_after_each_epoch": resident,
     }
     print(json.dumps(results, indent=1))

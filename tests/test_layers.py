@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 HELPERS = Path(__file__).resolve().parents[1] / "notebooks" / "helpers"
-ORDER = "runtime study packing augmentation pipeline fetch evaluation training export xvision".split()
+ORDER = [
+    "runtime",
+    "study",
+    "packing",
+    "augmentation",
+    "pipeline",
+    "fetch",
+    "evaluation",
+    "training",
+    "export",
+    "xvision",
+]
 
 
 def find_imports(path):

@@ -10,9 +10,10 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter  # what `Model.fit` reads it with
 from PIL import Image
 
+from helpers.augmentation import N_DRAWS, Augmentation, augment
 from helpers.packing import load_packed_study
 from helpers.packing.decoding import decode_image
-from helpers.pipeline import N_DRAWS, Augmentation, augment, make_eval_dataset, make_train_dataset
+from helpers.pipeline import make_eval_dataset, make_train_dataset
 
 SIDE, CROP, BATCH = 256, 224, 64
 ENDLESS = 1_000_000  # epochs
