@@ -103,7 +103,7 @@ def parse_alone(study, subset):
 
 
 def train_batches(study):
-    """Training batches with every augmentation on, one epoch."""
+    """Training batches with the default augmentation and mirroring, one epoch."""
     strength = Augmentation(horizontal_flip=True)
     data = make_train_dataset(study, IMAGE_SIZE, BATCH_SIZE, seed=0, epochs=1, strength=strength)
     return measure(data, len(study.labels("train")) // BATCH_SIZE * BATCH_SIZE)

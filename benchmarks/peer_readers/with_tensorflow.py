@@ -17,7 +17,7 @@ from helpers.pipeline import make_eval_dataset, make_train_dataset
 
 SIDE, CROP, BATCH = 256, 224, 64
 ENDLESS = 1_000_000  # epochs
-STRENGTH = Augmentation(horizontal_flip=True)
+STRENGTH = Augmentation(rotation=7, horizontal_flip=True)  # as the others turn images too
 
 
 def _list_files(folder):

@@ -18,7 +18,6 @@ from .settings import ROOT
 
 FAMILIES = (  # one import package has several names, by platform and build
     ("tensorflow", "tensorflow-cpu", "tensorflow-tpu"),
-    ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ("libtpu", "libtpu-nightly"),
 )
 PLATFORM_OWN = {"numpy", "jax", "jaxlib", "keras"}  # a second copy of these beside the platform's breaks both
