@@ -79,8 +79,20 @@ def test_estimates_meet_what_was_compiled(densenet121, size):
         layers, n_images = count_layers(densenet121, compiled["side"]), compiled["batch"] // compiled["cores"]
         step = estimate_step(layers, densenet121.count_params(), n_images, CHIPS[name])
         assert step["bytes held"] == pytest.approx(compiled["bytes held"], rel=MEMORY_ERROR)
-        assert step["bytes moved"] == pytest.approx(compiled["bytes moved"], rel=0.6)
-        assert step["flops"] == pytest.approx(compiled["flops"], rel=0.15 if size == "small" else 0.02)
+        tolerance = 0.5 if size == "small" or name == "v3-8" else 0.12
+        assert step["bytes moved"] == pytest.approx(compiled["bytes moved"], rel=tolerance)
+        assert step["flops"] == pytest.approx(compiled["flops"], rel=0.12 if size == "small" else 0.02)
+
+
+@pytest.mark.slow
+def test_published_speed_of_resnet50_is_within_the_range():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = keras.applications.ResNet50(weights=None, input_shape=(None, None, 3), include_top=False)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    step = estimate_step(count_layers(model, 224), model.count_params(), 16, CHIPS["v3-8"])
+    assert 3 < 16 / step["seconds"] / (1.05e6 / 2048) < SLOWDOWN
 
 
 def test_table_of_a_run():
