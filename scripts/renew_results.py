@@ -222,6 +222,7 @@ def draw_pages():
 
 def draw_benchmark_pages():
     """As `draw_pages`, for the pages that benchmarks write. Imports TensorFlow with them."""
+    import eval_size
     import peers
     import scale
     import speed_page
@@ -229,6 +230,7 @@ def draw_benchmark_pages():
 
     results = ROOT / "benchmarks" / "results"
     pages = {
+        ("evaluate.md", "eval size"): (eval_size.draw_page, "eval_size"),
         ("scale.md", "scale"): (scale.draw_page, "scale"),
         ("scale.md", "peers"): (peers.draw_page, "peers"),
         ("speed.md", "results"): (speed_page.draw_results, "training_step"),
