@@ -72,6 +72,8 @@ def test_chain_leaves_every_artifact(chain):
     card = fill_model_card(chain.run)
     assert "validation with test: 0" in card and "scores are flattered" not in card
     assert "# DenseNet-121 cut to blocks 1, 1, 1, 1 for" in card
+    (notice,) = json.loads((chain.run / "source.json").read_text())["notices"]  # nobody said what the weights have seen
+    assert "may have seen images of NIH's official test list" in notice and f"on the test images. {notice}" in card
 
 
 def test_run_record_names_split_seed_and_machine(chain):
