@@ -43,7 +43,8 @@ def chain(tmp_path_factory):
     write_synthetic_study(folder / "study", n_images=300, size=64, seed=2, n_workers=1)
     write_backbone(folder / "notop.h5")
     settings = name_folders(folder / "study", folder / "run", folder / "packed")
-    settings |= {"WEIGHTS": str(folder / "notop.h5"), "FROZEN_EPOCHS": 1, "EPOCHS": 2, "PRECISION": "mixed_bfloat16"}
+    settings |= {"WEIGHTS": str(folder / "notop.h5"), "WEIGHTS_SEEN": "unknown", "PRECISION": "mixed_bfloat16"}
+    settings |= {"FROZEN_EPOCHS": 1, "EPOCHS": 2}
     run_chain(DENSENET[:1], settings, draw=False)
     with pytest.raises(RuntimeError, match="paused before TIME_BUDGET ran out at epoch 1, step 1"):
         run_chain(DENSENET[1:2], settings | {"TIME_BUDGET": 1e-6})
@@ -72,7 +73,7 @@ def test_chain_leaves_every_artifact(chain):
     card = fill_model_card(chain.run)
     assert "validation with test: 0" in card and "scores are flattered" not in card
     assert "# DenseNet-121 cut to blocks 1, 1, 1, 1 for" in card
-    (notice,) = json.loads((chain.run / "source.json").read_text())["notices"]  # nobody said what the weights have seen
+    (notice,) = json.loads((chain.run / "source.json").read_text())["notices"]
     assert "may have seen images of NIH's official test list" in notice and f"on the test images. {notice}" in card
 
 
