@@ -16,7 +16,7 @@ os.environ |= {"GCS_RETRY_CONFIG_MAX_RETRIES": "2", "GCS_RETRY_CONFIG_INIT_DELAY
 # Longest first: a worker takes whole files, and would run the last chain of notebooks alone.
 SLOW_FILES = (
     "end_to_end",
-    "jax",
+    "device_chains",
     "chains",
     "seeds",
     "fetch_chains",

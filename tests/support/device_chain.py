@@ -1,8 +1,9 @@
-"""Runs the notebooks on JAX, as a program of its own: `python jax_chain.py FOLDER whole|begin|resume`.
+"""Runs the notebooks on several devices, as a program of its own: `python device_chain.py FOLDER whole|begin|resume`.
 
 `whole` executes them without interruption, but for the export, which has processes of its own, on TensorFlow. `begin`
 trains until it kills itself within an epoch; `resume` ends that run, executes the notebooks after it, and trains the
-same once more without interruption. Devices are those that JAX shows.
+same once more without interruption. KERAS_BACKEND names the backend. On JAX, devices are those that it shows; on
+TensorFlow, the logical devices of the variable REPLICAS, and notebook 6, which knows no replicas, is left out.
 """
 
 import functools
@@ -11,12 +12,14 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ |= {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
+
+from types import SimpleNamespace
 
 from chain import DENSENET, XVISION, name_folders, run_chain
 
-from helpers.runtime import accelerator
+from helpers.runtime import accelerator, connect_devices
 from helpers.study import write_synthetic_study
 from helpers.training import TrainingCheckpoint
 
@@ -24,6 +27,7 @@ KILLED_AT = 1, 5  # epoch, from 0, and step; the checkpoint before it is of step
 SETTINGS = {
     **{"BATCH_SIZE": 8, "EPOCHS": 3, "FROZEN_EPOCHS": 1, "SAVE_STEPS": 4},
     **{"LEAKAGE_DEMO": False, "NODULE_IMAGES": 40, "BACKBONES": "trained"},
+    "REPLICAS": int(os.environ.get("REPLICAS", 0)),
 }
 
 
@@ -40,6 +44,8 @@ def kill_within_an_epoch():
 
 
 def main(folder, task):
+    if SETTINGS["REPLICAS"]:  # before notebook 1 starts TensorFlow in this process
+        connect_devices(SimpleNamespace(name="cpu", chips=0), SETTINGS["REPLICAS"])
     accelerator.try_way = functools.cache(accelerator.try_way)  # starts a process, each time with the same result
     TrainingCheckpoint.__init__.__kwdefaults__["max_share"] = float("inf")  # in so short a run it would write nothing
     killed, whole = (
@@ -51,7 +57,7 @@ def main(folder, task):
         kill_within_an_epoch()
         run_chain(DENSENET[:2], killed, draw=False)
     elif task == "resume":
-        run_chain([*DENSENET[1:], XVISION], killed, draw=False)
+        run_chain([*DENSENET[1:], *([] if SETTINGS["REPLICAS"] else [XVISION])], killed, draw=False)
         run_chain(DENSENET[1:2], whole, draw=False)
     else:
         run_chain([*DENSENET[:4], XVISION], whole, draw=False)
