@@ -41,7 +41,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         max_share: share of the time that writes within epochs may take, 0 to 1; a write that would exceed it is
             skipped. Several hosts ignore it, since their clocks differ.
         stop_at: time as of `time.time()` before which training must have paused; None for never.
-        devices: `Devices`; of several hosts, the first decides when to pause. None for one machine.
+        devices: `Devices` that the model was built on; of several hosts, the first decides when to pause. None for one
+            device.
         name_images: function from epoch and step, both from 0, to the images of that batch, for the error about a loss
             that is not finite.
 
@@ -104,7 +105,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         same_stage = meta["stage"] == stage
         _assign(model.variables, arrays, "model")
         if same_stage:
-            model.optimizer.build(model.trainable_variables)
+            with self.devices.scope() if self.devices else contextlib.nullcontext():
+                model.optimizer.build(model.trainable_variables)
             _assign(model.optimizer.variables, arrays, "optimizer")
             self._metrics = [arrays[f"metrics/{number}"] for number in range(meta["n_metrics"])]
             self._callbacks = {
