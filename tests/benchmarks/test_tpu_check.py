@@ -106,7 +106,8 @@ def test_roofline_is_bound_by_the_slower_of_arithmetic_and_memory(monkeypatch):
 def test_sizes_are_those_of_the_notebook(size):
     found, side, batch = recipe.load_size(size)
     assert (side, batch) == ((64, 16) if size == "small" else (found["IMAGE_SIZE"], found["BATCH_SIZE"]))
-    assert batch % 8 == 0 and found["make_optimizer"](1e-3, 3).name == "adamw"
+    assert batch % 8 == 0  # every core of the machines gets as many
+    assert found["make_optimizer"](1e-3, 3).weight_decay == found["WEIGHT_DECAY"]
 
 
 def test_all_reduces_are_counted_with_their_bytes():
