@@ -141,8 +141,8 @@ def train_by(study, image_size, way, seconds):
 
     data = pipeline._order_images(study, BATCH_SIZE, seed=0, epochs=10**6)
     data = data.map(parse_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = iter(data.prefetch(tf.data.AUTOTUNE))
-    for _ in range(4):  # tracing, and what is made in advance
+    batches = iter(data.prefetch(2))
+    for _ in range(8):  # tracing, and what is made in advance
         next(batches)
     n, started, processor = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
@@ -151,7 +151,7 @@ def train_by(study, image_size, way, seconds):
     return n / (time.perf_counter() - started), (time.process_time() - processor) / n * 1e6
 
 
-def compare_ways(study, image_size, rounds, seconds=1.0):
+def compare_ways(study, image_size, rounds, seconds=2.0):
     """Measures every way in turn, alone and beside a busy thread.
 
     Returns:
