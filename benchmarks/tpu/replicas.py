@@ -57,7 +57,7 @@ def train_briefly(study, scope, folder, *, batch_size=8, epochs=2, reload=True):
         models = [build_model(recipe, shallow=True) for _ in range(1 + reload)]
     model = models[0]
     model.optimizer.epsilon = 1e-3
-    estimator = StatisticsEstimator(model, lambda: make_train(0, 0, 1).take(recipe["STATISTICS_BATCHES"]))
+    estimator = StatisticsEstimator(model, lambda: make_train(0, 0, 1).take(10))
     validation = ValidationAUC(val_ds, labels, estimator)
     store = CheckpointStore(Path(folder) / "state")
     checkpoint = TrainingCheckpoint(store, {}, Path(folder) / "history.csv", every=1)

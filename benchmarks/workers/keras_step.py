@@ -43,7 +43,7 @@ PARTS = {  # by kind of operation; what has the optimizer's name is the optimize
     "joining maps, cutting and adding up their gradients": "ConcatV2 Slice Pad AddN",
     "pooling": "AvgPool AvgPoolGrad MaxPool MaxPoolGrad",
 }
-OPTIMIZER = "optimizer: clipping, AdamW, averaged weights"
+OPTIMIZER = "optimizer: AdamW, averaged weights"
 REST = "all else"
 
 
