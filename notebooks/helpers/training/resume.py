@@ -108,7 +108,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             with self.devices.scope() if self.devices else contextlib.nullcontext():
                 model.optimizer.build(model.trainable_variables)
             _assign(model.optimizer.variables, arrays, "optimizer")
-            self._metrics = [arrays[f"metrics/{number}"] for number in range(meta["n_metrics"])]
+            self._metrics = [np.atleast_1d(arrays[f"metrics/{number}"]) for number in range(meta["n_metrics"])]
             self._callbacks = {
                 name: values | {key: [arrays[f"{name}/{key}/{i}"] for i in range(n)] for key, n in lists.items()}
                 for name, (values, lists) in meta["callbacks"].items()
@@ -156,8 +156,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Restores the metrics of an interrupted epoch: Keras has just reset them."""
         if self.step:
-            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
-                variable.assign(value)
+            for variable, values in zip(self.model.metrics_variables, self._metrics, strict=True):
+                _assign_copies(variable, values)
         self.epoch, self._first_step = epoch, self.step
         self._epoch_began = time.perf_counter() - self._epoch_seconds
         self._step_ended = time.perf_counter()
@@ -262,14 +262,15 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # within `fit` the variables live elsewhere
         groups = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
-        if self.step:
-            groups["metrics"] = self.model.metrics_variables
-            self._epoch_seconds = time.perf_counter() - self._epoch_began
         arrays = {
             f"{group}/{number}": ops.convert_to_numpy(variable)
             for group, variables in groups.items()
             for number, variable in enumerate(variables)
         }
+        metrics = self.model.metrics_variables if self.step else []
+        arrays |= {f"metrics/{number}": _stack_copies(variable) for number, variable in enumerate(metrics)}
+        if self.step:
+            self._epoch_seconds = time.perf_counter() - self._epoch_began
         broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
         if broken:
             raise FloatingPointError(
@@ -290,7 +291,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         meta = {name: getattr(self, name) for name in ("settings", "stage", "epoch", "step", "stopped", "history")}
         meta |= {"format": _FORMAT, "run": self._run, "stages": self._stages, "serial": self._serial}
         meta |= {"parts": self.parts, "epoch_seconds": self._epoch_seconds}
-        meta |= {"callbacks": callbacks, "n_metrics": len(groups.get("metrics", ()))}
+        meta |= {"callbacks": callbacks, "n_metrics": len(metrics)}
         started = time.perf_counter()
         self.store.write(arrays, meta)
         self.write_seconds = max(self.write_seconds, time.perf_counter() - started)
@@ -304,6 +305,24 @@ def _is_list_of_arrays(value):
 def _named(callbacks):
     """Returns pairs of name and callback; the number tells several of one kind apart."""
     return [(f"{type(callback).__name__}-{number}", callback) for number, callback in enumerate(callbacks)]
+
+
+def _list_copies(variable):
+    """Returns a metric's variables, one for each of TensorFlow's replicas: their sum is the metric's."""
+    return getattr(variable.value, "values", [variable])
+
+
+def _stack_copies(variable):
+    return np.stack([ops.convert_to_numpy(copy) for copy in _list_copies(variable)])
+
+
+def _assign_copies(variable, values):
+    copies = _list_copies(variable)
+    if len(values) == len(copies):  # as they were: their sum alone would be rounded otherwise
+        for copy, value in zip(copies, values, strict=True):
+            copy.assign(value)
+    else:  # the run resumes on another number of replicas
+        variable.assign(values.sum(axis=0))
 
 
 def _assign(variables, arrays, group):
