@@ -26,7 +26,7 @@ from helpers.training import TrainingCheckpoint
 KILLED_AT = 1, 5  # epoch, from 0, and step; the checkpoint before it is of step 4
 SETTINGS = {
     **{"BATCH_SIZE": 8, "EPOCHS": 3, "FROZEN_EPOCHS": 1, "SAVE_STEPS": 4},
-    **{"LEAKAGE_DEMO": False, "NODULE_IMAGES": 40, "BACKBONES": "trained"},
+    **{"NODULE_IMAGES": 40, "BACKBONES": "trained"},
     "REPLICAS": int(os.environ.get("REPLICAS", 0)),
 }
 
