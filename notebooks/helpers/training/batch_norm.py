@@ -59,16 +59,22 @@ def fuse_batch_norm(model):
 
     Returns:
         A keras.Model with the same names, weights, order of variables and, on one device, results up to rounding; on
-        another backend than TensorFlow, the model itself. Layers that the operation cannot replace stay Keras's: those
-        of another axis than the last of maps, without scale or center, synchronized, or renormalizing.
+        another backend than TensorFlow, or where there is nothing to replace, the model itself. Layers that the
+        operation cannot replace stay Keras's: those of another axis than the last of maps, without scale or center,
+        synchronized, or renormalizing.
     """
-    if keras.backend.backend() != "tensorflow":
-        return model
+
+    def fits(layer):
+        if type(layer) is not keras.layers.BatchNormalization or len(layer.input.shape) != 4:
+            return False
+        is_plain = not (layer.synchronized or getattr(layer, "renorm", False))
+        return layer.axis in (-1, 3) and layer.scale and layer.center and is_plain
 
     def rebuild(layer):
-        fits = type(layer) is keras.layers.BatchNormalization and len(layer.input.shape) == 4 and layer.axis in (-1, 3)
-        fits = fits and layer.scale and layer.center and not (layer.synchronized or getattr(layer, "renorm", False))
-        return (BatchNormalization if fits else type(layer)).from_config(layer.get_config())
+        return (BatchNormalization if fits(layer) else type(layer)).from_config(layer.get_config())
+
+    if keras.backend.backend() != "tensorflow" or not any(fits(layer) for layer in model.layers):
+        return model
 
     fused = keras.models.clone_model(model, clone_function=rebuild)
     fused.set_weights(model.get_weights())
