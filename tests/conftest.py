@@ -22,6 +22,7 @@ SLOW_FILES = (
     "fetch_chains",
     "tpu_check",
     "resume",
+    "replicas",
     "export",
     "backbones",
     "remote_files",
