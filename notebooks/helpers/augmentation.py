@@ -78,7 +78,8 @@ def augment(images, draws, image_size, strength):
         return tf.cond(hole[0] < hole[1], lambda: _erase(image, hole), lambda: image) if strength.erasing else image
 
     parts = images, places, is_mirrored, black, white, holes
-    return tf.map_fn(change, parts, fn_output_signature=tf.TensorSpec((image_size, image_size, 1), tf.float32))
+    changed = tf.map_fn(change, parts, fn_output_signature=tf.TensorSpec((image_size, image_size, 1), tf.float32))
+    return tf.ensure_shape(changed, (draws.shape[0], image_size, image_size, 1))  # decoded images have no static batch
 
 
 def _expose(image, black, white):

