@@ -47,10 +47,10 @@ xvision: $(ENV)/run  ## notebook 6 alone: make xvision [SOURCE=jsrt SOURCE_DIR=f
 predict: $(ENV)/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
 
-test-fast: $(ENV)/dev  ## the tests to run before a commit: below 90 seconds on 2 cores
+test-fast: $(ENV)/dev  ## the tests to run before a commit: about 2 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test: $(ENV)/dev  ## every test: 10 minutes on 2 idle cores
+test: $(ENV)/dev  ## every test: up to 25 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(ENV)/dev  ## style of code and notebooks
