@@ -21,9 +21,10 @@ from helpers.pipeline import N_DRAWS, Augmentation, augment, match_eval_size, sc
     ],
 )
 def test_the_size_matches_the_mean_scale_of_the_crops(image_size, side, min_area, stride, expected):
-    found = match_eval_size(image_size, side, min_area, stride=stride)
+    found, scale = match_eval_size(image_size, side, min_area, stride=stride)
     assert found == expected
     wanted = image_size * np.mean(1 / np.sqrt(np.linspace(min_area, 1, 10_001)))
+    assert scale == pytest.approx(found / wanted, rel=1e-3)
     assert abs(found - wanted) <= max(stride / 2, 0.05 * wanted)
 
 
@@ -38,14 +39,14 @@ def test_an_object_is_as_large_as_in_augmented_crops():
     is_whole &= crops[:, :, [0, -1]].max((1, 2, 3)) == 0
     assert is_whole.mean() > 0.9
     in_crops = np.sqrt((crops[is_whole] / 200).sum((1, 2, 3))).mean()
-    size = match_eval_size(image_size, side, strength.min_area, stride=1)
+    size, _ = match_eval_size(image_size, side, strength.min_area, stride=1)
     whole = np.sqrt((scale_images(tf.constant(images[:1]), size).numpy() / 200).sum())
     assert whole == pytest.approx(in_crops, rel=0.02)
     assert np.sqrt((scale_images(tf.constant(images[:1]), image_size).numpy() / 200).sum()) < 0.9 * in_crops
 
 
 def test_a_size_chosen_by_hand_is_kept():
-    assert match_eval_size(224, 320, 0.5, eval_size=288) == 288
+    assert match_eval_size(224, 320, 0.5, eval_size=288)[0] == 288
 
 
 @pytest.mark.parametrize(

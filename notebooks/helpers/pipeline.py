@@ -118,7 +118,8 @@ def match_eval_size(image_size, side, min_area, *, stride=32, eval_size=0):
         eval_size: int, a size chosen by hand, which is only checked; 0 for none.
 
     Returns:
-        int, pixels; more than `side` where training crops are enlarged as well.
+        int, pixels, more than `side` where training crops are enlarged as well; and float, how large things are at
+        that size, as a multiple of the mean over training crops.
 
     Raises:
         ValueError: the packed images are smaller than the crops, or so large that whole images would alias.
@@ -135,7 +136,7 @@ def match_eval_size(image_size, side, min_area, *, stride=32, eval_size=0):
         raise ValueError(
             f"Images packed at {side} pixels alias at EVAL_SIZE {eval_size}. Set EVAL_SIZE to 0, which chooses it."
         )
-    return eval_size
+    return eval_size, eval_size / wanted
 
 
 def count_steps(study, batch_size, n_hosts=1, group=1):

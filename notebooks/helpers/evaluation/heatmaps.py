@@ -37,7 +37,7 @@ def build_activation_model(model):
             "exact map; use grad_cam"
         )
     cells = keras.layers.Dense(head.units, dtype="float32", name="maps")
-    activation_model = keras.Model(model.inputs, [cells(pooling.input), model.output], name="activation")
+    activation_model = keras.Model(model.input, [cells(pooling.input), model.output], name="activation")
     cells.set_weights(head.get_weights())  # copies; `assign` would share memory on JAX, which `predict` then refuses
     return activation_model
 
