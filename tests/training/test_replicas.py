@@ -1,4 +1,8 @@
-"""Several replicas train as one device does: equal curves, equal variables, and what is saved is what was measured."""
+"""Several replicas train as one device does: equal curves, equal variables.
+
+That a killed run on replicas resumes to the bit, and that what is saved is what was measured, is tested with the
+notebooks: tests/notebooks/test_device_chains.py.
+"""
 
 import json
 import subprocess
@@ -10,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import resumable_run
-from parts_of_runs import finish, kill, outcome, start, train
+from parts_of_runs import finish, outcome, start, train
 
 from helpers.runtime import connect_devices
 
@@ -36,18 +40,6 @@ def test_replicas_follow_the_curve_of_one_device(packed, tmp_path, backend, numb
         several = train_on(packed, tmp_path / f"on-{number}", backend, number)
         for name in ("loss", "val_auc", "val_loss", "learning_rate"):
             np.testing.assert_allclose(several[name], one[name], rtol=2e-5)
-
-
-def test_a_killed_run_on_two_replicas_is_bit_identical_to_one_that_was_not(packed, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    options = {"replicas": 2, "epochs": 8, "patience": 8}
-    finish(start(packed, whole, **options))
-    assert kill(start(packed, killed, **options), killed, np.random.default_rng().integers(1, 5), False)
-    finish(start(packed, killed, **options))
-    one, other = (json.loads((folder / "outcome.json").read_text()) for folder in (whole, killed))
-    assert one == other and one["equal on devices"] and len(one["history"]) == 8
 
 
 def test_replicas_that_differ_are_caught():
