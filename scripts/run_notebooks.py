@@ -7,6 +7,7 @@ Usage: run_notebooks.py [--only NOTEBOOK ...] [--data-dir DIR] [--run-dir DIR] [
 import argparse
 import ast
 import contextlib
+import difflib
 import json
 import os
 import signal
@@ -18,16 +19,30 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 
-from helpers.runtime import copy_file, is_remote, read_csv, resolve_path
+from helpers.runtime import SETTINGS, check_setting, check_settings, copy_file, is_remote, read_csv, resolve_path
 
 NOTEBOOKS = [
     *("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"),
     "06_xvision_vgg16_nodules",
 ]
+OPTIONS = {"DATA_DIR": "--data-dir", "RUN_DIR": "--run-dir", "PROFILE": "--profile", "RUNTIME": "the environment"}
+
+
+class KernelManager(AsyncKernelManager):
+    """Starts kernels with this process's Python: the `python3` on Jupyter's paths may belong to another environment."""
+
+    @property
+    def kernel_spec(self):
+        """What starts a kernel."""
+        return KernelSpec(**get_kernel_dict())
 
 
 def parse_arguments():
@@ -61,21 +76,38 @@ def kernel_messages_to(path):
             os.close(own)
 
 
-def list_settings():
-    """Returns the names of all settings of the notebooks but those that have options of their own."""
-    names = {name for notebook in NOTEBOOKS for name in papermill.inspect_notebook(str(find_notebook(notebook)))}
-    return names - {"DATA_DIR", "RUN_DIR", "PROFILE"}
-
-
-def parse_setting(pair, known):
-    """Returns name and value of "NAME=VALUE"; a value that is no Python literal is a string. Exits on unknown names."""
-    name, sign, text = pair.partition("=")
-    if not sign or name not in known:
-        sys.exit(f"{pair}: expected NAME=VALUE with one of the settings {', '.join(sorted(known))}")
+def read_settings(arguments):
+    """Returns the settings on the command line, converted and checked; exits where one is unknown or wrong."""
+    settings = {"VERBOSE": 2} | dict(map(parse_setting, arguments.set))
+    settings |= {"DATA_DIR": arguments.data_dir, "PROFILE": arguments.profile}
     try:
-        return name, ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return name, text
+        check_setting("RUNTIME", os.environ.get("RUNTIME") or "auto")
+        return check_settings(settings)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def parse_setting(pair):
+    """Returns name and value of "NAME=VALUE", where a string or a list may be written as in Python."""
+    name, sign, text = pair.partition("=")
+    known = SETTINGS.keys() - OPTIONS.keys()
+    if name in OPTIONS:
+        sys.exit(f"{pair}: expected not in SET, but as `make run {pair}`, or by {OPTIONS[name]}.")
+    if not sign or name not in known:
+        close = difflib.get_close_matches(name.upper(), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}."
+        sys.exit(f"{pair}: expected NAME=VALUE with a setting of the notebooks; {hint}")
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+        return name, value if value is None or isinstance(value, str | list) else text
+    return name, text
+
+
+def read_parameters(notebook):
+    """Returns the settings of a notebook with their values there; those that differ by profile are dicts."""
+    cells = json.loads(find_notebook(notebook).read_text(encoding="utf-8"))["cells"]
+    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
 
 
 def find_notebook(name):
@@ -116,6 +148,11 @@ def move_copy(folder, name, old, new):
         os.replace(folder / f"{name}{old}{ending}", folder / f"{name}{new}{ending}")
 
 
+def escape(path):
+    """Returns a path in which Papermill, which formats paths with the settings, finds no braces to fill."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def execute(name, folder, settings):
     """Executes one notebook with those of the settings that it has; returns its error where it fails, else None.
 
@@ -123,7 +160,7 @@ def execute(name, folder, settings):
     After an error it is called NAME.failed.ipynb. So neither replaces the copy of a run that succeeded.
     """
     source, copy = find_notebook(name), name_copy(name, settings)
-    known = papermill.inspect_notebook(str(source))
+    known = read_parameters(name)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob(f"{copy}.failed.*"), *folder.glob(f"{copy}.running.*")):  # of an earlier attempt
         stale.unlink()
@@ -132,17 +169,25 @@ def execute(name, folder, settings):
     try:
         with kernel_messages_to(folder / f"{copy}.running.log"):
             papermill.execute_notebook(
-                str(source),
-                str(folder / f"{copy}.running.ipynb"),
+                escape(source),
+                escape(folder / f"{copy}.running.ipynb"),
                 {key: value for key, value in settings.items() if key in known},
                 cwd=str(ROOT / "notebooks"),
                 kernel_name="python3",
+                kernel_manager_class=KernelManager,
                 progress_bar=False,
                 stdout_file=sys.stdout,
             )
     except papermill.PapermillExecutionError as error:
         move_copy(folder, copy, ".running", ".failed")
         return f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except DeadKernelError:
+        move_copy(folder, copy, ".running", ".failed")
+        return (
+            f"{name}: its process was killed, most often because memory ran out. Close other programs, then give the "
+            "same command again to resume. If it happens again, take a machine with more memory, or a smaller "
+            "BATCH_SIZE and another RUN_DIR."
+        )
     move_copy(folder, copy, ".running", "")
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     return None
@@ -233,11 +278,9 @@ def main():
     """Runs the notebooks, then shows the results."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a progress bar should not fill the executed notebook
-    known = list_settings()
-    settings = dict(parse_setting(pair, known) for pair in arguments.set)
-    chosen = arguments.run_dir or f"models/{Path(str(settings.get('PREDICTIONS') or 'densenet121')).stem}"
-    settings |= {"DATA_DIR": arguments.data_dir, "RUN_DIR": chosen, "PROFILE": arguments.profile, "VERBOSE": 2}
-    run_dir = resolve_path(chosen)
+    settings = read_settings(arguments)
+    settings["RUN_DIR"] = arguments.run_dir or f"models/{Path(settings.get('PREDICTIONS') or 'densenet121').stem}"
+    run_dir = resolve_path(settings["RUN_DIR"])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
     for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
         try:

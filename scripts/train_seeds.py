@@ -7,7 +7,6 @@ mean of their logits over VIEWS shifted views of an image. The same command give
 """
 
 import argparse
-import ast
 import json
 import os
 import signal
@@ -19,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import run_notebooks
-from run_notebooks import add_options, call, find_notebook, list_settings, parse_setting, read_pause
+from run_notebooks import add_options, call, read_parameters, read_pause, read_settings
 
-from helpers.runtime import choose_settings, read_csv, read_json, resolve_path, save_figure, write_csv, write_json
+from helpers.runtime import check_settings, read_csv, read_json, resolve_path, save_figure, write_csv, write_json
 
 PREPARE, TRAIN, EVALUATE = run_notebooks.NOTEBOOKS[:3]
 VIEWS = 9
@@ -43,13 +42,6 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def read_parameters(notebook):
-    """Returns the settings of a notebook with their values there; those that differ by profile are dicts."""
-    cells = json.loads(find_notebook(notebook).read_text(encoding="utf-8"))["cells"]
-    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
-
-
 def look_at_seed(folder):
     """Returns what run.json of a folder says, {} where there is none, and whether notebook 3 has evaluated it."""
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
@@ -58,8 +50,7 @@ def look_at_seed(folder):
 
 def name_differences(record, settings):
     """Returns which settings a seed was trained with that are others now, "" where none is."""
-    wanted = read_parameters(TRAIN) | settings
-    wanted |= choose_settings(wanted, wanted["PROFILE"], wanted["RECIPE"])
+    wanted = check_settings(read_parameters(TRAIN) | settings)
     names = [name for name in read_parameters(TRAIN) if name not in FREE and not name.endswith("_DIR")]
     now, then = json.loads(json.dumps(wanted)), record["settings"]
     return ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in names if then.get(name) != now[name])
@@ -97,7 +88,7 @@ def train_seeds(run_dir, seeds, settings):
             is_new = True
     average = run_dir / f"average-{seeds}-seeds-{views}-views"  # notebook 3 refuses a folder with another average
     if is_new or not call(look_at_seed, average)[1]:
-        run(EVALUATE, average, MODELS=",".join(map(str, folders)), VIEWS=views)
+        run(EVALUATE, average, MODELS=list(map(str, folders)), VIEWS=views)
     return average
 
 
@@ -222,16 +213,12 @@ def main():
     """Runs what is left to run, then reports."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a progress bar should not fill the executed notebook
-    known = list_settings()
-    settings = dict(parse_setting(pair, known) for pair in arguments.set)
+    settings = read_settings(arguments)
     for name in REFUSED.keys() & settings.keys():
         sys.exit(f"{name} is no setting of `make seeds`: {REFUSED[name]}.")
     if arguments.seeds < 1:
         sys.exit(f"SEEDS is {arguments.seeds}; it must be at least 1.")
-    if settings.get("VIEWS", VIEWS) not in (1, 9, 25, 49):
-        sys.exit(f"VIEWS is {settings['VIEWS']}; it must be 1, 9, 25 or 49, the square of an odd number.")
     run_dir = resolve_path(arguments.run_dir or "models/seeds")
-    settings |= {"DATA_DIR": arguments.data_dir, "PROFILE": arguments.profile, "VERBOSE": 2}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
     try:
         average = train_seeds(run_dir, arguments.seeds, dict(settings))

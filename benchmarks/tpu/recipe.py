@@ -17,14 +17,14 @@ def load_recipe(profile="full"):
     """
     import keras
 
-    from helpers.runtime import choose_settings
+    from helpers.runtime import check_settings
 
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     settings = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     optimizer = next(cell for cell in cells if "".join(cell["source"]).startswith("def make_optimizer"))
     recipe = {"keras": keras, "steps_per_epoch": 100}
     exec("".join(settings["source"]), recipe)
-    recipe |= choose_settings(recipe, profile, "ours")
+    recipe |= check_settings(recipe | {"PROFILE": profile})
     recipe["batch_size"] = recipe["BATCH_SIZE"]
     exec("".join(optimizer["source"]), recipe)
     return recipe

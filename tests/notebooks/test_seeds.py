@@ -54,8 +54,7 @@ class Notebooks:
         (executed_dir / f"{name}.ipynb").touch()
         if name == TRAIN:
             pause = self.pauses.pop(0) if self.pauses else ""
-            chosen = train_seeds.read_parameters(TRAIN) | settings
-            chosen |= train_seeds.choose_settings(chosen, chosen["PROFILE"], chosen["RECIPE"])
+            chosen = train_seeds.check_settings(train_seeds.read_parameters(TRAIN) | settings)
             record = {"finished": not pause, "pause": pause, "settings": chosen, "seed": settings["SEED"]}
             record |= {"study": "drawn", "synthetic": True, "split": {"name": "official", "sha256": "5" * 64}}
             record |= {"best_epoch": 1, "best_val_auc": 0.7, "epochs_run": 2, "weights_sha256": "7" * 64}
@@ -114,7 +113,7 @@ def test_each_seed_is_trained_and_evaluated_then_their_average(make_seeds, tmp_p
     each = [(name, f"seed-{seed}") for seed in range(3) for name in (TRAIN, EVALUATE)]
     average = "average-3-seeds-25-views"
     assert notebooks.executed == [(PREPARE, tmp_path.name), *each, (EVALUATE, average)]
-    assert notebooks.settings["MODELS"] == ",".join(str(tmp_path / f"seed-{seed}") for seed in range(3))
+    assert notebooks.settings["MODELS"] == [str(tmp_path / f"seed-{seed}") for seed in range(3)]
     summary = check_numbers(tmp_path, 3, average)
     assert [seed["seed"] for seed in summary["seeds"]] == [0, 1, 2] and summary["average"]["views"] == 25
     assert summary["bootstrap"] == {"n_resamples": 100, "seed": 0, "level": 0.95}
@@ -190,7 +189,7 @@ def test_seeds_measured_on_other_images_are_not_averaged(make_seeds, tmp_path):
         (["--seeds", 0], "SEEDS is 0"),
         (["--set", "SEED=1"], "SEED is no setting of `make seeds`: the seeds are 0"),
         (["--set", "START_OVER=True"], "delete a seed's folder"),
-        (["--set", "VIEWS=4"], "VIEWS is 4"),
+        (["--set", "VIEWS=4"], "VIEWS is '4'; expected one of 1, 9, 25, 49"),
         (["--set", "EPOCH=4"], "expected NAME=VALUE"),
     ],
 )

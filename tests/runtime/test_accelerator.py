@@ -189,7 +189,7 @@ def test_the_paragraph_names_the_first_of_many_installed():
 
 def test_the_runtime_package_needs_only_the_standard_library():
     """It is imported before anything is installed, and before a Keras backend is chosen."""
-    code = "from helpers.runtime import choose_settings, prepare_runtime, read_csv; print(choose_settings({}))"
+    code = "from helpers.runtime import check_settings, prepare_runtime, read_csv; print(check_settings({}))"
     answer = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT / "notebooks", capture_output=True, text=True)
     assert answer.stdout == "{}\n", answer.stderr
 
