@@ -27,6 +27,30 @@ export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
+# Make ignores variables that it does not know, so `make run EPOCHS=3` would train the defaults. What a target does not take is
+# refused on the command line; the environment may hold anything.
+study := DATA_DIR RUN_DIR PROFILE SET
+takes-run := $(study)
+takes-prepare := $(study)
+takes-seeds := SEEDS $(study)
+takes-evaluate := PREDICTIONS $(study)
+takes-xvision := SOURCE SOURCE_DIR $(study)
+takes-predict := IMAGES RUN_DIR OUT
+takes-results := RUN_DIR
+takes-serve := RUN_DIR PORT
+takes-demo := RUN_DIR
+takes-tpu-check := SIZE
+takes-publish-check := RUN_DIR
+takes-address := REPOSITORY
+goals := $(or $(MAKECMDGOALS),run)
+takes := $(foreach goal,$(goals),$(takes-$(goal)))
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(takes) ENV PINS RUNTIME KERAS_% TF_% PYTHON% SHELL MAKE%,$(given))
+is-setting = $(and $(filter SET,$(takes)),$(filter-out PREDICTIONS,$(1)),$(shell grep -ls '"$(1) = ' notebooks/*.ipynb))
+settings := $(foreach name,$(unknown),$(if $(call is-setting,$(name)),$(name)))
+$(if $(unknown),$(error `make $(goals)` takes $(or $(strip $(takes)),no variable), not $(unknown). $(if $(settings),Settings of \
+	notebooks go into SET="$(foreach name,$(settings),$(name)=$($(name)))". )Variables of the environment go before `make`))
+
 .PHONY: run prepare seeds evaluate xvision predict test test-fast lint results pins bench serve demo tpu-check publish-check address clean
 
 run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]

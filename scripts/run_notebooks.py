@@ -93,10 +93,12 @@ def parse_setting(pair):
     known = SETTINGS.keys() - OPTIONS.keys()
     if name in OPTIONS:
         sys.exit(f"{pair}: expected not in SET, but as `make run {pair}`, or by {OPTIONS[name]}.")
-    if not sign or name not in known:
+    if not sign:
+        sys.exit(f"{pair}: expected NAME=VALUE, without spaces around the =")
+    if name not in known:
         close = difflib.get_close_matches(name.upper(), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}."
-        sys.exit(f"{pair}: expected NAME=VALUE with a setting of the notebooks; {hint}")
+        hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(sorted(known))}."
+        sys.exit(f"{pair}: expected NAME=VALUE, but {name} is no setting of the notebooks. {hint}")
     with contextlib.suppress(ValueError, SyntaxError):
         value = ast.literal_eval(text)
         return name, value if value is None or isinstance(value, str | list) else text
@@ -281,6 +283,10 @@ def main():
     settings = read_settings(arguments)
     settings["RUN_DIR"] = arguments.run_dir or f"models/{Path(settings.get('PREDICTIONS') or 'densenet121').stem}"
     run_dir = resolve_path(settings["RUN_DIR"])
+    if not arguments.only and (settings.get("PREDICTIONS") or settings.get("MODELS") or settings.get("VIEWS", 1) > 1):
+        sys.exit(
+            "PREDICTIONS, MODELS and VIEWS go with `make evaluate` and another RUN_DIR: a run measures its own model."
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
     for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
         try:

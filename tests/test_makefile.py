@@ -1,5 +1,6 @@
-"""Which Python `make` sets the environment up with."""
+"""What `make` takes on its command line, and which Python it sets the environment up with."""
 
+import re
 import subprocess
 
 import pytest
@@ -25,3 +26,43 @@ def test_the_newest_python_that_works_is_taken(tmp_path, fails, taken):
     assert f"\n{taken} -m venv {tmp_path}/env\n" in printed
     named = subprocess.run([*command, "PYTHON=other"], cwd=ROOT, env=path, capture_output=True, text=True, check=True)
     assert f"\nother -m venv {tmp_path}/env\n" in named.stdout
+
+
+def dry_run(*words, **environment):
+    """Returns what `make` would run, and its error."""
+    environment = {"PATH": "/usr/bin:/bin"} | environment
+    answer = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (answer.returncode == 0) == (not answer.stderr)
+    return answer.stdout, answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["EPOCHS=3"], '`make run` takes DATA_DIR RUN_DIR PROFILE SET, not EPOCHS. .* go into SET="EPOCHS=3"'),
+        (["prepare", "PART=3/8", "RUN_DIR=x"], 'not PART. .* go into SET="PART=3/8"'),
+        (["evaluate", "PREDICTION=x.csv"], "takes PREDICTIONS DATA_DIR RUN_DIR PROFILE SET, not PREDICTION. Variables"),
+        (["run", "PREDICTIONS=x.csv"], "not PREDICTIONS. Variables"),
+        (["predict", "IMAGES=x", "EPOCHS=3"], "`make predict` takes IMAGES RUN_DIR OUT, not EPOCHS. Variables"),
+        (["lint", "epochs=3"], "`make lint` takes no variable, not epochs. Variables"),
+    ],
+)
+def test_variables_that_a_target_would_ignore_are_refused(words, said):
+    printed, error = dry_run(*words)
+    assert not printed and re.search(said, error) and error.count("\n") == 1
+
+
+def test_variables_of_help_settings_and_environment_are_taken():
+    assert "--set EPOCHS=3 " in dry_run("run", "SET=EPOCHS=3 SEED=1", "RUNTIME=jax", "ENV=x", "SHELL=/bin/sh")[0]
+    assert "--seeds 2 " in dry_run("seeds", "SEEDS=2", EPOCHS="3", CUDA_VISIBLE_DEVICES="0")[0]
+    assert '--data-dir "a"' in dry_run("run", DATA_DIR="a")[0]
+
+
+def test_the_commands_of_the_pages_are_taken():
+    pages = [ROOT / name for name in ("Makefile", "README.md", "CONTRIBUTING.md", "data/README.md", "models/README.md")]
+    text = "\n".join(page.read_text() for page in [*pages, *(ROOT / "docs").glob("*.md")])
+    commands = re.findall(r"make ([a-z-]+)((?: +\[?[A-Z_]+=\S*)+)", re.sub(r'"[^"\n]*"', '""', text))
+    commands = {(target, *re.findall(r"\b[A-Z_]+=", words)) for target, words in commands if "EPOCHS=3" not in words}
+    assert len(commands) > 15
+    for command in commands:
+        dry_run(*command)
