@@ -55,6 +55,7 @@ def make_step(strategy, way, blocks):
         model.compile(
             keras.optimizers.AdamW(1e-4), keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=False
         )
+        model.optimizer.build(model.trainable_variables)
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (BATCH_SIZE, SIDE, SIDE, 1)).astype("float32")
     labels = (rng.random((BATCH_SIZE, 14)) < 0.1).astype("float32")

@@ -3,7 +3,7 @@
 Training batches and evaluation batches, beside their ceiling and the way this project's predecessor read its images:
 decode each 1024-pixel PNG, resize it and change its colors, at every epoch anew. All are measured in turn, several
 rounds, on the same images in one run; the ratios are medians over the rounds. Then ways to augment, in place of each
-other in the training pipeline, at three sizes, alone and beside a thread that keeps Python busy. Packing has a
+other in the training pipeline, at two sizes, alone and beside a thread that keeps Python busy. Packing has a
 benchmark of its own, packing.py.
 
 Usage: input_pipeline.py [--images FOLDER] [--rounds 5]
@@ -42,7 +42,7 @@ from helpers.runtime import describe_machine
 from helpers.study import PATHOLOGIES, draw_image
 
 SIDE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
-SIZES = {88: (80, 8192), 256: (224, 2048), 608: (512, 512)}  # packed side: crops, images
+SIZES = {256: (224, 2048), 608: (512, 512)}  # packed side: crops, images
 BEFORE = "OpenCV, two calls an image"
 
 
@@ -69,12 +69,14 @@ def make_rows(paths, n_images, subset):
 
 
 def measure(dataset, n_images):
-    """Returns images per second of one pass, without the start-up of the first element."""
+    """Returns images per second of one pass, without the start-up of the first batch."""
     gc.collect()
+    batches = iter(dataset)
+    n_first = len(tf.nest.flatten(next(batches))[0])
     started = time.perf_counter()
-    for _ in dataset:
+    for _ in batches:
         pass
-    return n_images / (time.perf_counter() - started)
+    return (n_images - n_first) / (time.perf_counter() - started)
 
 
 def predecessor(paths, augment):
@@ -133,7 +135,11 @@ def busy_python():
 
 
 def train_by(study, image_size, way, seconds):
-    """Returns images per second, and microseconds of a processor an image, of training batches augmented one way."""
+    """Measures training batches augmented one way, alone and then beside a busy thread.
+
+    Returns:
+        Images per second alone, microseconds of a processor an image alone, images per second beside the thread.
+    """
 
     def parse_and_augment(records, draws):
         images, labels = study.parse(records)
@@ -142,16 +148,22 @@ def train_by(study, image_size, way, seconds):
     data = pipeline._order_images(study, BATCH_SIZE, seed=0, epochs=10**6)
     data = data.map(parse_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = iter(data.prefetch(2))
-    for _ in range(8):  # tracing, and what is made in advance
-        next(batches)
-    n, started, processor = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - started < seconds:
-        next(batches)
-        n += BATCH_SIZE
-    return n / (time.perf_counter() - started), (time.process_time() - processor) / n * 1e6
+
+    def draw():
+        for _ in range(4):  # tracing, and what was made in advance
+            next(batches)
+        n, started, processor = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - started < seconds:
+            next(batches)
+            n += BATCH_SIZE
+        return n / (time.perf_counter() - started), (time.process_time() - processor) / n * 1e6
+
+    alone = draw()
+    with busy_python():
+        return *alone, draw()[0]
 
 
-def compare_ways(study, image_size, rounds, seconds=2.0):
+def compare_ways(study, image_size, rounds, seconds=1.5):
     """Measures every way in turn, alone and beside a busy thread.
 
     Returns:
@@ -160,10 +172,8 @@ def compare_ways(study, image_size, rounds, seconds=2.0):
     found = {name: [] for name in WAYS}
     for _ in range(rounds):
         for name, way in WAYS.items():
-            alone = train_by(study, image_size, way, seconds)
-            with busy_python():
-                beside, _ = train_by(study, image_size, way, seconds)
-            found[name].append((*alone, beside, beside / alone[0]))
+            alone, work, beside = train_by(study, image_size, way, seconds)
+            found[name].append((alone, work, beside, beside / alone))
     found = {name: np.array(rows) for name, rows in found.items()}
     columns = ("images_per_second", "processor_us_per_image", "images_per_second_beside_busy_python", "share_kept")
     results = {}

@@ -233,6 +233,8 @@ def draw_benchmark_pages():
         ("evaluate.md", "eval size"): (eval_size.draw_page, "eval_size"),
         ("scale.md", "scale"): (scale.draw_page, "scale"),
         ("scale.md", "peers"): (peers.draw_page, "peers"),
+        ("speed.md", "input"): (speed_page.draw_input, "input_pipeline"),
+        ("speed.md", "ways"): (speed_page.draw_ways, "input_pipeline"),
         ("speed.md", "results"): (speed_page.draw_results, "training_step"),
         ("tpu.md", "results"): (draw_tables, "tpu_check"),
     }

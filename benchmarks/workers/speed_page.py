@@ -1,4 +1,4 @@
-"""Draws what `training_step.py` found as the tables of docs/speed.md."""
+"""Draws what `training_step.py` and `input_pipeline.py` found as the tables of docs/speed.md."""
 
 
 def draw_table(head, rows):
@@ -44,4 +44,34 @@ def draw_results(results):
             for name, found in experiments.items()
         ]
         text += draw_table(["compared with notebook 2's step", "times as fast", "by processor time"], rows)
+    return text
+
+
+def draw_input(results):
+    """Returns the rates at which images reach the model as a Markdown table."""
+    rates = results["images_per_second"]
+    compared = {name.partition(" / ")[0]: [] for name in results["ratios"]}
+    for name, ratio in results["ratios"].items():
+        what, _, other = name.partition(" / ")
+        compared[what].append(f"{ratio:.2g} times {other}" if ratio < 10 else f"{ratio:.0f} times {other}")
+    rows = []
+    for name, rate in rates.items():
+        found = next((words for what, words in compared.items() if name.startswith(what)), [])
+        rows.append([name, f"{rate:,.0f}", "; ".join(found)])
+    head = f"{results['machine']}; {results['images']}.\n\n"
+    return head + draw_table(["", "images/s", "medians of the ratios within a round"], rows)
+
+
+def draw_ways(results):
+    """Returns the ways to augment as Markdown tables, one for each size."""
+    text = ""
+    for size, ways in results["ways_to_augment"].items():
+        head = ["way", "images/s", "times OpenCV", "processor µs an image", "beside a busy thread", "share kept"]
+        columns = ("times_opencv", "processor_us_per_image", "images_per_second_beside_busy_python", "share_kept")
+        rows = []
+        for name, found in ways.items():
+            times, work, beside, kept = (found[column] for column in columns)
+            rows.append([name, f"{found['images_per_second']:,.0f}", f"{times:.2f}", f"{work:,.0f}", f"{beside:,.0f}"])
+            rows[-1].append(f"{kept:.2f}")
+        text += f"{size[0].upper()}{size[1:]} pixels:\n\n{draw_table(head, rows)}\n"
     return text
