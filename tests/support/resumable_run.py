@@ -34,16 +34,18 @@ OPTIONS = {
     "group": 1,  # steps of an execution
     "dropout": 0.2,  # replicas draw their own
     "hosts": 0,  # deal the images as for so many hosts, in one process
+    "precision": "float32",  # with mixed_float16 the scale of the loss is doubled after every third step
 }
 
 
-def build_model(seed, dropout=0.2, group=1):
+def build_model(seed, dropout=0.2, group=1, precision="float32"):
     """Returns a compiled network with everything that a checkpoint must hold: seeds, averages, statistics, moments."""
     import keras
 
-    from helpers.training import fuse_batch_norm
+    from helpers.training import fuse_batch_norm, scale_loss
 
     keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(precision)
     layers = keras.layers
     model = keras.Sequential([
         keras.Input((None, None, 1)), layers.Rescaling(1 / 255), layers.Conv2D(8, 5, strides=2),
@@ -52,13 +54,15 @@ def build_model(seed, dropout=0.2, group=1):
     ])  # fmt: skip
     model = fuse_batch_norm(model)
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 80, warmup_target=2e-2, warmup_steps=8)
-    optimizer = keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.8)
+    optimizer = scale_loss(keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.8))
+    optimizer.dynamic_growth_steps = 3
     model.compile(
         optimizer,
         keras.losses.BinaryCrossentropy(from_logits=True),
         jit_compile=keras.backend.backend() == "jax",
         steps_per_execution=group,
     )
+    keras.config.set_dtype_policy("float32")
     return model
 
 
@@ -86,7 +90,7 @@ def run(packed, run_dir, options):
         order["n_hosts"] = options["hosts"] or devices.n_hosts
         order["host"] = None if options["hosts"] else devices.host
     with devices.scope() if devices else contextlib.nullcontext():
-        model = build_model(options["seed"], options["dropout"], options["group"])
+        model = build_model(options["seed"], options["dropout"], options["group"], options["precision"])
     estimator = StatisticsEstimator(model, lambda: make_train(0, 0, 1).take(2))
     validation = ValidationAUC(make_eval_dataset(study, "val", 8), study.labels("val"), estimator)
     callbacks = [validation, keras.callbacks.EarlyStopping("val_auc", mode="max", patience=options["patience"])]

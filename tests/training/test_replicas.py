@@ -42,8 +42,8 @@ def test_replicas_follow_the_curve_of_one_device(packed, tmp_path, backend, numb
             np.testing.assert_allclose(several[name], one[name], rtol=2e-5)
 
 
-def test_replicas_that_differ_are_caught():
-    """The check itself can fail: variables that were assigned apart are not equal."""
+def test_replicas_that_differ_are_caught_and_all_skip_a_step_of_which_one_has_no_finite_gradients():
+    """The check itself can fail: variables that were assigned apart are not equal. And loss scaling looks at all."""
     code = """
 import sys
 sys.path[:0] = sys.argv[1:]
@@ -59,10 +59,26 @@ print(all(is_equal_on_devices(variable) for variable in layer.variables))
 devices.strategy.run(lambda: layer.moving_mean.assign(
     tf.zeros(4) + tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.float32)))
 print(all(is_equal_on_devices(variable) for variable in layer.variables))
+
+from helpers.training.loss_scaling import LossScaleOptimizer
+with devices.scope():
+    weight, optimizer = keras.Variable([1.0]), LossScaleOptimizer(keras.optimizers.SGD(1.0))
+    optimizer.build([weight])
+
+@tf.function
+def step(broken):
+    number = tf.distribute.get_replica_context().replica_id_in_sync_group
+    optimizer.apply([tf.where(number == broken, float("inf"), [2.0**13])], [weight])
+
+for broken in (1, 0, 2):  # the last has no replica
+    devices.strategy.run(step, args=(broken,))
+    print(*weight.numpy(), optimizer.dynamic_scale.numpy())
 """
     folders = [str(resumable_run.ROOT / "notebooks"), str(resumable_run.ROOT)]
     done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    said = done.stdout.splitlines()
+    assert said[:2] == ["True", "False"]
+    assert said[2:] == ["1.0 16384.0", "1.0 8192.0", "-1.0 8192.0"]  # skipped, skipped, less the sum of 1 and 1
 
 
 def test_steps_in_groups_give_the_same_run_and_resume_within_the_epoch(packed, tmp_path):

@@ -53,18 +53,19 @@ def test_a_run_killed_twice_is_bit_identical_to_one_that_was_not(packed, tmp_pat
 
 
 def test_a_killed_run_on_jax_is_too_and_each_backend_takes_over_from_the_other(packed, tmp_path):
-    """Begun on TensorFlow, run to its end on JAX, with a kill and without, and finished on TensorFlow."""
+    """Begun on TensorFlow, run to its end on JAX, with a kill and without, and finished on TensorFlow: in float16."""
     pytest.importorskip("jax")
     folders = [tmp_path / "whole", tmp_path / "killed"]
-    train(packed, folders[0], epochs=11, patience=11, seconds=0.01)
+    options = {"patience": 11, "precision": "mixed_float16"}
+    train(packed, folders[0], epochs=11, seconds=0.01, **options)
     shutil.copytree(folders[0], folders[1])
-    options = {"backend": "jax", "epochs": 10, "patience": 11}
+    options |= {"backend": "jax", "epochs": 10}
     finish(start(packed, folders[0], **options))
     assert kill(start(packed, folders[1], **options), folders[1], np.random.default_rng().integers(1, 6), True)
     finish(start(packed, folders[1], **options))
     one, other = (json.loads((folder / "outcome.json").read_text()) for folder in folders)
     assert one == other and len(one["history"]) == 10
-    checkpoint, _ = train(packed, folders[1], epochs=11, patience=11)
+    checkpoint, _ = train(packed, folders[1], epochs=11, patience=11, precision="mixed_float16")
     assert [part["backend"] for part in checkpoint.parts] == ["tensorflow", "jax", "jax", "tensorflow"]
     assert len(checkpoint.history) == 11
 
@@ -82,6 +83,17 @@ def test_a_run_paused_for_its_time_budget_resumes_within_the_epoch(packed, tmp_p
     parts = [(part["epoch"], part["step"], part["backend"]) for part in checkpoint.parts]
     assert parts == [(0, step, "tensorflow") for step in range(3)]
     assert all(part["seconds"] > 0 for part in checkpoint.parts)
+
+
+def test_a_run_in_float16_resumes_with_the_scale_of_its_loss(packed, tmp_path):
+    """The scale rises until steps are skipped, and falls."""
+    options = {"epochs": 2, "precision": "mixed_float16"}
+    whole = outcome(packed, tmp_path / "whole", **options)
+    for seconds in (0.01, 0.01, 0.01, 0.01, 0):
+        checkpoint, validation = train(packed, tmp_path / "parts", seconds=seconds, **options)
+    assert resumable_run.describe_outcome(checkpoint, validation) == whole and len(whole["history"]) == 2
+    scale, n_updates = (float(checkpoint.store.read()[0][f"optimizer/{number}"]) for number in (3, 4))
+    assert scale != 2**15 and n_updates <= 2 * STEPS
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

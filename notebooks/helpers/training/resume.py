@@ -105,8 +105,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         same_stage = meta["stage"] == stage
         _assign(model.variables, arrays, "model")
         if same_stage:
-            with self.devices.scope() if self.devices else contextlib.nullcontext():
-                model.optimizer.build(model.trainable_variables)
+            if not model.optimizer.built:  # one that scales the loss would get its variables twice
+                with self.devices.scope() if self.devices else contextlib.nullcontext():
+                    model.optimizer.build(model.trainable_variables)
             _assign(model.optimizer.variables, arrays, "optimizer")
             self._metrics = [np.atleast_1d(arrays[f"metrics/{number}"]) for number in range(meta["n_metrics"])]
             self._callbacks = {

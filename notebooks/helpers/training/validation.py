@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from ..evaluation.auc import roc_auc
+from .loss_scaling import inner_optimizer
 from .model import predict_logits
 
 
@@ -19,12 +20,14 @@ def averaged_weights(model, estimator=None):
         estimator: a `StatisticsEstimator`, which gives the averaged weights batch-norm statistics of their own; None
             leaves those of the weights of the last steps.
     """
-    if not getattr(model.optimizer, "use_ema", False):
+    optimizer = inner_optimizer(model)
+    # Before the first step, or where loss scaling has skipped all steps so far, there is no average.
+    if not optimizer.use_ema or not ops.convert_to_numpy(optimizer.iterations):
         yield
         return
     # Not `keras.callbacks.SwapEMAWeights`: on TensorFlow it swaps by adding and subtracting, which rounds the weights.
     own = [ops.copy(ops.convert_to_tensor(variable)) for variable in model.variables]
-    model.optimizer.finalize_variable_values(model.trainable_variables)
+    optimizer.finalize_variable_values(model.trainable_variables)
     for variable in model.trainable_variables:  # on JAX they now share the averages' memory, which `predict` may free
         variable.assign(ops.copy(ops.convert_to_tensor(variable)))
     try:
