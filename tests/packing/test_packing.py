@@ -259,6 +259,17 @@ def test_two_that_pack_at_once_pack_what_one_packs(noise, study, tmp_path):
     assert read_bytes(packed) == read_bytes(study.folder)
 
 
+@pytest.mark.filterwarnings("ignore:Another process packs into")
+def test_of_two_that_pack_all_at_once_one_waits_and_both_have_it(noise, study, tmp_path):
+    """What a killed process left half-written is removed; what a living one is writing is not."""
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "part-0-val-00000-of-00003.tfrecord").write_bytes(b"half")
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: pack_study(*noise, packed, **SETTINGS), range(4)))
+    assert all(one.index.equals(study.index) for one in made) and read_bytes(packed) == read_bytes(study.folder)
+
+
 def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damaged_is_packed(noise, study, tmp_path):
     for number, n_shards in ((1, 5), (3, 4)):
         folder = tmp_path / f"host{number}"

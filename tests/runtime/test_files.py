@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from helpers.runtime.files import (
     is_remote,
     local_copy,
     local_draft,
+    lock_folder,
     measure_file,
     read_csv,
     read_text,
@@ -56,6 +58,39 @@ def test_text_keeps_its_line_ends_and_loses_its_mark(tmp_path):
     assert read_text(tmp_path / "a") == "a\r\nb\n"
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "b")
+
+
+def test_a_folder_is_for_one_or_for_all_who_share_it(tmp_path):
+    folder = tmp_path / "new"
+    with lock_folder(folder, "busy") as held:
+        assert held and folder.is_dir()
+        for shared in (False, True):
+            with pytest.raises(RuntimeError, match="busy"), lock_folder(folder, "busy", shared=shared):
+                pass
+    with (
+        lock_folder(folder, "busy", shared=True),
+        lock_folder(folder, "busy", shared=True),
+        pytest.raises(RuntimeError, match="busy"),
+        lock_folder(folder, "busy"),
+    ):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_one_that_waits_says_so_and_goes_on_when_the_other_has_died(tmp_path):
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT / "notebooks")!r})
+from helpers.runtime.files import lock_folder
+with lock_folder({str(tmp_path)!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    Timer(0.3, other.kill).start()
+    with pytest.warns(UserWarning, match="waits"), lock_folder(tmp_path, "waits", wait=True) as held:
+        assert held and other.wait() < 0
 
 
 def test_tables_are_as_pandas_writes_and_reads_them(tmp_path):

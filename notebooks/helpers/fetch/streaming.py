@@ -5,13 +5,11 @@ well. Every stage leaves its result whole or not at all, and a run that was kill
 that it finished. No stage takes more of the disk than `plan_fetch` says.
 """
 
-import contextlib
 import dataclasses
 import functools
-import os
 
 from ..packing.image_cache import load_image_cache, shrink_images
-from ..runtime.files import as_path, hash_file, is_remote, remove_folder
+from ..runtime.files import as_path, hash_file, is_remote, lock_folder, remove_folder
 from .archives import ArchiveError, unpack_archive
 from .downloads import DownloadError, assert_space, download_file
 from .sources import assert_no_other_images, is_known_metadata
@@ -211,32 +209,10 @@ def local_folder(folder):
     return as_path(folder)
 
 
-@contextlib.contextmanager
 def claim_folder(folder):
-    """Keeps other processes from fetching into a folder, for a `with` block; the folder is made if missing.
-
-    The kernel releases the lock when the process ends, however it ends. On disks without locks, such as some that
-    machines share, no process is kept out.
-
-    Raises:
-        RuntimeError: another process fetches into it.
-    """
-    import fcntl  # not above: not every system has it
-
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself: a lock file could not be removed without a race
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"another process fetches into {folder}: let it end, and run this again, or name another DATA_DIR"
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
+    """Keeps other processes from fetching into a folder, for a `with` block, see `files.lock_folder`."""
+    busy = f"another process fetches into {folder}: let it end, and run this again, or name another DATA_DIR"
+    return lock_folder(folder, busy)
 
 
 def assert_room(plan, folder, here, packed_dir, less):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from ..runtime.files import as_path, copy_file, hash_file, local_draft, measure_file, write_text
+from ..runtime.files import as_path, copy_file, hash_file, local_draft, lock_folder, measure_file, write_text
 from ..study.labels import PATHOLOGIES
 from ..study.splits import SUBSETS, hash_split
 from ..study.study_folder import list_small_files, name_some
@@ -77,7 +77,8 @@ def pack_study(
 
     Several processes, also on several hosts, pack a `part` of the shards each, into one folder or into folders whose
     files are then copied together; a call without `part` afterwards checks them, packs what is lacking and writes index
-    and manifest. Memory does not grow with the study's images, see `image_stream`.
+    and manifest. Of two calls without `part`, one waits for the other, see `files.lock_folder`. Memory does not grow
+    with the study's images, see `image_stream`.
 
     Args:
         rows: DataFrame with `image`, `patient_id`, `follow_up`, `age`, `sex`, `view`, 14 label columns and `split`
@@ -116,23 +117,25 @@ def pack_study(
     # Both are keys of the manifest, and go into the hash by which finished shards are recognized.
     settings = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
     settings |= {"seed": seed, "shard_films": shard_images, "asked_sha256": hash_split(rows["image"], rows["split"])}
-    held = _read_held_manifest(folder, settings)
-    plans = _plan_shards(rows, source, settings, part)
-    bar = progress(total=sum(len(plan.rows) for plan in plans), unit="image") if progress else None
-    shards = _find_current_shards(folder, plans, source, held, bar)
-    _write_shards(folder, [plan for plan in plans if plan.file not in shards], source, shards, bar)
-    if bar:
-        bar.close()
-    if part:
-        return None
-    left_out = [entry for plan in plans for entry in shards[plan.file]["excluded"]]
-    if len(left_out) == len(rows):
-        some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
-        raise ValueError(f"none of the {len(rows)} images can be read{some}. Fetch or unpack them again.")
-    name = name or (as_path(study_dir).name if study_dir else "")
-    _write_manifest(folder, settings | {"name": name}, plans, shards, study_dir)
-    _remove_leftovers(folder, {plan.file for plan in plans})
-    return load_packed_study(folder)
+    busy = f"Another process packs into {folder}. This one waits until it ends; what it has packed is used."
+    with lock_folder(folder, busy, shared=bool(part), wait=True) as alone:
+        held = _read_held_manifest(folder, settings)
+        plans = _plan_shards(rows, source, settings, part)
+        bar = progress(total=sum(len(plan.rows) for plan in plans), unit="image") if progress else None
+        shards = _find_current_shards(folder, plans, source, held, bar)
+        _write_shards(folder, [plan for plan in plans if plan.file not in shards], source, shards, bar)
+        if bar:
+            bar.close()
+        if part:
+            return None
+        left_out = [entry for plan in plans for entry in shards[plan.file]["excluded"]]
+        if len(left_out) == len(rows):
+            some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
+            raise ValueError(f"none of the {len(rows)} images can be read{some}. Fetch or unpack them again.")
+        name = name or (as_path(study_dir).name if study_dir else "")
+        _write_manifest(folder, settings | {"name": name}, plans, shards, study_dir)
+        _remove_leftovers(folder, {plan.file for plan in plans}, drafts=alone)
+        return load_packed_study(folder)
 
 
 def _read_held_manifest(folder, settings):
@@ -289,12 +292,15 @@ def _write_if_other(path, text):
         write_text(path, text)
 
 
-def _remove_leftovers(folder, kept):
-    """Removes receipts, half-written files and the shards of an unfinished run with other settings."""
+def _remove_leftovers(folder, kept, drafts):
+    """Removes receipts, the shards of an unfinished run with other settings, and if asked half-written files.
+
+    Where no lock was to be had, these may be what a process on another machine is writing.
+    """
     for receipt in folder.glob("*.tfrecord.json"):
         shard = receipt.with_suffix("")
         if shard.name not in kept:  # without a receipt beside it a shard is not known to be ours, and stays
             shard.unlink(missing_ok=True)
-        receipt.unlink()
-    for draft in folder.glob("part-*.tfrecord*"):
+        receipt.unlink(missing_ok=True)
+    for draft in folder.glob("part-*.tfrecord*") if drafts else ():
         draft.unlink()

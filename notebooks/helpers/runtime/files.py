@@ -6,6 +6,7 @@ open only a file on disk. Buckets are reached through TensorFlow's file system, 
 nothing of it is imported for a local path.
 """
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -13,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 import uuid
+import warnings
 
 
 def is_remote(path):
@@ -114,8 +116,29 @@ def write_text(path, text):
 
 
 def read_text(path):
-    """Reads text in UTF-8 without a byte-order mark; line ends stay as they are."""
-    return as_path(path).read_bytes().decode("utf-8-sig")
+    """Reads text in UTF-8 or UTF-16 without its byte-order mark; line ends stay as they are.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        str.
+
+    Raises:
+        ValueError: the file is in another encoding, which nothing in it names, or is no text.
+    """
+    content = as_path(path).read_bytes()
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell and some editors write
+    try:
+        text = content.decode("utf-16" if is_wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8 (byte {error.start + 1:,}). Save it in UTF-8; on the command line, "
+            "`iconv -f CP1252 -t UTF-8 OLD > NEW` converts a file of Windows."
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{path} is no text, or was cut off by a crash: it has zero bytes. Fetch or save it again.")
+    return text
 
 
 def write_csv(path, table, **options):
@@ -130,6 +153,51 @@ def read_csv(path, **options):
 
     with local_copy(path) as copy:
         return pd.read_csv(copy, **options)
+
+
+@contextlib.contextmanager
+def lock_folder(folder, busy="", *, shared=False, wait=False):
+    """Keeps other processes out of a folder for a `with` block, as far as they ask; the folder is made if missing.
+
+    The kernel releases the lock when the process ends, however it ends. In a bucket, and on disks without locks, such
+    as some that machines share, nobody is kept out.
+
+    Args:
+        folder: path of the folder.
+        busy: sentence with a remedy, for where another process holds the lock.
+        shared: whether all who ask for a shared lock may enter together.
+        wait: whether to wait for the other process, with `busy` as a warning, rather than to fail.
+
+    Yields:
+        bool, whether the lock is held.
+
+    Raises:
+        RuntimeError: with `busy`; another process holds the lock, and `wait` is False.
+    """
+    folder = as_path(folder)
+    if is_remote(folder):
+        yield False
+        return
+    import fcntl  # not above: not every system has it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself: a lock file could not be removed without a race
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    held = True
+    try:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise RuntimeError(busy) from None
+            if busy:
+                warnings.warn(busy, stacklevel=3)
+            fcntl.flock(handle, kind)
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def copy_file(source, target):

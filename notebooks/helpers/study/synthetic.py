@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..runtime.files import as_path
+from ..runtime.files import as_path, lock_folder
 from .labels import BOX_FRAME, PATHOLOGIES
 from .synthetic_findings import draw_image
 
@@ -231,22 +231,29 @@ def write_synthetic_study(
     }  # fmt: skip
     if plan is not plan_synthetic_study:
         settings["plan"] = plan.__name__
-    if (study_dir / MARK).exists():
-        found = json.loads((study_dir / MARK).read_text())
-        if found["settings"] != settings:
-            raise ValueError(
-                f"{study_dir} holds a synthetic study with {found['settings']}, not {settings}: "
-                "delete that folder or name another one"
-            )
-        return found["summary"] | {"written": False}
-    _claim_folder(study_dir, settings)
+    busy = f"Another process writes the synthetic study in {study_dir}. This one waits until it ends."
+    with lock_folder(study_dir, busy, wait=True):
+        if (study_dir / MARK).exists():
+            found = json.loads((study_dir / MARK).read_text(encoding="utf-8"))
+            if found["settings"] != settings:
+                raise ValueError(
+                    f"{study_dir} holds a synthetic study with {found['settings']}, not {settings}: "
+                    "delete that folder or name another one"
+                )
+            return found["summary"] | {"written": False}
+        _claim_folder(study_dir, settings)
+        return _write_study(study_dir, settings, plan, n_workers, progress) | {"written": True}
 
+
+def _write_study(study_dir, settings, plan, n_workers, progress):
+    """Writes the study into its claimed folder; returns the counts of `write_synthetic_study`."""
+    n_images, seed = settings["n_images"], settings["seed"]
     images = plan(n_images, seed)
-    claims = _mislabel(images, label_noise, seed)
+    claims = _mislabel(images, settings["label_noise"], seed)
     by_patient = {}
     for image in images:
         by_patient.setdefault(image["patient"], []).append(image)
-    jobs = [(str(study_dir / "images"), seed, size, group) for group in by_patient.values()]
+    jobs = [(str(study_dir / "images"), seed, settings["size"], group) for group in by_patient.values()]
     shown = progress(jobs) if progress else jobs
     if n_workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -268,7 +275,7 @@ def write_synthetic_study(
     }  # fmt: skip
     (study_dir / OPEN_MARK).write_text(json.dumps({"settings": settings, "summary": summary}, indent=2) + "\n")
     (study_dir / OPEN_MARK).replace(study_dir / MARK)
-    return summary | {"written": True}
+    return summary
 
 
 def _claim_folder(study_dir, settings):

@@ -4,8 +4,6 @@ A cache is a folder with `codes.npy` (the features) and, written last, `bank.jso
 the images, the network, its weights and its preprocessing. An interrupted computation resumes where it stopped.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +17,7 @@ import tensorflow as tf
 
 from ..fetch.downloads import assert_space
 from ..packing.image_files import ImageError, assert_image_decodes
-from ..runtime.files import as_path, hash_file, is_remote, write_text
+from ..runtime.files import as_path, hash_file, is_remote, lock_folder, write_text
 from ..training.backbones import BACKBONES
 from ..training.model import load_classifier
 from ..training.model_files import check_model_file
@@ -160,8 +158,11 @@ def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = as_path(folder) / f"{cohort.name}-{facts['backbone']}-{facts['layer']}-{facts['side']}-{key[:12]}".lower()
     if not (folder / "bank.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        busy = (
+            f"Another process computes the features in {folder}. Wait until it ends, then run this again; or stop it "
+            "(in Jupyter, shut its kernel down)."
+        )
+        with lock_folder(folder, busy):
             draft, seconds = _compute_features(cohort, backbone, folder, facts, batch_size, progress)
             content = facts | {"seconds": round(seconds, 2), "codes_sha256": hash_file(draft)}
             os.replace(draft, folder / "codes.npy")
@@ -218,26 +219,6 @@ def _make_backbone(model, facts):
         digest.update(f"{weight.dtype} {weight.shape}".encode() + np.ascontiguousarray(weight).tobytes())
     model.trainable = False
     return Backbone(model, facts | {"weights_sha256": digest.hexdigest()})
-
-
-@contextlib.contextmanager
-def _lock(folder):
-    """Keeps other processes from writing the same cache. The kernel releases the lock when a process ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise RuntimeError(
-            f"Another process computes the features in {folder}. Wait until it ends, then run this again; or stop it "
-            "(in Jupyter, shut its kernel down)."
-        ) from None
-    except OSError:  # some mounted drives have no locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _compute_features(cohort, backbone, folder, facts, batch_size, progress):

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..fetch.archives import unpack_archive
 from ..fetch.downloads import download_file
+from ..fetch.streaming import claim_folder
 from ..runtime.files import as_path
 
 OPENI_URL = "https://openi.nlm.nih.gov"
@@ -42,14 +43,16 @@ def fetch_openi(folder, base_url=OPENI_URL, reports_sha256=REPORTS_SHA256, progr
     Raises:
         DownloadError: see `download_file`.
         ArchiveError: see `unpack_archive`.
+        RuntimeError: another process fetches into the folder.
     """
     folder, source = as_path(folder), f"{base_url}/imgs/collections"
     options["progress"] = progress
-    reports = download_file(f"{source}/{REPORTS}", folder / REPORTS, sha256=reports_sha256, **options)
     images = folder / "images"
-    if not images.exists():
-        archive = download_file(f"{source}/{_IMAGES}", folder / _IMAGES, **options)
-        unpack_archive(archive, images, progress=progress)
+    with claim_folder(folder):
+        reports = download_file(f"{source}/{REPORTS}", folder / REPORTS, sha256=reports_sha256, **options)
+        if not images.exists():
+            archive = download_file(f"{source}/{_IMAGES}", folder / _IMAGES, **options)
+            unpack_archive(archive, images, progress=progress)
     return reports, images
 
 
