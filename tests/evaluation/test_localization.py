@@ -13,7 +13,6 @@ from helpers.evaluation.localization import (
     IOU_LEVELS,
     boxed_findings,
     center_prior,
-    check_boxes,
     localization_table,
     location_prior,
     score_maps,
@@ -286,18 +285,6 @@ def test_boxed_findings():
     assert scores[["image", "patient_id", "pathology"]].equals(findings)
 
 
-def test_check_boxes():
-    good = make_boxes(("a.png", "Mass", -0.4, 0, 1024.8, 1024.4), ("b.png", "Nodule", 5, 6, 7, 8))
-    assert check_boxes(good, ["a.png", "b.png", "c.png"]) is None
-    assert check_boxes(good.iloc[:0], []) is None
-    for bad in ((-1, 0, 9, 9), (0, -1, 9, 9), (1000, 0, 25, 9), (0, 1000, 9, 25), (0, 0, np.nan, 9), (5, 5, -2, 9)):
-        boxes = pd.concat([good, make_boxes(("c.png", "Edema", *bad))], ignore_index=True)
-        with pytest.raises(ValueError, match=r"the list of boxes, row 2: .* Edema in c\.png .* 1024x1024"):
-            check_boxes(boxes, ["a.png", "b.png", "c.png"])
-    with pytest.raises(ValueError, match=r"1 image is \(b\.png\) not in the study's label file"):
-        check_boxes(good, ["a.png"])
-
-
 def test_malformed_maps_are_refused():
     boxes = make_boxes(("a.png", "Mass", 0, 0, 9, 9), ("b.png", "Nodule", 0, 0, 9, 9))
     findings = boxed_findings(boxes, make_images(boxes))
@@ -407,7 +394,6 @@ def test_a_study_without_box_file(tmp_path):
     from helpers.study.labels import load_boxes
 
     boxes = load_boxes(tmp_path)
-    check_boxes(boxes, [])
     findings = boxed_findings(boxes, pd.DataFrame({"image": ["a.png"], "patient_id": [1]}))
     assert len(localization_table(score_maps(np.zeros((0, 7, 7)), findings, boxes))) == 0
 
@@ -416,7 +402,6 @@ def test_phantom_boxes_are_found_by_their_own_masks(phantom_dir):
     from helpers.study.labels import load_boxes, load_metadata
 
     boxes, images = load_boxes(phantom_dir), load_metadata(phantom_dir)
-    check_boxes(boxes, images["image"])
     findings = boxed_findings(boxes, images)
     assert 0 < len(findings) <= len(boxes)
     centers = (np.arange(128) + 0.5) * 8
@@ -443,7 +428,6 @@ def test_real_boxes(shared_data):
     boxes = load_boxes(folder)
     listed = pd.read_csv(folder / "Data_Entry_2017_v2020.csv", usecols=["Image Index", "Patient ID"])
     images = listed.set_axis(["image", "patient_id"], axis=1)
-    check_boxes(boxes, images["image"])
     findings = boxed_findings(boxes, images)
     assert (len(boxes), len(findings), findings["image"].nunique()) == (984, 984, 880)
     few = findings.groupby("pathology").head(12).reset_index(drop=True)

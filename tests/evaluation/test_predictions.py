@@ -1,5 +1,7 @@
 """Tests of evaluation.predictions: CSVs as others write them are joined or refused, and only like scores compared."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -145,15 +147,13 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
     refused(
         frame.assign(split=["train", "dev"] * 45), "the column split names train, val; call the subset to be measured"
     )
-    labels = frame.copy()
-    labels[PROBS] = labels[LABELS].to_numpy()
-    refused(labels, "file.csv: its probabilities are the study's labels")
+    refused(frame.assign(**{"Image Index": frame["image"]}), "several columns of image names, image and Image Index")
     (tmp_path / "semicolon.csv").write_text(frame.to_csv(index=False, sep=";"))
     with pytest.raises(ValueError, match=r"semicolon.csv: its columns are not separated by commas"):
         load_predictions(tmp_path / "semicolon.csv", metadata, lists)
-    (tmp_path / "wide.csv").write_text(frame.to_csv(index=False), encoding="utf-16")
-    with pytest.raises(ValueError, match=r"wide.csv is not text in UTF-8"):
-        load_predictions(tmp_path / "wide.csv", metadata, lists)
+    (tmp_path / "latin.csv").write_bytes(frame.assign(note="naïve").to_csv(index=False).encode("cp1252"))
+    with pytest.raises(ValueError, match=r"latin.csv is not text in UTF-8"):
+        load_predictions(tmp_path / "latin.csv", metadata, lists)
     one_patient = frame["patient_id"].duplicated(keep=False).to_numpy().argmax()
     split = ["val"] * len(frame)
     split[one_patient] = "test"
@@ -165,6 +165,67 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
         load_predictions(write(tmp_path, frame), metadata, (lists[0], lists[1] - {max(lists[1])}))
     with pytest.raises(FileNotFoundError, match="no file of predictions"):
         load_predictions(tmp_path / "absent.csv", metadata, lists)
+
+
+@pytest.mark.parametrize("name", ["pred_{}", "{}_pred", "{} (sigmoid)", "P({})", "y_score {}"])
+def test_columns_are_found_whatever_stands_beside_the_name_and_two_sets_are_refused(tmp_path, study, name):
+    """Labels of another edition under the bare names must not be taken for the model's answers."""
+    metadata, lists = study
+    full = make_predictions(metadata)[["image", *PROBS]]
+    frame = full.rename(columns=dict(zip(PROBS, map(name.format, PATHOLOGIES), strict=True)))
+    predictions, _ = load_predictions(write(tmp_path, frame.assign(label_Mass=1)), metadata, lists)
+    np.testing.assert_array_equal(predictions[PROBS], full.sort_values("image")[PROBS])
+    both = frame.join(metadata[list(PATHOLOGIES)])
+    some = ["Atelectasis", name.format("Atelectasis")]
+    with pytest.raises(ValueError, match="several columns for each pathology, such as") as error:
+        load_predictions(write(tmp_path, both), metadata, lists)
+    assert all(column in str(error.value) for column in some)
+
+
+@pytest.mark.parametrize("name", ["prob_{}", "Prob_{}", "{}_prob", "PROBABILITY {}"])
+def test_columns_called_probabilities_are_taken_whatever_else_there_is(tmp_path, study, name):
+    metadata, lists = study
+    full = make_predictions(metadata)[["image", *PROBS]]
+    frame = full.rename(columns=dict(zip(PROBS, map(name.format, PATHOLOGIES), strict=True)))
+    frame = frame.join(metadata[list(PATHOLOGIES)]).join(metadata[list(PATHOLOGIES)].add_suffix("_target"))
+    predictions, report = load_predictions(write(tmp_path, frame), metadata, lists)
+    np.testing.assert_array_equal(predictions[PROBS], full.sort_values("image")[PROBS])
+    assert report.notes == ()
+
+
+def test_labels_and_decisions_are_refused_and_hardly_plausible_columns_are_noted(tmp_path, study):
+    metadata, lists = study
+    frame, truth = make_predictions(metadata), metadata[list(PATHOLOGIES)].to_numpy()
+    frame = frame[["image", *PROBS]]
+    rng = np.random.default_rng(0)
+
+    def load(values):
+        return load_predictions(
+            write(tmp_path, frame.assign(**dict(zip(PROBS, values.T, strict=True)))), metadata, lists
+        )
+
+    for values in (truth, np.where(rng.random(truth.shape) < 0.01, 1 - truth, truth), 0.1 + 0.8 * truth):
+        with pytest.raises(ValueError, match=r"file.csv: no column has more than two values.*before a threshold"):
+            load(values)
+    decisions = (frame[PROBS].to_numpy() > 0.9).astype(float)
+    with pytest.raises(ValueError, match=r"no column has more than two values; the first row has 0 and"):
+        load(decisions)
+    with pytest.raises(ValueError, match=r"the first row has 0.5 and 0.5"):
+        load(np.full(truth.shape, 0.5))
+    with pytest.raises(ValueError, match=r"are the study's labels, or nearly: the mean AUC would be 0\.99"):
+        load(np.where(rng.random(truth.shape) < 0.002, 1 - truth, truth) * 0.9 + rng.random(truth.shape) * 0.09)
+    probs = frame[PROBS].to_numpy()
+    some = probs.copy()
+    some[:, 0], some[:, 1] = 0.5, decisions[:, 1]
+    notes = ("prob_Atelectasis: one value for all images.", "prob_Cardiomegaly: two values, so decisions or labels.")
+    assert load(some)[1].notes == notes
+    assert "sigmoid" in load(1 / (1 + np.exp(-probs)))[1].notes[0] and load(probs)[1].notes == ()
+
+
+def test_labels_written_as_words_are_compared(tmp_path, study):
+    frame = make_predictions(study[0])
+    frame[LABELS] = frame[LABELS].astype(bool)
+    assert load_predictions(write(tmp_path, frame.drop(columns="split")), *study)[1].n_relabeled == 0
 
 
 def test_join_refuses_an_image_twice(study):
@@ -203,6 +264,13 @@ def test_leaderboard_never_mixes_splits(tmp_path):
     assert set(table["images_sha256"]) == {"0123"}
     held = pd.read_csv(path, dtype=str)
     assert len(held) == 4 and set(held["run"]) == {"a", "b", "c", "007"}
+
+
+def test_runs_that_end_together_lose_no_entry(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: add_to_leaderboard(path, entry(str(n))), range(40)))
+    assert sorted(pd.read_csv(path)["run"]) == list(range(40))
 
 
 def test_the_same_run_replaces_its_entry_on_the_same_images_only(tmp_path):

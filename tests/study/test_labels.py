@@ -1,5 +1,7 @@
 """Tests of study.labels and study.study_folder on small written studies and on NIH's own files."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,37 @@ def test_metadata_prefers_the_corrected_edition(tmp_path):
     write_table(tmp_path, ["a.png,Mass,0,1,500,M,PA"], name="Data_Entry_2017.csv")
     write_table(tmp_path, ["a.png,Mass,0,1,50,M,PA"])
     assert load_metadata(tmp_path)["age"].tolist() == [50.0]
+
+
+@pytest.mark.parametrize("name", ["Data_Entry_2017_v2020_backup.csv", "Data_Entry_2017 (1).csv"])
+def test_a_label_file_of_another_name_is_refused(tmp_path, name):
+    write_table(tmp_path, ["a.png,Hernia,0,1,50,M,PA"], name=name)
+    message = re.escape(f"holds {name}, and label files are called Data_Entry_2017_v2020.csv or Data_Entry_2017.csv")
+    with pytest.raises(ValueError, match=message):
+        load_metadata(tmp_path)
+    write_table(tmp_path, ["a.png,Mass,0,1,50,M,PA"])
+    with pytest.raises(ValueError, match=message):
+        load_metadata(tmp_path)
+    (tmp_path / name).rename(tmp_path / "old.csv")
+    assert load_metadata(tmp_path).attrs["source"] == "Data_Entry_2017_v2020.csv"
+
+
+def test_other_encodings_are_read_by_their_mark_or_refused_by_name(tmp_path):
+    path = write_table(tmp_path, ["a.png,Mass,0,1,50,M,PA"]) / "Data_Entry_2017_v2020.csv"
+    text = path.read_text()
+    path.write_bytes(text.encode("utf-16"))  # with its mark, as PowerShell writes
+    assert load_metadata(tmp_path)["Mass"].tolist() == [1]
+    (tmp_path / "train_val_list.txt").write_bytes("a.png\r\n".encode("utf-16"))
+    (tmp_path / "test_list.txt").write_bytes(b"b.png")
+    assert load_official_lists(tmp_path) == ({"a.png"}, {"b.png"})
+    for content, message in (
+        (text.replace("Mass", "Übung").encode("cp1252"), r"v2020.csv is not text in UTF-8 \(byte 157\).*iconv"),
+        (text.encode("utf-16-le"), r"v2020.csv is no text.*zero bytes"),
+        (text.encode() + bytes(512), r"v2020.csv is no text.*zero bytes"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_metadata(tmp_path)
 
 
 def test_metadata_tolerates_marks_blank_lines_and_the_new_sex_column(tmp_path):
@@ -185,7 +218,8 @@ def test_boxes(tmp_path):
     assert boxes.index.tolist() == [2, 3] and boxes.attrs["source"] == str(path)
     numbers = ["x", "y", "width", "height"]
     assert set(boxes[numbers].dtypes) == set(empty[numbers].dtypes) == {np.dtype("float64")}
-    for row, part in (("Cough,1,2,3,4", "'Cough'"), ("Mass,1,2,0,4", "area"), ("Mass,1,nan,3,4", "'nan'")):
+    for row, part in (("Cough,1,2,3,4", "'Cough'"), ("Mass,1,2,0,4", "area"), ("Mass,1,nan,3,4", "'nan'"),
+                      ("Mass,1000,0,25,9", "x 1025, y 9, outside the frame of 1024x1024")):  # fmt: skip
         path.write_text(f"{header}a.png,{row},,,\n")
         with pytest.raises(ValueError, match=rf"BBox_List_2017.csv, row 2: .*{part}"):
             load_boxes(tmp_path)

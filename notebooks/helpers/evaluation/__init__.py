@@ -5,12 +5,13 @@ from .bootstrap import bootstrap_ratio, interval_around, percentile_interval
 from .calibration import apply_platt, bootstrap_calibration_error, calibration_error, fit_platt, reliability_curve
 from .floors import measure_leakage, predict_without_pixels
 from .heatmaps import build_activation_model, explain_images, grad_cam, make_shifts, resize_maps
-from .localization import boxed_findings, center_prior, check_boxes, localization_table, location_prior, score_maps
+from .localization import boxed_findings, center_prior, localization_table, location_prior, score_maps
 from .predictions import (
     CONTRACT,
     LABELS,
     PROBS,
     add_to_leaderboard,
+    assert_no_labels,
     gather_scores,
     join_predictions,
     load_predictions,

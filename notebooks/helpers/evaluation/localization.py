@@ -14,14 +14,12 @@ import pandas as pd
 from scipy import ndimage
 
 from ..study.labels import BOX_FRAME, PATHOLOGIES
-from ..study.study_folder import name_some
 from .auc import with_mean
 from .bootstrap import bootstrap_ratio, interval_around
 
 IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IOBB_LEVELS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.9)  # tenths, and those of Wang's table 4
 
-_TOLERANCE = 0.5  # pixels of the frame
 _HEAT_LEVELS = (60, 180)  # of 255, as in Wang et al.
 # Cells a side on which regions are drawn; boxes stay exact. On NIH's boxes 512 cells move the mean IoU, IoBB and energy
 # by 0.002 or less and take ten times as long.
@@ -35,37 +33,6 @@ _SCORES = (
     *(f"iou_{level:g}" for level in IOU_LEVELS),
     *(f"iobb_{level:g}" for level in IOBB_LEVELS),
 )
-
-
-def check_boxes(boxes, images):
-    """Checks that boxes lie in the frame, to half a pixel, and belong to images of the study.
-
-    Args:
-        boxes: DataFrame of `load_boxes`.
-        images: names of the images in the study's label file.
-
-    Raises:
-        ValueError: naming the file, and the first box outside the frame by row, image and pathology, or up to five
-            images that have boxes and are not among `images`.
-    """
-    source = boxes.attrs.get("source", "the list of boxes")
-    low = boxes[["x", "y"]].to_numpy("float64")
-    high = low + boxes[["width", "height"]].to_numpy("float64")
-    inside = ((low >= -_TOLERANCE) & (high <= BOX_FRAME + _TOLERANCE) & (high > low)).all(axis=1)
-    if not inside.all():
-        box = boxes.iloc[int(inside.argmin())]
-        place = f"x {box['x']:g}, y {box['y']:g}, width {box['width']:g}, height {box['height']:g}"
-        raise ValueError(
-            f"{source}, row {box.name}: the box of {box['pathology']} in {box['image']} has {place}, which is not "
-            f"inside the frame of {BOX_FRAME}x{BOX_FRAME} pixels, to which boxes refer whatever the image's size; "
-            "correct or remove it"
-        )
-    unknown = sorted(set(boxes["image"]) - set(images))
-    if unknown:
-        row = boxes.index[boxes["image"].eq(unknown[0])][0]
-        raise ValueError(
-            f"{source}, row {row}: {name_some(unknown)} not in the study's label file; use files of one release"
-        )
 
 
 def boxed_findings(boxes, rows):

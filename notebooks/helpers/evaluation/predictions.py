@@ -5,22 +5,27 @@ A table of predictions has a row an image: `image`, `patient_id`, `split`, then 
 names the subset that an image is in.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
+import itertools
+import re
 
 import numpy as np
 import pandas as pd
 
-from ..runtime.files import as_path, read_csv, read_text, write_csv
+from ..runtime.files import as_path, lock_folder, read_csv, read_text, write_csv
 from ..study.labels import PATHOLOGIES, parse_pathology, read_table
 from ..study.splits import assert_no_patient_overlap
 from ..study.study_folder import name_some
+from .auc import roc_auc
 
 PROBS = [f"prob_{name}" for name in PATHOLOGIES]
 LABELS = [f"label_{name}" for name in PATHOLOGIES]
 CONTRACT = ["image", "patient_id", "split", *PROBS, *LABELS]  # the columns of RUN_DIR/predictions.csv
 
+_LABEL_WORDS = {"label", "labels", "true", "truth", "target", "targets", "gt"}  # in names of columns of labels
 _METADATA = ["follow_up", "age", "sex", "view"]
 _SAME_IMAGES = ["study", "split", "part", "images_sha256"]  # must agree for two scores to compare; `part` is the subset
 
@@ -31,7 +36,7 @@ class JoinReport:
 
     `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the official lists
     that are scored have no prediction. `n_relabeled` images carry labels in the CSV that differ from the study's; the
-    study's labels are used.
+    study's labels are used. `notes` are sentences about values that are hardly probabilities.
     """
 
     n_rows: int
@@ -41,6 +46,7 @@ class JoinReport:
     n_relabeled: int
     unknown: tuple[str, ...]
     unscored: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def join_predictions(rows, probs, split):
@@ -70,9 +76,9 @@ def load_predictions(path, metadata, lists):
     """Loads the predictions of any model and joins labels, patients and views from the study's metadata.
 
     The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
-    after it, with or without `prob_`; other columns are skipped. Where it has a column `split`, such as that of our own
-    predictions.csv, its subsets are kept apart, and of several one must be called "test"; thresholds and calibration
-    may be chosen on "val". Subsets are named after the list that their images are in: `official-test`,
+    after it, with or without `prob_` or the like; other columns are skipped. Where it has a column `split`, such as
+    that of our own predictions.csv, its subsets are kept apart, and of several one must be called "test"; thresholds
+    and calibration may be chosen on "val". Subsets are named after the list that their images are in: `official-test`,
     `official-train_val`, or `mixed` with images of both lists; two subsets that would get one name keep their own in
     addition, such as `mixed-val` and `mixed-test`.
 
@@ -88,10 +94,12 @@ def load_predictions(path, metadata, lists):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is lacking, an image is listed twice or in neither list, a probability is not a number
-            in [0, 1], a patient is in two subsets, or no image is one of the study; names the file, row and column.
+        ValueError: if a column is lacking or could be one of several, an image is listed twice or in neither list, a
+            probability is not a number in [0, 1], a patient is in two subsets, or no image is one of the study; names
+            the file, row and column. Or if the values are labels or decisions, see `assert_no_labels`.
     """
     table = read_predictions(path)
+    notes = tuple(table.attrs["notes"])
     known = table["image"].isin(metadata["image"])
     if not known.any():
         raise ValueError(
@@ -101,8 +109,7 @@ def load_predictions(path, metadata, lists):
     unknown = table["image"][~known].tolist()
     table = table[known].sort_values("image")
     rows = metadata.set_index("image").loc[table["image"]].reset_index()
-    if (table[PROBS].to_numpy() == rows[list(PATHOLOGIES)].to_numpy()).all() and len(table) > 1:
-        raise ValueError(f"{path}: its probabilities are the study's labels; give the columns of the model's answers")
+    assert_no_labels(path, rows[list(PATHOLOGIES)], table[PROBS])
     relabeled = _count_relabeled(table, rows)
     in_train_val, in_test = (table["image"].isin(names).to_numpy() for names in lists)
     unlisted = table["image"][~in_train_val & ~in_test].tolist()
@@ -120,7 +127,7 @@ def load_predictions(path, metadata, lists):
     wanted = set().union(*scored_lists)
     unscored = sorted((wanted & set(metadata["image"])) - set(table["image"]))
     counts = len(known), len(table), len(unknown), len(unscored), relabeled
-    return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]))
+    return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]), notes)
 
 
 def read_predictions(path):
@@ -132,7 +139,7 @@ def read_predictions(path):
     Returns:
         DataFrame indexed by the rows of the file as a text editor counts them: `image`, `prob_<Pathology>` of all 14,
         `split` ("test", "val" or another word; "" without such a column) and, as text, the `label_` columns that it
-        has.
+        has. `attrs["notes"]` is a list of sentences about values that are hardly probabilities.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -141,24 +148,24 @@ def read_predictions(path):
     path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of predictions {path}")
-    try:
-        header = [name.strip() for name in next(csv.reader(io.StringIO(read_text(path), newline="")), [])]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8; save it as a plain CSV") from None
+    header = [name.strip() for name in next(csv.reader(io.StringIO(read_text(path), newline="")), [])]
     if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
         raise ValueError(f"{path}: its columns are not separated by commas; save it as a plain CSV with decimal points")
-    image = next((name for name in header if name.casefold() in ("image", "image index", "image_index")), None)
-    if image is None:
+    images = [name for name in header if name.casefold() in ("image", "image index", "image_index")]
+    if not images:
         raise ValueError(
             f"{path} has no column image or Image Index; rename that of the file names. It has "
             f"{', '.join(header) or 'no header'}"
         )
+    if len(images) > 1:
+        raise ValueError(f"{path} has several columns of image names, {' and '.join(images)}; keep one")
     columns = _find_columns(path, header)
-    extra = [name for name in ("split", *LABELS) if name in header]
-    table = read_table(path, [image, *columns.values(), *extra])
+    known = {name.casefold(): name for name in ("split", *LABELS)}
+    extra = {name: known[name.casefold()] for name in header if name.casefold() in known}
+    names = {images[0]: "image"} | {column: f"prob_{name}" for name, column in columns.items()} | extra
+    table = read_table(path, list(names)).rename(columns=names)
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
-    table = table.rename(columns={image: "image"} | {column: f"prob_{name}" for name, column in columns.items()})
     first = {}
     for line, name in table["image"].items():
         if name in first:
@@ -167,7 +174,46 @@ def read_predictions(path):
     for column in PROBS:
         table[column] = _parse_probs(path, table, column, columns[column.removeprefix("prob_")])
     table["split"] = _parse_split(path, table["split"]) if "split" in table else ""
+    table.attrs["notes"] = _check_values(path, table[PROBS].set_axis(list(columns.values()), axis=1))
     return table
+
+
+def assert_no_labels(path, labels, probs):
+    """Raises ValueError where probabilities are so near to the labels that they can only be labels themselves.
+
+    Those of another edition, or with noise, are such: models reach mean AUCs of 0.85 on NIH's labels. Findings with
+    fewer than five images of either kind do not count.
+
+    Args:
+        path: path of the CSV, for the message.
+        labels: (n, 14) of 0 and 1.
+        probs: (n, 14) probabilities.
+    """
+    labels, probs = np.asarray(labels), np.asarray(probs)
+    n_pos = labels.sum(axis=0)
+    aucs = roc_auc(labels, probs)[np.minimum(n_pos, len(labels) - n_pos) >= 5]
+    if len(aucs) and aucs.mean() > 0.99:
+        raise ValueError(
+            f"{path}: its probabilities are the study's labels, or nearly: the mean AUC would be {aucs.mean():.4f}. "
+            "Give the columns of the model's answers, of a model that was not trained on these images"
+        )
+
+
+def _check_values(path, values):
+    """Returns sentences about columns that are hardly probabilities; ValueError if none is."""
+    kinds, shown = values.nunique(), values.head(1).to_numpy()
+    if values.isin([0, 1]).all(axis=None) or (len(values) >= 10 and kinds.max() <= 2):
+        raise ValueError(
+            f"{path}: no column has more than two values; the first row has {shown.min():g} and {shown.max():g}. These "
+            "are labels, decisions or constants; give the probabilities that the model had before a threshold"
+        )
+    notes = []
+    for number, what in ((1, "one value for all images"), (2, "two values, so decisions or labels")):
+        if len(values) >= 10 and (some := list(kinds.index[kinds.eq(number)])):
+            notes.append(f"{', '.join(some)}: {what}.")
+    if len(values) >= 10 and values.min(axis=None) >= 0.5 and values.max(axis=None) <= 0.7311:
+        notes.append("All values are in 0.5 to 0.731, where a sigmoid puts what is a probability already.")
+    return notes
 
 
 def gather_scores(tables):
@@ -207,18 +253,19 @@ def add_to_leaderboard(path, entry):
     needed = ["run", *_SAME_IMAGES, "mean_auc"]
     # As text: a hash or a run called 007 must come out as it went in.
     kinds = dict.fromkeys(["run", *_SAME_IMAGES], str)
-    entries = read_csv(path, dtype=kinds) if path.exists() else pd.DataFrame(columns=[*entry])
-    for held, what in ((entry, "the entry"), (entries, str(path))):
-        lacking = [name for name in needed if name not in held]
-        if lacking:
-            raise ValueError(f"{what} lacks {', '.join(lacking)}; move {path} away to begin a new leaderboard")
-    new = pd.DataFrame([entry]).astype(kinds)
-    same = (entries[["run", *_SAME_IMAGES]] == new[["run", *_SAME_IMAGES]].iloc[0]).all(axis=1)
-    kept = entries[~same]
-    entries = pd.concat([kept, new], ignore_index=True) if len(kept) else new
-    best_first = entries.sort_values("mean_auc", ascending=False)
-    entries = best_first.sort_values(_SAME_IMAGES, kind="stable", ignore_index=True)
-    write_csv(path, entries, index=False)
+    with lock_folder(path.parent, wait=True):  # runs that end together add theirs one after the other
+        entries = read_csv(path, dtype=kinds) if path.exists() else pd.DataFrame(columns=[*entry])
+        for held, what in ((entry, "the entry"), (entries, str(path))):
+            lacking = [name for name in needed if name not in held]
+            if lacking:
+                raise ValueError(f"{what} lacks {', '.join(lacking)}; move {path} away to begin a new leaderboard")
+        new = pd.DataFrame([entry]).astype(kinds)
+        same = (entries[["run", *_SAME_IMAGES]] == new[["run", *_SAME_IMAGES]].iloc[0]).all(axis=1)
+        kept = entries[~same]
+        entries = pd.concat([kept, new], ignore_index=True) if len(kept) else new
+        best_first = entries.sort_values("mean_auc", ascending=False)
+        entries = best_first.sort_values(_SAME_IMAGES, kind="stable", ignore_index=True)
+        write_csv(path, entries, index=False)
     return entries[(entries[_SAME_IMAGES] == new[_SAME_IMAGES].iloc[0]).all(axis=1)].reset_index(drop=True)
 
 
@@ -252,32 +299,47 @@ def _parse_split(path, split):
 
 
 def _find_columns(path, header):
-    """Finds the column of each pathology: those with `prob_` if all have one, else those with the bare names."""
-    found = {"prob_": {}, "": {}}
+    """Finds the column of each pathology among sets of columns, which differ by what their names have beside it.
+
+    Names are compared in any case and spelling: `prob_Mass`, `Mass_pred`, `P(Mass)`. Sets that are called labels do not
+    count; of several others, the only one that is called probabilities is taken.
+    """
+    sets = {}
     for column in header:
-        prefix = "prob_" if column.startswith("prob_") else ""
-        try:
-            name = parse_pathology(column.removeprefix(prefix))
-        except ValueError:
-            continue
-        if name in found[prefix]:
-            raise ValueError(f"{path}: the columns {found[prefix][name]} and {column} both name {name}; keep one")
-        found[prefix][name] = column
-    columns = max(found.values(), key=len)  # of equally many, those with `prob_`
+        words = re.findall("[a-z0-9]+", column.casefold())
+        for start, stop in itertools.combinations(range(len(words) + 1), 2):
+            with contextlib.suppress(ValueError):
+                beside = *words[:start], "X", *words[stop:]
+                sets.setdefault(beside, {}).setdefault(parse_pathology(" ".join(words[start:stop])), []).append(column)
+    sets = {beside: found for beside, found in sets.items() if not _LABEL_WORDS & {*beside}}
+    whole = [beside for beside, found in sets.items() if len(found) == len(PATHOLOGIES)]
+    named = [beside for beside in whole if any(word.startswith("prob") for word in beside)]
+    whole = named if len(named) == 1 else whole
+    if len(whole) > 1:
+        some = [sets[beside][PATHOLOGIES[0]][0] for beside in whole]
+        raise ValueError(
+            f"{path} has several columns for each pathology, such as {' and '.join(some)}; call those with the "
+            f"model's probabilities prob_{PATHOLOGIES[0]} and so on, or remove the others"
+        )
+    columns = sets[whole[0]] if whole else max(sets.values(), key=len, default={})
     lacking = [name for name in PATHOLOGIES if name not in columns]
     if lacking:
         raise ValueError(
             f"{path} has no probabilities for {', '.join(lacking)}; expected a column for each of the 14 pathologies, "
             f"all named like {lacking[0]} or all like prob_{lacking[0]}. It has {', '.join(header)}"
         )
-    return {name: columns[name] for name in PATHOLOGIES}
+    for name, found in columns.items():
+        if len(found) > 1:
+            raise ValueError(f"{path}: the columns {' and '.join(found)} both name {name}; keep one")
+    return {name: columns[name][0] for name in PATHOLOGIES}
 
 
 def _count_relabeled(table, rows):
     differs = np.zeros(len(rows), dtype=bool)
     for name in PATHOLOGIES:
         if f"label_{name}" in table:
-            differs |= pd.to_numeric(table[f"label_{name}"], errors="coerce").to_numpy() != rows[name].to_numpy()
+            given = table[f"label_{name}"].str.casefold().replace({"true": "1", "false": "0"})
+            differs |= pd.to_numeric(given, errors="coerce").to_numpy() != rows[name].to_numpy()
     return int(differs.sum())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..runtime.files import read_text
-from .study_folder import has_patients, list_small_files, open_study
+from .study_folder import find_label_file, has_patients, open_study
 
 # fmt: off
 PATHOLOGIES = (
@@ -46,12 +46,11 @@ _MAX_AGE = 100.0  # The 2017 label file holds ages up to 414; its 2020 edition s
 
 
 def load_metadata(study_dir):
-    """Loads the study's label file, `Data_Entry_2017*.csv`.
+    """Loads the study's label file, see `study_folder.find_label_file`.
 
-    Of several such files the last by name is read, so that the corrected `Data_Entry_2017_v2020.csv` wins over
-    `Data_Entry_2017.csv`. An age above 100 years or one that cannot be read becomes NaN, since age serves only the
-    subgroup tables; everything else that cannot be read is an error. Only for ChestMNIST's images, sex and view may be
-    "unknown", and the patient is a number of the image.
+    An age above 100 years or one that cannot be read becomes NaN, since age serves only the subgroup tables; everything
+    else that cannot be read is an error. Only for ChestMNIST's images, sex and view may be "unknown", and the patient
+    is a number of the image.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -65,15 +64,11 @@ def load_metadata(study_dir):
 
     Raises:
         FileNotFoundError: if the folder or the label file is missing.
-        ValueError: if the file lacks columns or rows, lists an image twice, or holds a value outside its vocabulary;
-            the message names the file and the row as a text editor counts it.
+        ValueError: if it cannot be known which label file is meant; if the file lacks columns or rows, lists an image
+            twice, or holds a value outside its vocabulary; the message names the file and the row as a text editor
+            counts it.
     """
-    paths = [path for path in list_small_files(study_dir) if path.name.startswith("Data_Entry_2017")]
-    if not paths:
-        raise FileNotFoundError(
-            f"{study_dir} holds no Data_Entry_2017*.csv; copy NIH's label file, Data_Entry_2017_v2020.csv, into it"
-        )
-    path = paths[-1]
+    path = find_label_file(study_dir)
     # A later copy of the same file heads the column "Patient Sex".
     renamed = {"Patient Sex": "Patient Gender"}
     needed = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender"]
@@ -129,7 +124,8 @@ def load_boxes(study_dir):
 
     Raises:
         FileNotFoundError: if the folder is missing.
-        ValueError: if a column is missing, a finding is unknown, or a box has no area; names the file and the row.
+        ValueError: if a column is missing, a finding is unknown, or a box has no area or is outside the frame; names
+            the file and the row.
     """
     path = open_study(study_dir) / "BBox_List_2017.csv"
     # The header "Bbox [x,y,w,h]" splits on its commas.
@@ -145,6 +141,14 @@ def load_boxes(study_dir):
     flat = boxes.index[(boxes["width"] <= 0) | (boxes["height"] <= 0)]
     if len(flat):
         raise ValueError(f"{path}, row {flat[0]}: the box has no area")
+    numbers = boxes[["x", "y", "width", "height"]].to_numpy()
+    outside = boxes.index[(numbers[:, :2] + numbers[:, 2:] > BOX_FRAME + 0.5).any(axis=1)]  # half a pixel of rounding
+    if len(outside):
+        x, y, width, height = boxes.loc[outside[0], ["x", "y", "width", "height"]]
+        raise ValueError(
+            f"{path}, row {outside[0]}: the box ends at x {x + width:g}, y {y + height:g}, outside the frame of "
+            f"{BOX_FRAME}x{BOX_FRAME} pixels, to which boxes refer whatever the image's size; correct or remove it"
+        )
     boxes.attrs = {"source": str(path)}
     return boxes
 

@@ -9,6 +9,7 @@ import fnmatch
 from ..runtime.files import as_path, read_text
 
 CHESTMNIST_MARK = "chestmnist.json"  # in a folder of ChestMNIST's images, which come without patient ids
+LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # NIH's editions, of which the first is corrected
 SMALL_FILES = (  # all that a study has beside its images
     *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
     *("google2019_nih-chest-xray-labels.csv", "phantom.json", CHESTMNIST_MARK),
@@ -84,6 +85,33 @@ def list_small_files(study_dir):
     # Not by `glob`, which in a bucket lists every image to find these few.
     files = open_study(study_dir).iterdir()
     return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, name) for name in SMALL_FILES))
+
+
+def find_label_file(study_dir):
+    """Finds the study's label file: NIH's corrected edition or else the first one, or that of ChestMNIST's images.
+
+    Args:
+        study_dir: folder in NIH's layout.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or has no label file.
+        ValueError: if it has a label file of another name, such as a copy: which one is meant cannot be known.
+    """
+    found = {path.name: path for path in list_small_files(study_dir) if path.name.startswith("Data_Entry_2017")}
+    others = sorted(found.keys() - {*LABEL_FILES})
+    if others and [*found] != ["Data_Entry_2017_chestmnist.csv"]:
+        raise ValueError(
+            f"{study_dir} holds {', '.join(others)}, and label files are called {' or '.join(LABEL_FILES)}: give such "
+            "a name to the one that is meant, and remove or rename the others"
+        )
+    if not found:
+        raise FileNotFoundError(
+            f"{study_dir} holds no Data_Entry_2017*.csv; copy NIH's label file, Data_Entry_2017_v2020.csv, into it"
+        )
+    return found[max(found)]  # the corrected edition's name is the last
 
 
 def load_official_lists(study_dir):
