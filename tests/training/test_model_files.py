@@ -286,6 +286,16 @@ def test_every_allowed_operation_is_one_of_tensorflow():
     assert [name for name in _OPS.split() if not hasattr(tf.raw_ops, name)] == []
 
 
+@pytest.mark.parametrize("name", ["lr=[1e-3,1e-4]", "a\\b", "run?", "run{1}"])
+def test_a_saved_model_is_opened_where_its_path_reads_as_a_pattern(model, good, tmp_path, name):
+    """TensorFlow reads the variables from all files that fit the path, such as none, or a neighbor's too."""
+    shutil.copytree(good / "saved_model", tmp_path / "run1")
+    copy = shutil.copytree(good / "saved_model", tmp_path / name)
+    images = np.ones((1, 8, 8, 1), "float32")
+    (answer,) = load_model(copy).signatures["serving_default"](tf.constant(images)).values()
+    assert np.allclose(answer, model(images), atol=1e-5)
+
+
 def test_good_files_are_loaded_and_compute_the_same(model, good, tiny_run, tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 1)).astype("float32")
     expected = model(images).numpy()

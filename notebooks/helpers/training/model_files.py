@@ -17,6 +17,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import tempfile
 import zipfile
@@ -95,7 +96,12 @@ def load_model(path, *, sha256=None):
         if copy.is_dir():
             import tensorflow as tf
 
-            return tf.saved_model.load(str(copy))
+            if not set("[*?\\") & set(str(copy)) - {os.sep}:
+                return tf.saved_model.load(str(copy))
+            with tempfile.TemporaryDirectory() as folder:  # TensorFlow takes such a path for a pattern
+                link = Path(folder, "model")
+                link.symlink_to(copy.resolve())
+                return tf.saved_model.load(str(link))
         if copy.suffix == ".keras":
             import keras
 
