@@ -22,7 +22,6 @@ import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from nbclient.exceptions import DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
@@ -183,7 +182,9 @@ def execute(name, folder, settings):
     except papermill.PapermillExecutionError as error:
         move_copy(folder, copy, ".running", ".failed")
         return f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-    except DeadKernelError:
+    except RuntimeError as error:
+        if "died" not in str(error):  # Jupyter's words for a kernel that is gone
+            raise
         move_copy(folder, copy, ".running", ".failed")
         return (
             f"{name}: its process was killed, most often because memory ran out. Close other programs, then give the "

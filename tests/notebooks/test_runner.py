@@ -1,0 +1,55 @@
+"""How `make run` executes a notebook: with which Python, in folders of any name, and what it says of a killed one."""
+
+import json
+import sys
+
+import nbformat
+import pytest
+
+from helpers.runtime.settings import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import run_notebooks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """A function that executes cells as a notebook in a folder with braces; returns error and the copy's text.
+
+    The kernel called python3 that Jupyter finds first belongs to another Python, which would fail.
+    """
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(other))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    folder = tmp_path / "run{1}[2]"
+
+    def run(*sources):
+        cells = [
+            nbformat.v4.new_code_cell("A = 1", metadata={"tags": ["parameters"]}),
+            *map(nbformat.v4.new_code_cell, sources),
+        ]
+        kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
+        folder.mkdir()
+        nbformat.write(notebook, folder / "source.ipynb")
+        monkeypatch.setattr(run_notebooks, "find_notebook", lambda name: folder / "source.ipynb")
+        error = run_notebooks.execute("made", folder, {"A": 2, "B": 3})
+        return error, {path.name: path.read_text() for path in folder.glob("made*.ipynb")}
+
+    return run
+
+
+def test_a_notebook_runs_with_this_python_whatever_jupyter_finds(execute):
+    error, copies = execute("import sys", "print(sys.executable, A)")
+    assert error is None and list(copies) == ["made.ipynb"]
+    assert f"{sys.executable} 2" in copies["made.ipynb"]
+
+
+def test_a_killed_notebook_is_one_sentence_with_the_remedy(execute):
+    error, copies = execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert error.startswith("made: its process was killed, most often because memory ran out. Close other programs")
+    assert list(copies) == ["made.failed.ipynb"]
