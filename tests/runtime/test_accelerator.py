@@ -181,6 +181,20 @@ def test_another_backend_than_the_imported_one_is_refused(kernel):
         prepare_runtime("jax")
 
 
+@pytest.mark.parametrize(("name", "value"), [("floatx", "float16"), ("image_data_format", "channels_first")])
+def test_what_keras_json_sets_for_other_programs_is_refused_with_its_remedies(kernel, tmp_path, name, value):
+    kernel.setattr(accelerator, "try_way", lambda way, chips, root: YES)
+    usual = {"backend": "torch", "floatx": "float32", "epsilon": 1e-07, "image_data_format": "channels_last"}
+    kernel.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "keras.json").write_text(json.dumps(usual | {name: value}))
+    with pytest.raises(RuntimeError, match=rf'keras.json sets "{name}" to "{value}" .* need "{usual[name]}": change'):
+        prepare_runtime("cpu", root=tmp_path)
+    for content in (json.dumps(usual), "{"):
+        (tmp_path / "keras.json").write_text(content)
+        kernel.setattr(accelerator, "_prepared", None)
+        assert prepare_runtime("cpu", root=tmp_path).name == "cpu"
+
+
 def test_the_paragraph_names_the_first_of_many_installed():
     runtime = Runtime("jax", "jax", 8, "8 TPU chips", "it computed", "Do that.", tuple("abcdef"))
     said = "Found: 8 TPU chips. Chosen: Keras on JAX, tf.data on the host, because it computed."

@@ -1,10 +1,12 @@
 """Chooses what a notebook runs on before Keras is imported: TPU, GPU or CPU, with TensorFlow or JAX."""
 
 import importlib
+import json
 import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from .packages import find_version, install, list_missing
 from .probes import find_tpu_chips, has_metadata_server, shows_gpu, try_way
@@ -17,6 +19,7 @@ LABELS = {
     "cpu": "Keras on TensorFlow with the CPU",
 }
 WAYS = {"tf-tpu": ("tensorflow", "tensorflow-tpu"), "jax": ("jax",), "gpu": ("gpu",), "cpu": ("cpu",)}
+KERAS_JSON = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}  # what the networks need
 GET_ACCELERATOR = (
     "For a TPU or a GPU choose one as the accelerator (Colab: Runtime > Change runtime type; Kaggle: Settings > "
     "Accelerator) and start again."
@@ -74,13 +77,14 @@ def prepare_runtime(choice="auto", root="/"):
     Raises:
         ValueError: no such choice, or `KERAS_BACKEND` contradicts it.
         RuntimeError: the choice cannot work here, Keras or TensorFlow was imported too early, this kernel was prepared
-            for another choice, or pip failed.
+            for another choice, pip failed, or keras.json holds values for other programs.
     """
     global _prepared
     if _prepared and choice in (_prepared[0], _prepared[1].name):
         return _prepared[1]
     if _prepared:
         raise RuntimeError(f"This kernel is prepared for {_prepared[1].name}. Restart it for RUNTIME = {choice!r}.")
+    _refuse_keras_json()
     keras_backend = os.environ.get("KERAS_BACKEND", "")
     choices = list_choices(choice, keras_backend)
     if len(choices) == 1:
@@ -166,6 +170,20 @@ def choose_runtime(choices, chips, attempt):
             failed.append(trial.text)
     remedy = GET_ACCELERATOR if choices == ["gpu"] else "RUNTIME = 'auto' takes what works."
     raise RuntimeError(f"RUNTIME = {choices[0]!r} cannot work here: {'; '.join(failed)}. {remedy}")
+
+
+def _refuse_keras_json():
+    path = Path(os.environ.get("KERAS_HOME", "~/.keras"), "keras.json").expanduser()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Keras passes over a damaged one, too
+        return
+    for name, needed in KERAS_JSON.items():
+        if found.get(name, needed) != needed:
+            raise RuntimeError(
+                f'{path} sets "{name}" to {json.dumps(found[name])} for all programs with Keras, and these notebooks '
+                f"need {json.dumps(needed)}: change it there, or set the variable KERAS_HOME to another folder."
+            )
 
 
 def _refuse_imported(backend, overlay=""):
