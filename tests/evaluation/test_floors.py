@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers.evaluation.auc import roc_auc
-from helpers.evaluation.floors import METADATA_COLUMNS, measure_leakage, predict_without_pixels
+from helpers.evaluation.floors import METADATA_COLUMNS, measure_leakage, predict_by_ridge, predict_without_pixels
 from helpers.study import PATHOLOGIES, list_images, load_metadata, load_official_lists, make_split, match_images
 
 # Test AUC on the official split without pixels, measured elsewhere with other software, in the order of PATHOLOGIES.
@@ -67,6 +67,24 @@ def test_floors_of_the_official_split_are_reproduced(shared_data):
         auc = roc_auc(rows[list(PATHOLOGIES)], probs)
         assert auc.mean() == pytest.approx(np.mean(expected), abs=0.01)
         np.testing.assert_allclose(auc, expected, atol=0.001 if columns == ("view",) else 0.03)
+
+
+def test_ridge_finds_what_is_linear_and_nothing_else():
+    """Two of fourteen labels follow the features, one by a sum and one by a product; the features differ in scale."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(1200, 20)) * np.logspace(-3, 3, 20) + 7
+    z = (features - features.mean(axis=0)) / features.std(axis=0)
+    labels = rng.random((1200, 14)) < 0.3
+    labels[:, 2] = z[:, 0] + z[:, 19] + 0.5 * rng.normal(size=1200) > 1
+    labels[:, 5] = z[:, 3] * z[:, 4] > 0.5
+    scores = predict_by_ridge(features[:800], labels[:800], features[800:])
+    auc = roc_auc(labels[800:], scores)
+    assert scores.shape == (400, 14) and auc[2] > 0.95
+    assert np.abs(np.delete(auc, 2) - 0.5).max() < 0.12
+    labels[:, 0] = 0
+    assert np.ptp(predict_by_ridge(features[:800], labels[:800], features[800:])[:, 0]) < 1e-6
+    with pytest.raises(ValueError, match="1 images are too few"):
+        predict_by_ridge(features[:1], labels[:1], features)
 
 
 def test_only_the_named_columns_are_learned_from():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers import evaluation
-from helpers.evaluation import build_activation_model, explain_images, grad_cam, make_shifts, resize_maps
+from helpers.evaluation import build_activation_model, explain_images, grad_cam, list_centers, make_shifts, resize_maps
 from helpers.study import PATHOLOGIES
 from helpers.training import build_classifier
 
@@ -129,6 +129,20 @@ def test_what_reference_images_show_too_cancels(toy, blobs):
     assert np.argwhere(heatmaps[0] > 50).mean(axis=0) == pytest.approx((43.5, 19.5))
     cells = heatmaps[0, 4::8, 4::8] / 2 + heatmaps[0, 3::8, 3::8] / 2  # around the cells' centers
     assert cells.mean() == pytest.approx(logits[0, 0] - logits[1:, 0].mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("n_views", [1, 9])
+def test_averaged_views_have_their_maximum_at_a_center(n_views):
+    """Maps of random cells, 4 a side on 72 pixels: wherever the maximum is, a listed center is within a pixel."""
+    shifts, rng = make_shifts(n_views, 5), np.random.default_rng(0)
+    centers = list_centers(4, 72, shifts) * 72
+    assert len(centers) == 4 * len({down for down, _ in shifts}) and (np.diff(centers) > 0).all()
+    for _ in range(30):
+        views = [resize_maps(rng.normal(size=(1, 4, 4)), 72, shift)[0] for shift in shifts]
+        place = np.array(np.unravel_index(np.mean(views, axis=0).argmax(), (72, 72))) + 0.5
+        # Beyond the outermost centers a map is constant: the first of equal pixels is found.
+        place = np.clip(place, centers[0], centers[-1])
+        assert np.abs(place[:, None] - centers).min(axis=1).max() <= 1
 
 
 def test_shifts_form_a_grid():

@@ -161,7 +161,9 @@ def test_predicted_boxes_follow_both_levels():
     heat[16:80, 16:80] = 100  # Above 60 of 255.
     heat[32:48, 32:48] = 255  # Above 180.
     heat[100:110, 100:110] = 50  # Above neither.
-    for scaled in (heat, heat - 500, 0.001 * heat + 7):
+    against = heat.copy()
+    against[80:96, 16:80] = -900  # Evidence against the finding changes nothing, and is in no box.
+    for scaled in (heat, 0.001 * heat, against):
         outer, inner = score(scaled, (128, 128, 512, 512)), score(scaled, (256, 256, 128, 128))
         assert outer["n_predicted"] == inner["n_predicted"] == 2
         assert outer["iou"] == inner["iou"] == 1
@@ -207,8 +209,8 @@ def test_negative_maps():
     box = (600, 200, 200, 300)
     positive, negative = score(blob(700, 350), box), score(blob(700, 350) - 5, box)
     assert negative["pointing"] == 1
-    assert negative["iou"] == pytest.approx(positive["iou"])
-    assert negative["energy"] == negative["area"]  # Nothing is positive.
+    assert positive["iou"] > 0 == negative["iou"] == negative["n_predicted"]  # Nothing is positive.
+    assert negative["energy"] == negative["area"]
     # Only the positive part counts.
     mixed = np.where(np.arange(128) < 64, 1.0, -1.0) * np.ones((128, 1))
     assert score(mixed, (0, 0, 256, 1024))["energy"] == pytest.approx(0.5)
@@ -228,6 +230,12 @@ def test_reachable_bounds_pointing():
     scores = score_maps(maps, boxed_findings(boxes, make_images(boxes)), boxes)
     assert not scores[["pointing", "reachable"]].to_numpy().any()
     assert score(maps[0], (40, 40, 60, 60))["reachable"] == 1
+    # Drawn finer the cells are as few: what can be reached depends on where their centers were.
+    fine = np.repeat(np.repeat(maps[:1], 8, axis=1), 8, axis=2)
+    findings, middles = boxed_findings(boxes[:1], make_images(boxes[:1])), (np.arange(7) + 0.5) / 7
+    assert score_maps(fine, findings, boxes[:1])["reachable"][0] == 1
+    assert score_maps(fine, findings, boxes[:1], middles)["reachable"][0] == 0
+    assert score_maps(fine, findings, boxes[:1], [0.05, 1 / 7])["reachable"][0] == 1
 
 
 def test_center_prior():

@@ -108,13 +108,32 @@ def resize_maps(maps, side, shift=(0, 0)):
     maps = np.asarray(maps, dtype="float32")
     at = []
     for cells, moved in zip(maps.shape[1:], shift, strict=True):
-        stride = 2 ** round(np.log2(side / cells))
-        at.append((np.arange(side) + moved + 0.5) / stride - 0.5)
+        at.append((np.arange(side) + moved + 0.5) / _find_stride(cells, side) - 0.5)
     grid = np.meshgrid(*at, indexing="ij")
     resized = np.empty((len(maps), side, side), dtype="float32")
     for one, target in zip(maps, resized, strict=True):
         map_coordinates(one, grid, output=target, order=1, mode="nearest")
     return resized
+
+
+def _find_stride(cells, side):
+    return 2 ** round(np.log2(side / cells))
+
+
+def list_centers(cells, side, shifts):
+    """Lists where the centers of a map's cells lie in the image, over all views that are averaged.
+
+    Args:
+        cells: int, cells along a side of a view's map.
+        side: int, pixels of the square image.
+        shifts: those given to `explain_images`; their grid is square, so both sides have the same centers.
+
+    Returns:
+        float64 array in increasing order, shares of the side, 0 to 1.
+    """
+    middles = (np.arange(cells) + 0.5) * _find_stride(cells, side)
+    centers = np.unique([middles - moved for moved, _ in shifts]) / side
+    return centers[(centers >= 0) & (centers <= 1)]
 
 
 def explain_images(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):

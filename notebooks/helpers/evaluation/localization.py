@@ -3,7 +3,8 @@
 A heatmap is an (h, w) array of finite numbers, larger for more suspicious, whose cells cover the square image evenly.
 Boxes refer to a frame of 1024x1024 whatever the size of the image on disk. A finding is a pair of image and pathology
 with at least one box. Predicted boxes, IoU and IoBB follow Wang et al. (CVPR 2017) as far as that describes them. It
-leaves open how intensities are scaled to [0, 255]: here from each map's minimum to its maximum.
+leaves open how intensities are scaled to [0, 255]: here 0, where evidence for a finding begins, is 0, and each map's
+maximum is 255, so that no evidence against the finding lies in a predicted box.
 
 How a map is scored stands in `score_maps` and `_score`; what the controls are, in `center_prior` and `location_prior`;
 how scores become rows of localization.csv, which notebook 4 writes, in `localization_table`.
@@ -50,17 +51,20 @@ def boxed_findings(boxes, rows):
     return pairs.merge(rows[["image", "patient_id"]], on="image")[["image", "patient_id", "pathology"]]
 
 
-def score_maps(maps, findings, boxes):
+def score_maps(maps, findings, boxes, centers=None):
     """Scores one heatmap for each finding.
 
-    Predicted boxes enclose the connected regions (cells that share an edge) of the map, scaled to [0, 255], above 60
-    and, separately, above 180; both sets count. Between the centers of its cells a map is interpolated bilinearly. A
-    constant map (up to float32 rounding) predicts no box and points nowhere; it scores what a random point would.
+    Predicted boxes enclose the connected regions (cells that share an edge) of the map's positive part, scaled to
+    [0, 255], above 60 and, separately, above 180; both sets count. Between the centers of its cells a map is
+    interpolated bilinearly. A constant map (up to float32 rounding) predicts no box and points nowhere; it scores what
+    a random point would. A map that is nowhere positive predicts no box either.
 
     Args:
         maps: (n, h, w) heatmaps; they may be negative.
         findings: DataFrame of `boxed_findings`, n rows.
         boxes: DataFrame of `load_boxes`; boxes of other findings are ignored.
+        centers: of maps that were interpolated from coarser ones, where the centers of those cells lie along either
+            side, see `list_centers`; None for maps as they were computed.
 
     Returns:
         DataFrame, one row a finding: `image`, `patient_id`, `pathology`, and as float64
@@ -68,8 +72,9 @@ def score_maps(maps, findings, boxes):
         - `n_boxes`; `area`, the share of the image that they cover; `n_predicted`, the number of predicted boxes;
         - `pointing`: 1 where the map's maximum lies in a box, else 0 (the pointing game, Zhang et al., ECCV 2016,
           without its margin of 15 pixels); of tied maxima, the share that does; for a constant map, `area`;
-        - `reachable`: 1 where the center of some cell lies in a box, else 0. Interpolated maps have their maximum at
-          such a center, so this bounds `pointing`: coarse maps miss small boxes whatever they show;
+        - `reachable`: 1 where the center of some cell, as computed, lies in a box, else 0. Interpolated maps have their
+          maximum at such a center (to half a pixel), so this bounds `pointing`: coarse maps miss small boxes whatever
+          they show;
         - `energy`: share of the map's positive part in the boxes (Wang et al., Score-CAM, CVPR workshops 2020);
           `area` where nothing is positive, as a map that says nothing should not look worse than chance;
         - `iou`, `iobb`: intersection over union and over the predicted box's area with the best predicted box (one for
@@ -95,7 +100,8 @@ def score_maps(maps, findings, boxes):
         corners = [all_corners[rows_of[pair]] for pair in pairs[start : start + _CHUNK]]
         flat = np.ptp(chunk, axis=(1, 2)) <= _FLAT * np.abs(chunk).max(axis=(1, 2))
         fine = _upsample(chunk)
-        rows += map(_score, chunk, fine, flat, _predict_boxes(fine, flat), corners)
+        reachable = [_reach(some, chunk.shape[1:], centers) for some in corners]
+        rows += map(_score, chunk, fine, flat, _predict_boxes(fine, flat), corners, reachable)
     scores = pd.DataFrame(rows, columns=list(_SCORES), dtype="float64")
     return pd.concat([findings[["image", "patient_id", "pathology"]].reset_index(drop=True), scores], axis=1)
 
@@ -228,8 +234,8 @@ def _upsample(maps):
 
 def _predict_boxes(fine, flat):
     """Draws boxes around the hot regions of (n, h, w) maps: a list of n arrays (boxes, 4) of corners."""
-    low, high = fine.min(axis=(1, 2)), fine.max(axis=(1, 2))
-    scaled = 255 * (fine - low[:, None, None]) / np.where(flat, np.inf, high - low)[:, None, None]
+    high = fine.max(axis=(1, 2))
+    scaled = 255 * fine / np.where(flat | (high <= 0), np.inf, high)[:, None, None]
     found = [[] for _ in fine]
     for level in _HEAT_LEVELS:
         # One call for all maps: the structure does not join cells of different maps.
@@ -240,7 +246,18 @@ def _predict_boxes(fine, flat):
     return [np.array(boxes, dtype="float64").reshape(-1, 4) / (w, h, w, h) for boxes in found]
 
 
-def _score(heat, fine, flat, predicted, corners):
+def _reach(corners, shape, centers):
+    """Finds whether some cell's center lies in a box; of interpolated maps of this shape, to half a pixel."""
+    if centers is None:
+        return _contain(corners, shape).any()
+    inside = []
+    for axis, size in ((1, shape[0]), (0, shape[1])):
+        low, high = corners[:, axis, None] - 0.5 / size, corners[:, axis + 2, None] + 0.5 / size
+        inside.append(((low <= centers) & (centers < high)).any(axis=1))
+    return (inside[0] & inside[1]).any()
+
+
+def _score(heat, fine, flat, predicted, corners, reachable):
     """Computes one map's figures, in the order of `_SCORES`."""
     cover, hit = _cover(corners, fine.shape), _contain(corners, heat.shape)
     area, positive = cover.mean(), np.maximum(fine, 0)
@@ -251,7 +268,7 @@ def _score(heat, fine, flat, predicted, corners):
     iou, iobb = _overlap(predicted, corners)
     best_iou, best_iobb = iou.max(axis=0, initial=0), iobb.max(axis=0, initial=0)
     return (
-        *(len(corners), area, hit.any(), pointing, energy, best_iou.mean(), best_iobb.mean(), len(predicted)),
+        *(len(corners), area, reachable, pointing, energy, best_iou.mean(), best_iobb.mean(), len(predicted)),
         *((best_iou > level).sum() for level in IOU_LEVELS),
         *((best_iobb > level).sum() for level in IOBB_LEVELS),
     )
