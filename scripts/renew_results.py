@@ -173,17 +173,20 @@ def draw_nodules(scores, study):
 
 
 def draw_saliency(study):
-    """Returns how often each kind of saliency map points into a nodule, as a sentence."""
+    """Returns how often each kind of saliency map points into a nodule, beside its controls, as sentences."""
     rows = study["saliency"]
     shares = [
-        f"{row['method']} on {row['pointing']:.0%} ({row['pointing_low']:.0%} to {row['pointing_high']:.0%})"
+        f"{row['method']} on {row['pointing']:.0%} ({row['pointing_low']:.0%} to {row['pointing_high']:.0%}), with an "
+        f"untrained head on {row['pointing_untrained']:.0%}"
         for row in rows
     ]
-    center = rows[0]["pointing_center"]
-    return (
-        f"Saliency maps of {rows[0]['n_images']} test images with nodules point into one: {', '.join(shares)}; the "
-        f"image's center on {center:.0%}."
-    )
+    text = f"Saliency maps of {rows[0]['n_images']} test images with nodules point into one: {'; '.join(shares)}; the "
+    text += f"image's center on {rows[0]['pointing_center']:.0%}."
+    if by_finding := study["saliency_by_finding"]:
+        others = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in by_finding.items() if name != "Nodule"]
+        text += f" The gradients of notebook 2's own logits point there as well: Nodule {by_finding['Nodule']:.0%}, "
+        text += f"{', '.join(others[:3])}, and of all others at most {others[3].rpartition(' ')[2]}."
+    return text
 
 
 def draw_parity(parity):
