@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from types import SimpleNamespace
@@ -147,8 +148,12 @@ def test_views_and_several_models_are_averaged_and_compared(chain, evaluate, tmp
     """Of two models alike, the average is the model; of shifted views it is close. All stand in the leaderboard."""
     for name in ("a", "b"):
         shutil.copytree(chain.run, tmp_path / name)
+    stale = tmp_path / "both" / "figures" / "03_difference.png"  # of an earlier evaluation, with COMPARE
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     evaluate(tmp_path / "both", MODELS=f"{tmp_path / 'a'},{tmp_path / 'b'}")
     evaluate(tmp_path / "views", MODELS=str(tmp_path / "a"), VIEWS=9, COMPARE=str(tmp_path / "a"))
+    assert not stale.exists()
     single, double, views = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("a", "both", "views"))
     pd.testing.assert_frame_equal(single, double, rtol=1e-5)
     columns = [f"prob_{name}" for name in PATHOLOGIES]
@@ -178,6 +183,13 @@ def test_settings_that_would_mix_results_are_refused(chain, evaluate, settings, 
     with pytest.raises((AssertionError, ValueError), match=message):
         evaluate(chain.run, **settings)
     assert [path.read_bytes() for path in kept] == before
+
+
+def test_an_evaluation_that_stops_halfway_has_removed_nothing(chain, evaluate, tmp_path):
+    shutil.copytree(chain.run, tmp_path / "run")
+    run_chain(EVALUATE, chain.settings | {"RUN_DIR": str(tmp_path / "run")}, draw=False, until='"source.json", source')
+    for name in ("figures", "."):
+        assert {*os.listdir(tmp_path / "run" / name)} >= {*os.listdir(chain.run / name)}
 
 
 def test_predictions_never_replace_their_own_file_or_those_of_another_source(chain, evaluate, tmp_path):

@@ -1,6 +1,7 @@
 """Tests of runtime.files on a local disk: nothing half-written, and nothing of the cloud where there is none."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ from helpers.runtime.files import (
     local_draft,
     lock_folder,
     measure_file,
+    note_files,
     read_csv,
     read_text,
     remove_folder,
+    remove_unchanged,
     write_csv,
     write_text,
 )
@@ -111,6 +114,19 @@ def test_files_are_copied_measured_hashed_and_removed(tmp_path):
     remove_folder(tmp_path / "folder")
     remove_folder(tmp_path / "folder")
     assert [*tmp_path.iterdir()] == [tmp_path / "a"]
+
+
+def test_only_what_was_not_written_again_is_removed(tmp_path):
+    old, same, new, missing = (tmp_path / name for name in ("old", "same", "new", "missing"))
+    for path in (old, same):
+        write_text(path, "1")
+        os.utime(path, (1e9, 1e9))
+    noted = note_files([old, same, missing])
+    for path in (same, new, missing):
+        write_text(path, "1")
+    remove_unchanged(noted)
+    remove_unchanged(noted)
+    assert {*tmp_path.iterdir()} == {same, new, missing}
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ def gather_release(run_dir, license_id="apache-2.0"):
     if license_id not in LICENSES:
         raise ValueError(f"unknown license {license_id!r}; expected one of {', '.join(LICENSES)}")
     run_dir = as_path(run_dir)
-    card, folder = fill_model_card(run_dir, license_id), run_dir / "hub"
+    card, hub = fill_model_card(run_dir, license_id), run_dir / "hub"
+    folder = run_dir / "part-hub"  # replaces an older one only when it is complete
     remove_folder(folder)
     write_text(folder / "README.md", card)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
@@ -75,7 +76,8 @@ def gather_release(run_dir, license_id="apache-2.0"):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = "".join(f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     write_text(folder / "SHA256SUMS", sums)  # for `sha256sum -c`
-    return folder
+    remove_folder(hub)
+    return folder.rename(hub)
 
 
 def _copy_json(source, target):

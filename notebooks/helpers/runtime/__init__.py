@@ -5,5 +5,15 @@ Nothing but the standard library is imported here: a notebook imports this packa
 
 from .accelerator import prepare_runtime
 from .devices import connect_devices, describe_machine, describe_runtime, find_commit
-from .files import copy_file, hash_file, is_remote, local_draft, read_csv, write_csv, write_text
+from .files import (
+    copy_file,
+    hash_file,
+    is_remote,
+    local_draft,
+    note_files,
+    read_csv,
+    remove_unchanged,
+    write_csv,
+    write_text,
+)
 from .settings import SETTINGS, check_setting, check_settings, read_json, resolve_path, save_figure, write_json

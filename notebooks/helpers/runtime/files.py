@@ -206,6 +206,30 @@ def copy_file(source, target):
         shutil.copyfile(copy, draft)
 
 
+def note_files(paths):
+    """Notes when files were written, for `remove_unchanged` after a notebook has written them anew.
+
+    Args:
+        paths: path objects; missing ones are left out.
+
+    Returns:
+        Dict from path to time.
+    """
+    return {path: _time_of(path) for path in paths if path.exists()}
+
+
+def remove_unchanged(noted):
+    """Deletes the files of `note_files` that have not been written since: the new results do not have them."""
+    for path, time in noted.items():
+        if path.exists() and _time_of(path) == time:
+            path.unlink()
+
+
+def _time_of(path):
+    status = path.stat()
+    return status.mtime if is_remote(path) else status.st_mtime_ns
+
+
 def remove_folder(path):
     """Deletes a folder with its content; a missing one is no error."""
     path = as_path(path)
