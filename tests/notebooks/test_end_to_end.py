@@ -1,4 +1,7 @@
-"""The whole DenseNet-121, in all formats, on tiny images: notebooks 2 and 3 as `make run` executes them, 1 and 5."""
+"""All formats, on tiny images with bad ones among them: notebooks 2 and 3 as `make run` executes them, 1 and 5.
+
+The network has one layer in each dense block: all kinds of layers, an eighth of the time. `make run` has all of them.
+"""
 
 import io
 import json
@@ -18,7 +21,6 @@ from scipy.special import logit
 
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES, list_images, write_synthetic_study
-from helpers.training import load_classifier
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebooks
@@ -54,7 +56,7 @@ def chain(tmp_path_factory):
     write_synthetic_study(study, n_images=120, size=48, seed=3, n_workers=1)
     for number, path in enumerate(sorted((study / "images").iterdir())[::10]):
         spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
-    settings = {"SPLIT": "leaky_images", "BLOCKS": [], "FORMATS": "saved_model onnx litert"}
+    settings = {"SPLIT": "leaky_images", "FORMATS": "saved_model onnx litert"}
     run_chain(PREPARE, name_folders(study, folder / "run", packed) | settings)
     images = {name: path.read_bytes() for name, path in list_images(study).items()}
     shutil.copytree(packed, moved)
@@ -75,12 +77,11 @@ def chain(tmp_path_factory):
     )
 
 
-def test_the_whole_network_leaves_every_artifact_and_goes_on_past_bad_images(chain):
+def test_a_run_leaves_every_artifact_and_goes_on_past_bad_images(chain):
     check_artifacts(chain.run, is_leaky=True)
     assert sorted(path.stem for path in (chain.run / "executed").glob("*.ipynb")) == list(TRAIN_AND_EVALUATE)
     record = json.loads((chain.run / "run.json").read_text())
     assert record["study"] == "a study" and record["synthetic"]
-    assert load_classifier(chain.run).count_params() == 7_051_854
     assert read_counts(chain.run) == (117, 3, 9)
     assert chain.untouched, "something was written to the packed study"
     assert all(name in chain.printed for name in PATHOLOGIES) and f"figures    {chain.run}" in chain.printed
