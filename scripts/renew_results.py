@@ -27,12 +27,14 @@ from renew_page import renew_page
 QUICK_RUN = ROOT / "docs" / "quick_run"
 COPIED = {  # from the run's folder, under which name
     "aucs.csv": "aucs.csv",
+    "floors.csv": "floors.csv",
     "history.csv": "history.csv",
     "localization.csv": "localization.csv",
     "exports/parity.json": "parity.json",
     "run.json": "run.json",
     "figures/03_aucs.png": "aucs.png",
     "figures/04_localization.png": "localization.png",
+    "figures/04_classes.png": "classes.png",
     "figures/04_hits_and_misses.png": "hits_and_misses.png",
     "xvision-phantom/scores.csv": "xvision/scores.csv",
     "xvision-phantom/study.json": "xvision/study.json",
@@ -106,6 +108,28 @@ def draw_aucs(aucs, run):
         f"{run['seconds']['wall_clock'] / 60:.0f} minutes on {machine['processor']}, without a GPU; TensorFlow "
         f"{machine['tensorflow']}, Keras {machine['keras']}. All 14 findings:"
     )
+
+
+def draw_floors(floors):
+    """Returns what is reached without a trained network, as sentences."""
+    names = {
+        "thumbnail": "a ridge regression on 16 x 16 pixels",
+        "random network": "one on the features of an untrained network",
+        "metadata only": "age, sex, view and follow-up number",
+        "view only": "the view alone",
+    }
+    mean = floors[floors["pathology"].eq("mean")].set_index("floor")
+    found = [
+        f"{text} {mean.auc[name]:.3f} ({mean.auc_low[name]:.3f} to {mean.auc_high[name]:.3f})"
+        for name, text in names.items()
+    ]
+    by_finding = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference"].min()
+    beaten = by_finding[by_finding <= 0]
+    text = "**Floors**, the mean AUC without a trained network: " + "; ".join(found) + ". "
+    if len(beaten):
+        listed = ", ".join(name.replace("_", " ") for name in beaten.index)
+        text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good as the network."
+    return text.strip()
 
 
 def draw_real_labels(chexnet, published):
@@ -215,6 +239,7 @@ def draw_pages():
         (readme, "quick run"): draw_aucs(pd.read_csv(QUICK_RUN / "aucs.csv"), read("run.json")),
         (readme, "real labels"): draw_real_labels(pd.read_csv(ROOT / "docs" / "chexnet" / "aucs.csv"), published),
         (ROOT / "docs" / "recipe.md", "published"): draw_published(published),
+        (readme, "floors"): draw_floors(pd.read_csv(QUICK_RUN / "floors.csv")),
         (readme, "heatmaps"): draw_heatmaps(pd.read_csv(QUICK_RUN / "localization.csv")),
         (readme, "xvision"): draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study),
         (xvision, "saliency"): draw_saliency(study),
