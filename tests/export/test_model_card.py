@@ -49,6 +49,14 @@ def test_header_has_what_the_hub_reads(made):
     assert {"type", "name", "split"} <= set(result["dataset"]) and result["dataset"]["split"] == "test"
 
 
+def test_a_card_without_test_images_says_what_was_measured(run_dir):
+    aucs = pd.read_csv(run_dir / "aucs.csv")
+    aucs.assign(split="val").drop_duplicates("pathology").to_csv(run_dir / "aucs.csv", index=False)
+    card = fill_model_card(run_dir)
+    assert header_of(card)["model-index"][0]["results"][0]["dataset"]["split"] == "val"
+    assert "There are no test images: all is measured on the validation images" in card
+
+
 def test_the_hubs_own_library_reads_the_header(made):
     hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub, which nothing else here does")
     data = hub.ModelCard(made[1]).data

@@ -10,8 +10,16 @@ import pytest
 from PIL import Image
 
 from helpers.packing import pack_study
-from helpers.study import audit_study, find_study_duplicates, list_images, load_metadata, make_split, match_images
-from helpers.study.audit import count_duplicates, find_oddities, judge, patient_overlap, take_census
+from helpers.study import (
+    PATHOLOGIES,
+    audit_study,
+    find_study_duplicates,
+    list_images,
+    load_metadata,
+    make_split,
+    match_images,
+)
+from helpers.study.audit import count_duplicates, find_oddities, judge, list_limits, patient_overlap, take_census
 
 
 def by(table, *columns):
@@ -110,6 +118,8 @@ def damaged(phantom_dir, tmp_path_factory):
             file.write(f"\n{done[copy]}")
     shutil.copy(images / train[5], images / done["extra"])
     path.write_text("\n".join(lines))
+    with (folder / "BBox_List_2017.csv").open("a") as file:
+        file.write("99999998_000.png,Mass,1,2,3,4,,,\n99999998_000.png,Nodule,1,2,3,4,,,\n")
 
     metadata, paths = load_metadata(folder), list_images(folder)
     rows, matched = match_images(metadata, paths)
@@ -127,12 +137,14 @@ def test_every_damage_is_named(damaged):
     uncommon = lines["images of uncommon size or mode"]["detail"]
     assert all(done[name] in uncommon for name in ("rgba", "deep", "wide"))
     assert done["wide"] in lines["images that are not square"]["detail"]
+    assert lines["images with boxes and without a row"]["detail"] == "99999998_000.png"
     copies = [{*pair.values()} & {done["source"], done["same"], done["across"]} for pair in report["duplicate_pairs"]]
     assert {done["source"], done["same"]} in copies and {done["source"], done["across"]} in copies
     found = {name: line["found"] for name, line in lines.items() if line["status"] == "look"}
     assert found == {
         "rows without an image": 1,
         "images without a row": 1,
+        "images with boxes and without a row": 1,
         "images that cannot be read": 1,
         "exact copies across subsets, pairs": found["exact copies across subsets, pairs"],
         "exact copies within a subset, pairs": found["exact copies within a subset, pairs"],
@@ -141,6 +153,24 @@ def test_every_damage_is_named(damaged):
     } | {name: n for name, n in found.items() if name.startswith("near copies")}
     assert sum(found[f"exact copies {where}, pairs"] for where in ("across subsets", "within a subset")) == 3
     assert {line["status"] for line in report["verdict"]} == {"ok", "look", "not compared"}
+
+
+def test_what_later_notebooks_cannot_do_is_listed():
+    rows = pd.DataFrame({"image": list("abcdef"), "subset": ["train", "train", "val", "val", "test", "test"]})
+    rows[list(PATHOLOGIES)] = np.tile(np.arange(6)[:, None] % 2, len(PATHOLOGIES))
+    boxes = pd.DataFrame({"image": ["e", "z"]})
+    assert list_limits(rows, boxes) == []
+    rows.loc[rows["subset"].eq("val"), list(PATHOLOGIES)] = 0
+    rows.loc[0, "Mass"] = 1
+    assert list_limits(rows, boxes) == [
+        "Of Mass, the images in train are all alike: they cannot be learned.",
+        "Of all 14 findings, the images in val are all alike: they have no AUC in training and a threshold of 0.5.",
+    ]
+    train = rows[rows["subset"].eq("train")].assign(Mass=[0, 1])
+    no_val, no_test, no_boxes = list_limits(train, boxes)
+    assert no_val.startswith("No image is in val: notebook 2 keeps the last epoch")
+    assert no_test.startswith("No image is in test: notebooks 3 and 4 take validation images")
+    assert no_boxes.startswith("No image in val or test has a box: notebook 4")
 
 
 def test_copies_are_counted_by_kind_patient_subset_and_findings(damaged):

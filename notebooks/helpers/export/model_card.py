@@ -194,7 +194,8 @@ def _write_header(run, aucs, study, license_id):
     scores |= {f"AUC, {_plain(name)}": aucs.loc[name, "auc"] for name in run["classes"]}
     metrics = [{"type": "roc_auc", "value": round(float(v), 4), "name": name} for name, v in scores.items() if v == v]
     name = " ".join(filter(None, [study["name"], flag_start(run)]))
-    dataset = {"type": study["type"], "name": name, "config": run["split"]["name"], "split": "test"}
+    dataset = {"type": study["type"], "name": name, "config": run["split"]["name"]}
+    dataset |= {"split": aucs["split"].iloc[0]}
     task = {"type": "image-classification", "name": "Multi-label classification of chest radiographs"}
     header = {
         "license": license_id,
@@ -268,6 +269,8 @@ def _write_metrics(run_dir, run, aucs):
         rows.append([_plain(name), count, _interval(row), *map(_decimals, (row["ap"], *rates, error.get(name)))])
     columns = ["finding", "images with it", "AUC", "average precision", "threshold", "sensitivity", "specificity"]
     text = [_write_table(pd.DataFrame(rows, columns=[*columns, "calibration error"]))]
+    if aucs["split"].iloc[0] == "val":
+        text.insert(0, "**There are no test images: all is measured on the validation images that chose the epoch.**")
     if not has_thresholds:
         text.append(f"Thresholds: {_NOT_MEASURED}, for lack of validation images or of notebook 3.")
     if not error:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..runtime.files import as_path
 from . import counts
-from .labels import PATHOLOGIES
+from .labels import PATHOLOGIES, load_boxes
 from .splits import SUBSETS
 from .study_folder import has_patients
 
@@ -31,6 +31,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         Dict that can be written as JSON, tables as lists of dicts, without NaN (None where a share is of nothing):
         `format`; `study`, `kind` (of `identify_study`), `labels` (the file), `split`, `split_sha256`, `index_sha256`,
         `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
+        `strays` (images with boxes and without a row); `limits` (of `list_limits`);
         `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_image`, `patient_overlap`,
         `duplicates`, `duplicate_pairs` (the first 100), `census`, `oddities`, `cooccurrence`, `views`, `follow_up`,
         `images_per_patient` and `ages`, of the functions below and in `counts`. Where the study has no patient ids,
@@ -55,7 +56,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         "images_per_patient": counts.band_table(rows, n_images),
         "ages": counts.age_table(rows),
     }
-    oddities = find_oddities(metadata)
+    oddities, boxes = find_oddities(metadata), load_boxes(study_dir)
     if not has_patients(study_dir):
         of_patients = ["patients", "images_per_patient", "patient", "patient_a", "patient_b"]
         tables = {name: table.drop(columns=of_patients, errors="ignore") for name, table in tables.items()}
@@ -78,6 +79,8 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         "missing_examples": list(matched.missing),
         "extra_examples": list(matched.extra),
         "unreadable": study.excluded,
+        "strays": _count_some(boxes.loc[~boxes["image"].isin(metadata["image"]), ["image"]].drop_duplicates()),
+        "limits": list_limits(rows, boxes),
         **{name: _to_json(table) for name, table in tables.items()},
         "census": take_census(rows),
         "oddities": oddities,
@@ -179,6 +182,36 @@ def find_oddities(metadata):
     }
 
 
+def list_limits(rows, boxes):
+    """Lists what the later notebooks cannot do with a study.
+
+    Args:
+        rows: DataFrame of the packed images with `image`, `subset` and the 14 labels.
+        boxes: DataFrame of `load_boxes`.
+
+    Returns:
+        List of sentences; empty if they can do everything.
+    """
+    limits = []
+    effects = {
+        "train": ("notebook 2 has nothing to train on", "cannot be learned"),
+        "val": ("notebook 2 keeps the last epoch, and notebook 3 has no thresholds, which notebook 5 needs",
+                "have no AUC in training and a threshold of 0.5"),
+        "test": ("notebooks 3 and 4 take validation images, on which scores are too high", "have no test AUC"),
+    }  # fmt: skip
+    for subset, (if_empty, if_alike) in effects.items():
+        labels = rows.loc[rows["subset"].eq(subset), list(PATHOLOGIES)]
+        alike = [name for name in PATHOLOGIES if labels[name].nunique() < 2]
+        if labels.empty:
+            limits.append(f"No image is in {subset}: {if_empty}.")
+        elif alike:
+            which = ", ".join(alike) if len(alike) < len(PATHOLOGIES) else "all 14 findings"
+            limits.append(f"Of {which}, the images in {subset} are all alike: they {if_alike}.")
+    if not boxes["image"].isin(rows.loc[rows["subset"].isin(["val", "test"]), "image"]).any():
+        limits.append("No image in val or test has a box: notebook 4 shows heatmaps and cannot score them.")
+    return limits
+
+
 def judge(report):
     """Sums up an audit in one line for each check.
 
@@ -207,6 +240,8 @@ def judge(report):
         add("counts other than NIH's", None, detail="only NIH's complete label file can be compared")
     add("rows without an image", report["missing"], report["missing_examples"])
     add("images without a row", report["extra"], report["extra_examples"])
+    strays = report["strays"]
+    add("images with boxes and without a row", strays["count"], [row["image"] for row in strays["examples"]])
     unreadable = [f"{image['image']}: {image['reason']}" for image in report["unreadable"]]
     add("images that cannot be read", len(unreadable), unreadable)
     if report["patient_overlap"]:
@@ -228,6 +263,7 @@ def judge(report):
         odd = report["census"][name]
         add(check, odd["count"], ["{image} {width} x {height} {mode}".format(**image) for image in odd["examples"]])
     checks = {"missing": "ages that are unusable", "converted": "ages in months, weeks or days"}
+    add("limits for later notebooks", len(report["limits"]), detail=" ".join(report["limits"]))
     for name, odd in report["oddities"].items():
         texts = [f"{row['image']}: {row['text']!r}" if "text" in row else row["image"] for row in odd["examples"]]
         add(checks.get(name, name), odd["count"], texts)
