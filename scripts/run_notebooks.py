@@ -26,7 +26,16 @@ from jupyter_client.kernelspec import KernelSpec
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 
-from helpers.runtime import SETTINGS, check_setting, check_settings, copy_file, is_remote, read_csv, resolve_path
+from helpers.runtime import (
+    SETTINGS,
+    check_setting,
+    check_settings,
+    copy_file,
+    is_remote,
+    lock_folder,
+    read_csv,
+    resolve_path,
+)
 
 NOTEBOOKS = [
     *("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"),
@@ -203,7 +212,13 @@ def execute_into(executed_dir, name, settings):
             error = execute(name, Path(folder), settings)
             call(upload_copy, executed_dir, name_copy(name, settings), Path(folder))
     else:
-        error = execute(name, executed_dir, settings)
+        busy = f"Another process executes notebooks into {executed_dir}. Let it end, or choose another RUN_DIR."
+        with contextlib.ExitStack() as stack:
+            try:  # hosts that each pack a part have copies of their own
+                stack.enter_context(lock_folder(executed_dir, busy, shared=name_copy(name, settings) != name))
+            except RuntimeError as error:
+                sys.exit(f"\n{error}")
+            error = execute(name, executed_dir, settings)
     if error:
         sys.exit(f"\n{error}\nSee {executed_dir / name_copy(name, settings)}.failed.ipynb")
 

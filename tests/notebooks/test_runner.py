@@ -6,6 +6,7 @@ import sys
 import nbformat
 import pytest
 
+from helpers.runtime import lock_folder
 from helpers.runtime.settings import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -53,3 +54,13 @@ def test_a_killed_notebook_is_one_sentence_with_the_remedy(execute):
     error, copies = execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert error.startswith("made: its process was killed, most often because memory ran out. Close other programs")
     assert list(copies) == ["made.failed.ipynb"]
+
+
+def test_two_runs_do_not_execute_into_one_folder(tmp_path):
+    """The second would remove what the first is writing."""
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(SystemExit, match=r"Another process executes notebooks into .* choose another RUN_DIR"),
+    ):
+        run_notebooks.execute_into(tmp_path, "01_prepare_data", {})
+    assert not list(tmp_path.iterdir())

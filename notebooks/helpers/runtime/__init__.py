@@ -10,6 +10,7 @@ from .files import (
     hash_file,
     is_remote,
     local_draft,
+    lock_folder,
     note_files,
     read_csv,
     remove_unchanged,
