@@ -11,8 +11,9 @@ import tensorflow as tf
 from made_images import SIGNATURE, encode, flip_bit, make_png
 from PIL import Image
 
+from helpers.packing import load_image
 from helpers.packing.decoding import decode_gray, decode_image, decode_images, fit_images, resize_image
-from helpers.packing.image_files import MAX_PIXELS, ImageError, assert_image_decodes, inspect_image
+from helpers.packing.image_files import MAX_PIXELS, ImageError, assert_image_decodes, count_held_bits, inspect_image
 
 
 def draw_image(height, width, seed=0):
@@ -32,6 +33,12 @@ def fit(image, side):
     return resize_image(tf.constant(image[..., None]), side).numpy()[..., 0]
 
 
+def wide_rgb(gray):
+    """Returns a PNG of 16 bits a color, which Pillow cannot write."""
+    rows = (b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in gray)
+    return make_png(gray.shape[1], gray.shape[0], 16, 2, b"".join(rows))
+
+
 IMAGE = draw_image(40, 40)
 OPAQUE = np.full_like(IMAGE, 255)
 LOSSLESS = {
@@ -41,9 +48,7 @@ LOSSLESS = {
     "RGBA": encode(np.stack([IMAGE] * 3 + [OPAQUE], -1)),
     "palette": encode(IMAGE, mode="P"),
     "gray and alpha": encode(np.stack([IMAGE, OPAQUE], -1)),
-    "16-bit RGB": make_png(
-        40, 40, 16, 2, b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).astype(">u2").tobytes() for row in IMAGE)
-    ),
+    "16-bit RGB": wide_rgb(IMAGE.astype(np.uint16) * 257),
 }
 
 
@@ -58,6 +63,24 @@ def test_every_lossless_pixel_format_gives_the_gray_image():
 def test_sixteen_bits_are_scaled_linearly_over_the_whole_range():
     wide = np.linspace(0, 65535, 48 * 48).astype(np.uint16).reshape(48, 48)
     np.testing.assert_array_equal(decode(encode(wide)), np.round(wide / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_the_bits_that_a_pixel_holds_become_the_whole_range(bits):
+    """Detectors of 10 to 15 bits, whose programs write 16 as they are."""
+    top = 2**bits - 1
+    stored = np.rint(IMAGE / 255 * top).astype(np.uint16)
+    for data in (encode(stored), wide_rgb(stored)):
+        np.testing.assert_array_equal(decode(data), IMAGE)
+        assert count_held_bits(data) == bits
+    assert load_image(encode(stored))[1] == (
+        [f"of the 16 bits of a pixel only {bits} are used: scaled by these"] if bits < 16 else []
+    )
+
+
+def test_files_of_other_depths_hold_what_they_declare():
+    for data in (encode(IMAGE // 9), encode(IMAGE, "JPEG"), b"", encode(IMAGE.astype(np.uint16))[:90]):
+        assert count_held_bits(data) == 16
 
 
 def test_a_palette_out_of_order_is_looked_up():

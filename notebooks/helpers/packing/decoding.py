@@ -12,8 +12,9 @@ from .image_files import MAX_PIXELS, MIN_SIDE
 def decode_gray(data):
     """Decodes PNG or JPEG bytes to gray levels. Runs in a graph.
 
-    16-bit PNGs are scaled linearly to 8 bits, as the PNG standard defines their range; colors become luminance and
-    an alpha channel is ignored (the RGBA files of ChestX-ray14 are opaque).
+    16-bit PNGs are scaled linearly to 8 bits, by the bits that their brightest pixel needs, 8 to 16: the PNG standard
+    has one range, but many programs write the 12 bits of a detector as they are. Colors become luminance and an alpha
+    channel is ignored (the RGBA files of ChestX-ray14 are opaque).
 
     Args:
         data: scalar string tensor.
@@ -30,7 +31,9 @@ def decode_gray(data):
 
     def deep():
         wide = tf.cast(tf.io.decode_png(data, channels=1, dtype=tf.uint16), tf.int32)
-        return tf.cast((wide + 128) // 257, tf.uint8)
+        whites = tf.constant([2**bits - 1 for bits in range(8, 17)])
+        white = tf.reduce_min(tf.where(whites >= tf.reduce_max(wide), whites, whites[-1]))
+        return tf.cast((255 * wide + white // 2) // white, tf.uint8)
 
     def plain():
         return tf.io.decode_image(data, channels=1, expand_animations=False)
