@@ -13,10 +13,10 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 import traceback
 from pathlib import Path
-from urllib.parse import unquote
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
 try:
     import anyio
+    import h11
     import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import ClientDisconnect
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
-    from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ModuleNotFoundError as error:
     remedy = "`make serve` installs what serving needs, or pip install -r requirements/serve.txt"
     raise ModuleNotFoundError(f"{error.name} is not installed: {remedy}", name=error.name) from None
@@ -42,7 +42,19 @@ _PATH = re.compile(
     r"(?::(?P<verb>predict|classify|regress)|/(?P<metadata>metadata))?",
     re.IGNORECASE,
 )
+_KEPT_SECONDS = 75  # an idle connection stays open: clients reuse theirs for up to a minute
 _log = logging.getLogger("serve")
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 of uvicorn, also for a client that closes its half of the connection after its request, as `nc -N`."""
+
+    def eof_received(self):
+        """Returns whether the connection stays open: only until the answer to a whole request is sent."""
+        is_due = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE) and not self.cycle.response_complete
+        if is_due:
+            self.cycle.keep_alive = False
+        return is_due
 
 
 def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=30):
@@ -59,7 +71,7 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
         body_seconds: float, seconds that a client has to send a body.
 
     Returns:
-        A Starlette application, for any ASGI server.
+        An ASGI application.
     """
     limits = limits or Limits()
     slots = slots or min(2, os.cpu_count() or 1)
@@ -71,15 +83,16 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
 
     def read_address(request):
         """Returns the parts of a path; raises RequestError unless they are those of this model."""
-        parts = _PATH.fullmatch(request.url.path)
+        path = request.scope["path"]  # without percent signs
+        parts = _PATH.fullmatch(path)
         if parts is None or (parts["name"] is None and (parts["verb"] or parts["metadata"])):
-            known = request.url.path.lower().startswith("/v1/")
+            known = path.lower().startswith("/v1/")
             raise RequestError(400 if known else 404, f"Malformed request: {request.method}. Try /v1/models/{name}")
         if parts["name"] is None:
             raise RequestError(400, "Missing model name in request.")
         if parts["label"]:
             raise RequestError(400, "Unrecognized servable version label: there are none here")
-        if unquote(parts["name"]) != name or int(parts["version"] or VERSION) != int(VERSION):
+        if parts["name"] != name or int(parts["version"] or VERSION) != int(VERSION):
             raise RequestError(404, f"Servable not found for request. Here is {name}, version {VERSION}")
         return parts
 
@@ -124,9 +137,10 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
     async def respond(request):
         try:
             parts = read_address(request)
-            allowed = "POST" if parts["verb"] else "GET"
-            if request.method != allowed:
-                return _refuse(RequestError(405, f"{request.method} is not allowed here: use {allowed}"), allowed)
+            allowed = ("POST",) if parts["verb"] else ("GET", "HEAD")
+            if request.method not in allowed:
+                error = RequestError(405, f"{request.method} is not allowed here: use {allowed[0]}")
+                return _refuse(error, ", ".join(allowed))
             if parts["verb"] and parts["verb"].lower() != "predict":
                 raise RequestError(400, "The model has signatures for predict only")
             if parts["verb"]:
@@ -141,8 +155,11 @@ def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=3
             _log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
             return _send(b'{"error": "Internal error"}', 500)
 
-    methods = ["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
-    return Starlette(routes=[Route("/{path:path}", respond, methods=methods)])
+    async def app(scope, receive, send):
+        response = await respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    return app
 
 
 def _send(body, status=200, headers=None):
@@ -187,6 +204,12 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def check_address(host, port):
+    """Raises OSError or OverflowError unless a server can listen there."""
+    family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    socket.create_server((address[0], port), family=family).close()
+
+
 def main():
     """Loads the model, runs it once, and serves it until it is interrupted."""
     from helpers.export import ExportedModel
@@ -196,6 +219,10 @@ def main():
     name = arguments.name or (folder.parent.name if folder.name == "saved_model" else folder.name)
     if not re.fullmatch(r"[\w.-]+", name):
         sys.exit(f"{name!r} cannot be part of an address. Give the model another name with --name.")
+    try:  # before the model, which takes seconds
+        check_address(arguments.host, arguments.port)
+    except (OSError, OverflowError) as error:
+        sys.exit(f"Cannot listen on {arguments.host}, port {arguments.port}: {error}. Try make serve PORT=8502.")
     try:
         model = ExportedModel(folder, arguments.sha256)
     except (OSError, ValueError) as error:
@@ -204,12 +231,13 @@ def main():
     limits = Limits(max_bytes=arguments.max_megabytes * 2**20, max_images=arguments.max_images)
     app = make_app(model, name, limits=limits, waiting=arguments.waiting, body_seconds=arguments.body_seconds)
     reach = "this machine only" if arguments.host in ("127.0.0.1", "::1", "localhost") else "THE NETWORK, to anybody"
-    print(f"Serving on http://{arguments.host}:{arguments.port}/v1/models/{name}:predict, to {reach}.", flush=True)
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    print(f"Serving on http://{host}:{arguments.port}/v1/models/{name}:predict, to {reach}.", flush=True)
     print(model.facts["notice"], flush=True)
     # Always h11, so that limits do not depend on what is installed. The access log would record requests.
     uvicorn.run(
-        app, host=arguments.host, port=arguments.port, http="h11", ws="none", access_log=False, log_level="error",
-        server_header=False, timeout_keep_alive=5,
+        app, host=arguments.host, port=arguments.port, http=Protocol, ws="none", lifespan="off", access_log=False,
+        log_level="error", server_header=False, timeout_keep_alive=_KEPT_SECONDS,
     )  # fmt: skip
 
 

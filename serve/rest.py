@@ -16,6 +16,7 @@ from helpers.packing import ImageError, inspect_image
 # The input of each signature. TensorFlow Serving's REST API refuses signatures without an input; this one answers them.
 INPUTS = {"serving_default": "image_bytes", "explain": "image_bytes", "pixels": "pixels", "metadata": None}
 _METHODS = {"serving_default": "predict", "explain": "explain", "pixels": "predict_pixels"}
+_FORM = 'Send {"instances": [{"b64": "<base64 of a PNG or JPEG>"}]} as JSON in UTF-8'
 _MIN_SIDE = 16  # pixels, of decoded images; the same limit as for encoded ones
 
 
@@ -95,9 +96,10 @@ def _parse(body, limits):
     except ValueError as error:
         # Not its text: for bytes that are not UTF-8 it quotes the whole body.
         where = f" at offset: {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise RequestError(400, f"JSON Parse error: the body is not JSON in UTF-8{where}") from None
+        raise RequestError(400, f"JSON Parse error: the body is not JSON in UTF-8{where}. {_FORM}") from None
     if not isinstance(request, dict):
-        raise RequestError(400, "The body is not a JSON object")
+        twice = ", but JSON in a JSON string: encode it once" * isinstance(request, str)
+        raise RequestError(400, f"The body is not a JSON object{twice}. {_FORM}")
     signature = request.get("signature_name", "")
     if not isinstance(signature, str):
         raise RequestError(400, "'signature_name' key must be a string value.")
@@ -149,7 +151,8 @@ def _read_images(items, limits):
             try:
                 images.append(_decode_base64(item["b64"]))
             except ValueError:
-                raise RequestError(400, f"{place}: Unable to base64 decode") from None
+                how = "Send the standard alphabet (+ and /), without a prefix such as data:image/png;base64,"
+                raise RequestError(400, f"{place}: Unable to base64 decode. {how}") from None
         elif isinstance(item, str):  # TensorFlow Serving takes text too; it gets a hint below
             images.append(item.encode("utf-8", "surrogatepass"))
         else:

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -84,10 +85,12 @@ class Server:
             content = json.dumps(content).encode()
         return self.client.post(self.base + path, content=content, **options)
 
-    def send_raw(self, data, *, read=True):
+    def send_raw(self, data, *, read=True, half_closed=False):
         """Sends bytes that no HTTP client would, and returns what comes back until the server hangs up."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as link:
             link.sendall(data)
+            if half_closed:
+                link.shutdown(socket.SHUT_WR)
             answer = b""
             with contextlib.suppress(ConnectionResetError):  # it need not read what it has refused
                 while read and (part := link.recv(65536)):
@@ -230,7 +233,12 @@ def test_the_documented_answer_has_the_outputs_of_the_model(expected):
 MALFORMED = {
     "nothing": (b"", "JSON Parse error"),
     "text": (b"image.png", "JSON Parse error"),
-    "bytes": (IMAGES[0], "JSON Parse error"),
+    "bytes": (IMAGES[0], 'Send {"instances"'),
+    "a form": (
+        b"--x\r\nContent-Disposition: form-data; name=image\r\n\r\n" + IMAGES[0] + b"\r\n--x--",
+        "JSON Parse error",
+    ),
+    "JSON twice": (json.dumps(json.dumps(ROWS)).encode(), "encode it once"),
     "cut": (json.dumps(ROWS).encode()[:-9], "JSON Parse error"),
     "deep lists": (b'{"instances": ' + 100_000 * b"[", "nested too deeply"),
     "deep objects": (b'{"a":' * 100_000, "nested too deeply"),
@@ -249,6 +257,11 @@ MALFORMED = {
     "nested images": ({"instances": [[b64(IMAGES[0])]]}, "item 0"),
     "null": ({"instances": [None]}, "item 0"),
     "base64": ({"instances": [b64(IMAGES[0]), {"b64": "!!!!"}]}, "item 1 (from 0): Unable to base64 decode"),
+    "base64 with a prefix": (
+        {"instances": [{"b64": "data:image/png;base64," + b64(IMAGES[0])["b64"]}]},
+        "without a prefix",
+    ),
+    "base64 for addresses": ({"instances": [{"b64": "-_" + b64(IMAGES[0])["b64"]}]}, "standard alphabet"),
     "base64 of letters": ({"instances": [{"b64": "é"}]}, "Unable to base64 decode"),
     "one character": ({"instances": [{"b64": "A"}]}, "Unable to base64 decode"),
     "text as image": ({"instances": [base64.b64encode(IMAGES[0]).decode()]}, 'Send {"b64"'),
@@ -344,6 +357,31 @@ def test_addresses(server, method, path, status):
     answer = server.client.request(method, f"http://127.0.0.1:{server.port}{path}")
     assert_refused(answer, status, "")
     assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_the_state_is_answered_to_probes_that_ask_for_the_headers_only(server):
+    answer = server.client.head(server.base)
+    assert answer.status_code == 200 and answer.content == b""
+    assert answer.headers["content-length"] == str(len(server.client.get(server.base).content))
+    assert_refused(server.client.post(server.base), 405, "use GET")
+
+
+def test_a_client_that_closes_its_half_of_the_connection_gets_its_answer(server):
+    """As `nc -N` and proxies do. One that hangs up within its body leaves no place occupied, see below."""
+    body = json.dumps(ROWS).encode()
+    head = b"POST /v1/models/tiny:predict HTTP/1.%d\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    for version in (0, 1):
+        answer = server.send_raw(head % (version, len(body)) + body, half_closed=True)
+        assert answer.startswith(b"HTTP/1.1 200 ") and json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"]
+    began = time.monotonic()
+    assert server.send_raw(head % (1, len(body)) + body[:-9], half_closed=True) == b""
+    assert time.monotonic() - began < 1
+
+
+def test_strange_requests_are_refused_in_json(server):
+    for line in (b"BREW /v1/models/tiny", b"GET http://127.0.0.1/v1/models/tiny", b"OPTIONS *"):
+        answer = server.send_raw(line + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 4") and b'{"error": "' in answer, answer
 
 
 def test_bytes_that_are_not_http_are_refused(server):
@@ -498,3 +536,35 @@ def test_a_missing_model_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["app.py", "--model", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match=r"(?s)is missing.*make run"):
         app.main()
+
+
+def start(monkeypatch, *options):
+    """Runs the program with a model that does nothing; returns what uvicorn is told instead of serving."""
+    from serve import app
+
+    told = {}
+    model = SimpleNamespace(predict_pixels=lambda pixels: None, facts={"notice": ""})
+    monkeypatch.setattr("helpers.export.ExportedModel", lambda *given: model)
+    monkeypatch.setattr(app, "make_app", lambda *given, **limits: None)
+    monkeypatch.setattr(app.uvicorn, "run", lambda _, **given: told.update(given))
+    monkeypatch.setattr(sys, "argv", ["app.py", *options])
+    app.main()
+    return told
+
+
+def test_an_idle_connection_outlives_the_pools_of_clients(monkeypatch):
+    """After uvicorn's own 5 seconds, the next request of a `requests.Session` met a closed connection."""
+    assert start(monkeypatch, "--port", "0")["timeout_keep_alive"] > 60
+
+
+def test_the_address_that_is_printed_can_be_asked(monkeypatch, capsys):
+    start(monkeypatch, "--host", "::1", "--port", "0")
+    assert "http://[::1]:0/v1" in capsys.readouterr().out
+
+
+def test_a_port_that_is_taken_is_refused_before_the_model_is_said_to_be_served(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port, reason in ((taken.getsockname()[1], "in use"), (99999, "must be 0-65535")):
+            with pytest.raises(SystemExit, match=rf"port {port}: .*{reason}.*make serve PORT="):
+                start(monkeypatch, "--port", str(port))
+    assert capsys.readouterr().out == ""
