@@ -87,10 +87,23 @@ def test_rows_say_what_the_model_says_of_each_file(tiny_model, tmp_path):
         "a/b c/deep.png": encode(IMAGES[3].astype(np.uint16) * 257),
         "a/b c/rgb.png": encode(np.stack([IMAGES[4]] * 3, -1)),
     }
-    hidden = {".hidden.png": b"", ".folder/image.png": b"", "notes.txt": b"", "labels.csv": b""}
+    files |= {f"other/image{ending}": encode(IMAGES[5]) for ending in (".IMA", ".dic", ".v2", ".png~", ".png.part")}
+    others = {
+        "notes.txt": b"Dear",
+        "labels.csv": b"a,b",
+        ".DS_Store": b"x",
+        "a.zip": b"PK\3\4",
+        "b.png.gz": b"\x1f\x8b\0",
+    }
+    others |= {"c.heic": b"\0\0\0\x18ftypheic", ".hidden/image.png": encode(IMAGES[0])}
     out = tmp_path / "new" / "out.csv"
-    done = predict_folder(tiny_model, write(tmp_path / "images", files | hidden), out, batch_size=4)
-    assert (done.images, done.predicted, done.earlier, done.unreadable_csv) == (6, 6, 0, None)
+    done = predict_folder(tiny_model, write(tmp_path / "images", files | others), out, batch_size=4)
+    assert (done.images, done.predicted, done.earlier) == (18, 11, 0)
+    unread = dict(done.unreadable.to_numpy().tolist())
+    assert {name if name != ".hidden" else ".hidden/image.png" for name in unread} == set(others)
+    assert "hidden folder, which is not entered; rename it" in unread[".hidden"]
+    assert "a zip archive; unpack it" in unread["a.zip"] and "a gzip archive; unpack it" in unread["b.png.gz"]
+    assert "if it is an image, save it as PNG" in unread["c.heic"]
     rows = read(out)
     assert list(rows["file"]) == sorted(files)
     names = tiny_model.facts["class_names"]
@@ -106,7 +119,7 @@ def test_rows_say_what_the_model_says_of_each_file(tiny_model, tmp_path):
         assert row["bytes"] == len(files[row["file"]])
         thresholds = [row[f"threshold_{name}"] for name in names]
         np.testing.assert_allclose(thresholds, tiny_model.facts["thresholds"], rtol=0, atol=1e-6)
-    assert rows["prob_Edema"].nunique() == 6
+    assert rows["prob_Edema"].nunique() == 7
     about = json.loads((out.parent / "out_model.json").read_text())
     assert about["notice"] == tiny_model.facts["notice"]
 
@@ -132,6 +145,38 @@ def test_dicom_is_read_by_any_name_and_names_nobody(tiny_model, tmp_path):
     assert "the view is LL" in rows.loc["lateral.DCM", "warnings"]
     written = b"".join(snapshot(out.parent).values())
     assert not re.search(b"zebulon|quagmire|7741903", written, re.IGNORECASE)
+
+
+def test_linked_folders_are_followed_and_never_in_circles(tmp_path):
+    image = encode(IMAGES[0])
+    elsewhere = write(tmp_path / "elsewhere", {"images/b.png": image, "c.png": image})
+    folder = write(tmp_path / "images", {"images_001/a.png": image})
+    (folder / "images_002").symlink_to(elsewhere / "images")  # as a fetch from Kaggle's mount makes them
+    (folder / "c.png").symlink_to(elsewhere / "c.png")
+    (elsewhere / "images" / "back").symlink_to(folder)
+    (folder / "images_001" / "root").symlink_to("/")
+    names = [name for name, _ in list_image_files(folder)]
+    assert names == ["c.png", "images_001/a.png", "images_001/root", "images_002/b.png", "images_002/back"]
+    (tmp_path / "link").symlink_to(elsewhere / "images")
+    assert list_image_files(tmp_path / "link")[0][0] == "b.png"
+
+
+def test_what_is_written_into_the_folder_is_not_read(tiny_model, ten):
+    for _ in range(2):
+        done = predict_folder(tiny_model, ten, ten / "out.csv")
+        assert (done.images, len(done.unreadable)) == (10, 0)
+
+
+def test_an_image_of_fewer_bits_is_scaled_noted_and_warned_of(tiny_model, tmp_path):
+    files = {"12 bits.png": encode(IMAGES[0].astype(np.uint16) * 16), "8 bits.png": encode(IMAGES[0] // 4)}
+    done = predict_folder(
+        tiny_model, write(tmp_path / "images", files | {"good.png": encode(IMAGES[0])}), tmp_path / "o"
+    )
+    rows = read(done.out).set_index("file")
+    assert rows.loc["12 bits.png", "warnings"] == "of the 16 bits of a pixel only 12 are used: scaled by these"
+    assert "leaves gray levels unused" in rows.loc["8 bits.png", "warnings"]
+    probs = rows.filter(like="prob_").astype(float)
+    np.testing.assert_allclose(probs.loc["12 bits.png"], probs.loc["good.png"], atol=0.01)
 
 
 def test_an_inverted_image_is_warned_of_and_predicted_all_the_same(tiny_model, tmp_path):
@@ -184,9 +229,11 @@ def test_what_cannot_be_read_is_listed_and_the_rest_done(tiny_model, tmp_path, m
     monkeypatch.setitem(sys.modules, "pydicom", None)
     folder = write(tmp_path / "images", {name: data for name, (data, _) in bad.items()} | {"z.png": image})
     write(folder, {"folder.png/inside.png": image})
+    reasons_of_links = {"folder.png/up": "a link to a folder that it lies in"}
+    (folder / "folder.png" / "up").symlink_to(folder)
     (folder / "link.png").symlink_to(folder / "gone.png")
     reasons = {name: reason for name, (_, reason) in bad.items()}
-    reasons |= {"folder.png": "a folder", "link.png": "No such file"}
+    reasons |= {"link.png": "No such file"} | reasons_of_links
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.png")
         reasons["pipe.png"] = "a pipe"
@@ -201,8 +248,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_done(tiny_model, tmp_path, m
     assert (done.images, done.predicted) == (len(reasons) + 2, 2)
 
     for name in reasons:  # repaired
-        path = folder / name
-        path.unlink() if not path.is_dir() else path.rename(folder / "folder")
+        (folder / name).unlink()
     done = predict_folder(tiny_model, folder, tmp_path / "out.csv")
     assert done.unreadable_csv is None
     assert not (tmp_path / "out_unreadable.csv").exists()

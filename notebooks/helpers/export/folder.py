@@ -21,45 +21,48 @@ from ..runtime.settings import read_json, write_json
 from ..training.model_files import hash_model
 from .input_gate import check_images, measure_color
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-_PICTURES = (".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")  # listed as unreadable, not skipped
 
+def list_image_files(images, without=()):
+    """Lists all files of a folder, and of the folders in it: what is no image is to be reported, not skipped.
 
-def list_image_files(images):
-    """Lists the files of a folder, and of the folders in it, that may be images.
-
-    These are files with the endings of images and of other pictures, and names without an ending or with a number as
-    ending, as archives export DICOM. Hidden files and folders are skipped, links to folders are not followed. A folder
-    that cannot be opened, or whose name ends like an image's, is listed too, so that it is reported as unreadable.
+    Links to folders are followed. Listed as well, so that they are reported, are folders that are not entered: hidden
+    ones, those that cannot be opened, and links to a folder that they lie in.
 
     Args:
         images: path of a folder on a local disk, or of one image.
+        without: paths of files that are left out, such as those that are about to be written.
 
     Returns:
         List of (name, path), sorted. The name is the path relative to the folder, with slashes; names with a backslash
         or with characters that cannot be printed (line breaks, bytes that are not text) are escaped as in Python.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or holds no file that may be an image.
+        FileNotFoundError: the folder does not exist, or holds no file.
     """
     images = Path(images)
     if images.is_file():
         return [(_escape(images.name), images)]
-    closed, found = [], []
-    for folder, folders, names in os.walk(images, onerror=closed.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".") and _may_be_image(name)]
-        found += [Path(folder, name) for name in folders if name.lower().endswith(_IMAGES)]
-    found = {*found, *(Path(error.filename) for error in closed)}
+    found, closed = [], []
+    entered = {str(images): [images.resolve()]}  # by folder: where it and those that it was reached through really are
+    for folder, folders, names in os.walk(images, onerror=closed.append, followlinks=True):
+        found += [Path(folder, name) for name in names]
+        above = entered.pop(folder)
+        for name in list(folders):
+            path = Path(folder, name)
+            place = path.resolve()
+            if name.startswith(".") or any(outer.is_relative_to(place) for outer in above):
+                folders.remove(name)
+                found.append(path)
+            else:
+                entered[os.path.join(folder, name)] = [*above, place]
+    left_out = {Path(path).resolve() for path in without}
+    names = {path.name for path in left_out}
+    found = {path for path in found if path.name not in names or path.resolve() not in left_out}
+    found |= {Path(error.filename) for error in closed}
     if not images.exists() or not found:
         fault = "holds no image" if images.exists() else "is missing"
         raise FileNotFoundError(f"{images} {fault}. Give a folder with .png, .jpg, .jpeg or .dcm files, or one file.")
     return sorted((_escape(path.relative_to(images).as_posix()), path) for path in found)
-
-
-def _may_be_image(name):
-    ending = os.path.splitext(name)[1].lower()
-    return ending in ("", *_IMAGES, *_PICTURES) or ending[1:].isdigit()  # a DICOM is often named by its UID
 
 
 def _escape(name):
@@ -95,8 +98,10 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
             images is too small for the input gate.
         OSError: `out` cannot be written.
     """
-    files, out = list_image_files(images), Path(out)
-    table = _open_table(model, images, out)
+    out = Path(out)
+    unreadable_csv, note = out.with_name(f"{out.stem}_unreadable.csv"), out.with_name(f"{out.stem}_model.json")
+    files = list_image_files(images, without=(out, unreadable_csv, note))
+    table = _open_table(model, images, out, note)
     status = {name: _measure(path) for name, path in files}
     found = zip(table["file"], zip(table["bytes"], table["modified"], strict=True), strict=True)
     same = [status.get(name, known) == known for name, known in found]
@@ -123,14 +128,14 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
             if bar:
                 bar.update(len(batch))
     columns = ["file", "reason"]
-    failures, path = pd.DataFrame(unreadable, columns=columns), out.with_name(f"{out.stem}_unreadable.csv")
+    failures = pd.DataFrame(unreadable, columns=columns)
     if len(failures):
-        write_text(path, failures.to_csv(index=False))
+        write_text(unreadable_csv, failures.to_csv(index=False))
     else:
-        path.unlink(missing_ok=True)
+        unreadable_csv.unlink(missing_ok=True)
     return SimpleNamespace(
         out=out,
-        unreadable_csv=path if len(failures) else None,
+        unreadable_csv=unreadable_csv if len(failures) else None,
         images=len(files),
         predicted=len(todo) - len(failures),
         earlier=len(files) - len(todo),
@@ -148,7 +153,7 @@ def _measure(path):
     return str(status.st_size), str(np.datetime64(status.st_mtime_ns, "ns"))
 
 
-def _open_table(model, images, out):
+def _open_table(model, images, out, note):
     """Returns the rows that an earlier call wrote to `out`, as text, without an incomplete last line.
 
     The model must be the same, and so must the folder: two may have images of one name and size.
@@ -157,7 +162,6 @@ def _open_table(model, images, out):
     columns = ["file", "bytes", "modified", "findings", "warnings"]
     columns += [f"{kind}_{name}" for kind in ("prob", "threshold") for name in names]
     same = {"model_sha256": hash_model(model.folder), "images": os.fspath(Path(images).resolve())}
-    note = out.with_name(f"{out.stem}_model.json")
     if not out.exists():
         write_json(note, same | model.facts)
         return pd.DataFrame(columns=columns)
@@ -206,9 +210,14 @@ def _check_plain(path):
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         os.scandir(path).close()
-        raise ImageError("a folder; the files in it are listed separately")
+        hidden = path.name.startswith(".")
+        raise ImageError(
+            "a hidden folder, which is not entered; rename it if it holds images"
+            if hidden
+            else "a link to a folder that it lies in, which is not entered"
+        )
     if not stat.S_ISREG(mode):
-        raise ImageError("not a plain file but a pipe or a device")
+        raise ImageError("not a plain file but a pipe or a device; copy its content into a file")
 
 
 def _predict(model, batch, status):
