@@ -108,6 +108,13 @@ def test_empty_images_get_that_warning_only(images):
     assert codes_of([*blank, letter, images[0] // 10]) == [("empty",)] * 6
 
 
+def test_images_that_leave_half_of_the_gray_levels_unused_are_named_and_judged_all_the_same(images):
+    """15 of 16 bits, of which the upper half is empty, also in an inverted image; none of them as they are."""
+    assert not any("narrow" in found for found in codes_of(images))
+    assert all("narrow" in found for found in codes_of(images // 2))
+    assert all(set(found) >= {"narrow", "inverted"} for found in codes_of((255 - images) // 2))
+
+
 @pytest.mark.parametrize(
     ("draw", "wanted", "share"),
     [
@@ -136,6 +143,7 @@ def test_reasons_are_sentences_with_the_measured_value_and_the_limit(images):
         check_image(noise),
         check_image(turned),
         check_image(0 * page, 40.0),
+        check_image(images[0] // 2),
     ]
     warnings = [warning for each in found for warning in each]
     assert {warning.code for warning in warnings} == set(CODES)

@@ -19,7 +19,15 @@ from helpers.study import (
     make_split,
     match_images,
 )
-from helpers.study.audit import count_duplicates, find_oddities, judge, list_limits, patient_overlap, take_census
+from helpers.study.audit import (
+    count_duplicates,
+    count_narrow,
+    find_oddities,
+    judge,
+    list_limits,
+    patient_overlap,
+    take_census,
+)
 
 
 def by(table, *columns):
@@ -77,6 +85,17 @@ def test_ages_across_a_missing_one_are_compared():
     rows["age"] = [50.0, np.nan, 49.0]
     rows.attrs["ages"] = {}
     assert find_oddities(rows)["younger than before"]["count"] == 1
+
+
+def test_images_that_use_less_than_half_of_the_gray_levels_are_counted(monkeypatch):
+    wide = np.tile(np.arange(256, dtype="uint8"), (64, 1))[:, ::4]
+    packed = [wide, wide // 2, wide // 16, np.pad(wide // 16, ((0, 0), (0, 0)), constant_values=255)]
+    monkeypatch.setattr("helpers.study.audit.read_images", lambda study: iter([np.stack(packed)[..., None]]))
+    study = SimpleNamespace(side=64, index=pd.DataFrame({"image": [f"{k}.png" for k in range(4)]}))
+    narrow = count_narrow(study)
+    assert narrow["count"] == 3
+    assert [row["image"] for row in narrow["examples"]] == ["1.png", "2.png", "3.png"]
+    assert narrow["examples"][1]["levels"] <= 15
 
 
 def test_census_of_files():
@@ -201,7 +220,14 @@ def test_counts_other_than_nihs_and_patients_in_two_subsets_are_wrong(nih, nih_f
     _, matched = match_images(metadata, metadata["image"])
     rows = nih.assign(width=1024, height=1024, mode="L", n_bytes=400_000)
     rows.loc[nih["patient_id"].eq(13).idxmax(), "subset"] = "val"
-    facts = {"split_name": "official", "split_sha256": "", "index_sha256": "", "side": 256, "excluded": []}
+    facts = {
+        "split_name": "official",
+        "split_sha256": "",
+        "index_sha256": "",
+        "side": 256,
+        "excluded": [],
+        "shards": {},
+    }
     nothing = find_study_duplicates(damaged[1]).head(0)
     report = audit_study(nih_folder, metadata, matched, SimpleNamespace(index=rows, **facts), nothing)
     wrong = {line["check"]: line for line in report["verdict"] if line["status"] == "wrong"}

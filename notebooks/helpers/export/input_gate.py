@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..packing.image_files import ImageError, inspect_image
+from ..study.audit import LEAST_LEVELS, measure_levels
 
 # Kinds of picture that the linear model distinguishes: chests turned counterclockwise, the same inverted, and two more.
 KINDS = (
@@ -22,12 +23,12 @@ KINDS = (
     *("inverted", "inverted 90", "inverted 180", "inverted 270"),
     *("lateral", "not_chest"),
 )
-CODES = ("color", "empty", "screenshot", "inverted", "rotated", "lateral", "not_chest")
+CODES = ("color", "empty", "narrow", "screenshot", "inverted", "rotated", "lateral", "not_chest")
 
 # Limits lie between the values of real radiographs and those of unusual input; docs/input_gate.md has both. Only that
 # of the evidence was chosen by counting: on half of the real patients, see benchmarks/input_gate.py.
 MAX_COLOR = 3.0  # gray levels; JPEG of gray stored as RGB stays below 1
-MIN_CONTRAST = 40.0  # gray levels; 551 real radiographs have 130 or more
+MIN_CONTRAST = 40.0  # gray levels; 551 real radiographs have 130 or more; below `LEAST_LEVELS` much is unused
 MAX_FLAT = 0.25  # share of the picture; real radiographs have 0.12 at most, synthetic ones 0.20
 MAX_EVIDENCE = 1.0  # difference of log-odds
 
@@ -59,6 +60,7 @@ def check_images(images, colors=None):
 
     - color: the mean color of the file, if measured.
     - empty: 98 % of the pixels have nearly the same gray level. Nothing else is checked then.
+    - narrow: 98 % of the pixels lie within half of the gray levels, as where 12 bits were saved as 16.
     - screenshot: much of the picture is flat gray, without the noise of a detector.
     - inverted, rotated, lateral, not_chest: the linear model gives another kind more evidence than the upright chest.
 
@@ -87,7 +89,7 @@ def check_images(images, colors=None):
     warnings = []
     for start in range(0, len(images), _BATCH):
         small, flat = _shrink(images[start : start + _BATCH])
-        contrast = _measure_contrast(small)
+        contrast = measure_levels(small)
         evidence = _find_features(small) @ weights[:, :-1].T + weights[:, -1]
         measured = zip(colors[start:], contrast, flat, evidence, strict=False)
         warnings += [_judge(*numbers) for numbers in measured]
@@ -192,13 +194,6 @@ def _find_box(middle, axis):
     return ends
 
 
-def _measure_contrast(small):
-    """Returns float (n,): gray levels between the 1st and the 99th percentile of small images."""
-    ranks = _SMALL**2 // 100, _SMALL**2 - 1 - _SMALL**2 // 100
-    ordered = np.partition(small.reshape(len(small), -1), ranks, axis=1)
-    return ordered[:, ranks[1]] - ordered[:, ranks[0]]
-
-
 def _find_features(small):
     n = len(small)
     small = small - small.mean(axis=(1, 2), keepdims=True)
@@ -224,6 +219,8 @@ def _judge(color, contrast, flat, evidence):
         found.append(ImageWarning("color", _REASONS["color"].format(color, MAX_COLOR)))
     if contrast < MIN_CONTRAST:
         return [*found, ImageWarning("empty", _REASONS["empty"].format(contrast, MIN_CONTRAST))]
+    if contrast < LEAST_LEVELS:
+        found.append(ImageWarning("narrow", _REASONS["narrow"].format(contrast, LEAST_LEVELS)))
     if flat > MAX_FLAT:
         found.append(ImageWarning("screenshot", _REASONS["screenshot"].format(100 * flat, 100 * MAX_FLAT)))
     kind, excess = int(evidence.argmax()), float(evidence.max() - evidence[0])
@@ -246,6 +243,8 @@ _REASONS = {
     "gray. Use the exported image, not a photograph or a colored picture of it.",
     "empty": "The image is almost empty: 98 % of its pixels lie within {:.0f} gray levels (at least {:.0f} expected). "
     "Check the exposure, and that 16-bit pixels were scaled to the full range.",
+    "narrow": "The image leaves gray levels unused: 98 % of its pixels lie within {:.0f} (at least {:.0f} expected). "
+    "It may have been saved with fewer bits than its file has, or with too wide a window: export it again.",
     "screenshot": "{:.0f} % of the picture is flat gray without noise (limit {:.0f} %), as in screenshots, text and "
     "drawings. Use the exported image itself.",
     "inverted": "The image looks inverted, bone dark and air bright {}. If it is a chest at all, invert its gray "

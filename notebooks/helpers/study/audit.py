@@ -6,15 +6,20 @@ what a model sees.
 
 import itertools
 
+import numpy as np
 import pandas as pd
 
 from ..runtime.files import as_path
 from . import counts
+from .duplicates import read_images
 from .labels import PATHOLOGIES, load_boxes
 from .splits import SUBSETS
 from .study_folder import has_patients
 
 FORMAT = 2  # of the report
+LEAST_LEVELS = 128  # gray levels, half of them; 551 real radiographs span 130 or more, see docs/input_gate.md
+
+_SAMPLED_SIDE = 32  # places down and across at which the gray levels of a packed image are measured
 
 
 def audit_study(study_dir, metadata, matched, study, duplicates):
@@ -31,7 +36,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         Dict that can be written as JSON, tables as lists of dicts, without NaN (None where a share is of nothing):
         `format`; `study`, `kind` (of `identify_study`), `labels` (the file), `split`, `split_sha256`, `index_sha256`,
         `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
-        `strays` (images with boxes and without a row); `limits` (of `list_limits`);
+        `narrow` (of `count_narrow`); `strays` (images with boxes and without a row); `limits` (of `list_limits`);
         `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_image`, `patient_overlap`,
         `duplicates`, `duplicate_pairs` (the first 100), `census`, `oddities`, `cooccurrence`, `views`, `follow_up`,
         `images_per_patient` and `ages`, of the functions below and in `counts`. Where the study has no patient ids,
@@ -83,6 +88,7 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         "limits": list_limits(rows, boxes),
         **{name: _to_json(table) for name, table in tables.items()},
         "census": take_census(rows),
+        "narrow": count_narrow(study),
         "oddities": oddities,
         "cooccurrence": {name: row.to_dict() for name, row in counts.count_together(rows).iterrows()},
     }
@@ -154,6 +160,37 @@ def take_census(rows):
         "uncommon": _count_some(files[(files[["width", "height", "mode"]] != common).any(axis=1)]),
         "bytes": rows["n_bytes"].agg(["min", "median", "max", "sum"]).astype("int64").to_dict(),
     }
+
+
+def measure_levels(images):
+    """Measures how many gray levels images span, without the darkest and the brightest hundredth of the pixels.
+
+    Args:
+        images: array (n, height, width), gray levels.
+
+    Returns:
+        Array (n,) of the same type, gray levels.
+    """
+    pixels = images.reshape(len(images), -1)
+    ends = pixels.shape[1] // 100, pixels.shape[1] - 1 - pixels.shape[1] // 100
+    ordered = np.partition(pixels, ends, axis=1)
+    return ordered[:, ends[1]] - ordered[:, ends[0]]
+
+
+def count_narrow(study):
+    """Counts the packed images that leave more than half of the gray levels unused, such as 12 bits saved as 16.
+
+    Args:
+        study: the `PackedStudy`.
+
+    Returns:
+        Dict of `count` and up to five `examples`, each with `image` and `levels`, of `measure_levels`.
+    """
+    step = max(1, study.side // _SAMPLED_SIDE)
+    levels = [measure_levels(images[:, ::step, ::step, 0]) for images in read_images(study)]
+    levels = np.concatenate([np.empty(0, "uint8"), *levels])
+    rows = study.index[["image"]].head(len(levels)).assign(levels=levels)
+    return _count_some(rows[rows["levels"] < LEAST_LEVELS])
 
 
 def find_oddities(metadata):
@@ -262,6 +299,9 @@ def judge(report):
     for name, check in (("not_square", "images that are not square"), ("uncommon", "images of uncommon size or mode")):
         odd = report["census"][name]
         add(check, odd["count"], ["{image} {width} x {height} {mode}".format(**image) for image in odd["examples"]])
+    narrow = report["narrow"]
+    texts = ["{image} {levels} of 256".format(**image) for image in narrow["examples"]]
+    add("images that use less than half of the gray levels", narrow["count"], texts)
     checks = {"missing": "ages that are unusable", "converted": "ages in months, weeks or days"}
     add("limits for later notebooks", len(report["limits"]), detail=" ".join(report["limits"]))
     for name, odd in report["oddities"].items():

@@ -149,17 +149,19 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
         kept = json.loads(read_text(path))
         if kept["of"] == key:
             return pd.DataFrame(kept["pairs"], columns=_PAIR_COLUMNS)
-    pairs = find_duplicates(study.index, hash_images(_read_images(study)), max_distance, across="image")
+    pairs = find_duplicates(study.index, hash_images(read_images(study)), max_distance, across="image")
     with contextlib.suppress(OSError):  # an attached study may be read-only
         write_text(path, json.dumps({"of": key, "pairs": pairs.to_dict("list")}))
     return pairs
 
 
-def _read_images(study):
+def read_images(study):
     """Yields all images of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
     import tensorflow as tf  # not above: the hashes do not need it
 
     files = [file for subset in study.shards for file in study.files(subset)]
+    if not files:
+        return
     data = tf.data.TFRecordDataset(files).batch(_BATCH)
     for images, _ in data.map(study.parse, num_parallel_calls=2).prefetch(2):
         yield images.numpy()
