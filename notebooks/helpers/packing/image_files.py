@@ -157,8 +157,8 @@ def looks_inverted(image):
     standard deviations of the image without its borders, shrunk to 32 x 32, and added; inverting the image changes the
     sign of the sum and nothing else. Between -1 and +1 there is no answer.
 
-    It was validated on the 551 real radiographs of the samples of ChestX-ray14 and JSRT, in both polarities, with
-    borders of 0 to 20 % on one to four sides that are white, black, or light gray with noise: see
+    It was validated on real radiographs of ChestX-ray14 and JSRT, in both polarities, with borders of 0 to 20 % on one
+    to four sides that are white, white with markers, black, or light gray with noise: see
     benchmarks/results/looks_inverted.json. Lateral images and other parts of the body were not measured.
 
     Args:
