@@ -280,6 +280,30 @@ def test_assets_and_files_that_do_not_belong_are_refused(good, tmp_path):
             load_model(copy)
 
 
+def test_links_of_a_hugging_face_cache_are_followed_and_no_others(good, model, tmp_path):
+    cache = tmp_path / "models--someone--chest"
+    folder = cache / "snapshots" / "0123abc" / "saved_model"
+    (cache / "blobs").mkdir(parents=True)
+    for number, file in enumerate(path for path in (good / "saved_model").rglob("*") if path.is_file()):
+        link = folder / file.relative_to(good / "saved_model")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, cache / "blobs" / f"{number:064x}")
+        link.symlink_to(os.path.relpath(cache / "blobs" / f"{number:064x}", link.parent))
+    assert hash_model(folder) == hash_model(good / "saved_model")
+    images = np.zeros((1, 8, 8, 1), "float32")
+    (answer,) = load_model(folder).signatures["serving_default"](tf.constant(images)).values()
+    assert np.allclose(answer, model(images), atol=1e-5)
+
+    blob = (folder / "saved_model.pb").resolve()
+    moved = blob.rename(tmp_path / "elsewhere")
+    blob.symlink_to(moved)  # out of the cache, by way of it
+    with pytest.raises(ModelFileError, match=r"saved_model.pb is a link to another place; copy the model .*`cp -rL`"):
+        load_model(folder)
+    copy = tmp_path / "copy"  # the remedy
+    subprocess.run(["cp", "-rL", folder, copy], check=True)
+    load_model(copy)
+
+
 def test_every_allowed_operation_is_one_of_tensorflow():
     from helpers.training.model_files import _OPS
 

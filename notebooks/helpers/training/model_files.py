@@ -304,6 +304,12 @@ def _check_class(item):
         )
 
 
+def _is_hub_link(file):
+    """Whether a link is one of a Hugging Face cache: below `snapshots`, to a file that lies in `blobs` beside it."""
+    snapshots = [folder for folder in file.absolute().parents if folder.name == "snapshots"]
+    return file.is_file() and file.resolve().parent in [folder.parent.resolve() / "blobs" for folder in snapshots]
+
+
 def _check_saved_model(folder):
     """Raises a ValueError if a SavedModel brings other files, or operations that are not in `_OPS`.
 
@@ -314,8 +320,10 @@ def _check_saved_model(folder):
 
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
-        if file.is_symlink() or not _SAVED_MODEL_FILES.fullmatch(name):
+        if not _SAVED_MODEL_FILES.fullmatch(name):
             raise ValueError(f"{name} does not belong to a SavedModel without assets")
+        if file.is_symlink() and not _is_hub_link(file):
+            raise ValueError(f"{name} is a link to another place; copy the model with its files, as `cp -rL` does")
     metas = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs
     if len(metas) != 1:
         raise ValueError(f"it holds {len(metas)} graphs, not one")
