@@ -79,9 +79,9 @@ def test_estimates_meet_what_was_compiled(densenet121, size):
         layers, n_images = count_layers(densenet121, compiled["side"]), compiled["batch"] // compiled["cores"]
         step = estimate_step(layers, densenet121.count_params(), n_images, CHIPS[name])
         assert step["bytes held"] == pytest.approx(compiled["bytes held"], rel=0.12)
-        tolerance = 0.65 if size == "small" or name == "v3-8" else 0.12
+        tolerance = 0.65 if size == "small" or name == "v3-8" else 0.22 if size == "best" else 0.12
         assert step["bytes moved"] == pytest.approx(compiled["bytes moved"], rel=tolerance)
-        assert step["flops"] == pytest.approx(compiled["flops"], rel=0.12 if size == "small" else 0.02)
+        assert step["flops"] == pytest.approx(compiled["flops"], rel=0.12 if size == "small" else 0.03)
 
 
 @pytest.mark.slow

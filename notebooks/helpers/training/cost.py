@@ -45,12 +45,11 @@ CHIPS = {
 }
 STATE_BYTES = 16  # of a parameter: float32 of itself, of two moments of Adam, and of the average
 PROGRAM_BYTES = 3e5  # of a layer
-ON_CHIP = 128e6  # bytes of maps that stay on the chip
 WORKING = 3  # times the largest map, beside what is kept
 UPDATE_BYTES = 60  # of a parameter, read or written once a step, whatever the batch
 TOUCHED = 12  # times each kept map is read or written in a step
 JOINED = 19.2  # times, if it is a concatenation
-MEMORY_ERROR = 0.25  # the largest, see `estimate_step`
+MEMORY_ERROR = 0.25  # twice the largest of DenseNet-121, since no other backbone was compiled
 SLOWDOWN = 3  # see `estimate_cost`
 
 
@@ -109,15 +108,14 @@ def store_maps(layers, n_images):
 def estimate_step(layers, n_parameters, n_images, chips):
     """Estimates a training step with AdamW and averaged weights on one core.
 
-    Memory is `STATE_BYTES` a parameter, `PROGRAM_BYTES` a layer, what `store_maps` gives for the maps that are kept,
-    without those that stay on the chip, and `WORKING` times the largest map. Traffic is `UPDATE_BYTES` a parameter,
-    `JOINED` times each concatenation and `TOUCHED` times each other map that is kept. Arithmetic is three forward
-    passes.
+    Memory is `STATE_BYTES` a parameter, `PROGRAM_BYTES` a layer, the maps that are kept, and `WORKING` times the
+    largest map in whole tiles, see `store_maps`. Traffic is `UPDATE_BYTES` a parameter, `JOINED` times each
+    concatenation and `TOUCHED` times each other map that is kept, in whole tiles. Arithmetic is three forward passes.
 
-    The constants were fitted to steps that were compiled. Of DenseNet-121's at 224 pixels, memory is met within 12 %,
-    operations within 2 %, and traffic within 12 % on v5e; on v3 the estimate is 1.6 times the compiler's. At 64 pixels,
-    where little is moved, traffic is off by up to a half. Of a ConvNeXt of five blocks, memory is 0.8 of the
-    estimate, operations are 5 % and traffic is 9 % more. Other backbones were not compiled.
+    The constants were fitted to steps that were compiled. Of DenseNet-121's, memory is met within 12 %, and at 224 and
+    512 pixels operations within 3 %. Traffic is met within 12 % on v5e at 224 pixels; at 512 the estimate is 1.2 times
+    the compiler's, on v3 1.5 times. At 64 pixels, where little is moved, traffic is off by up to a half. Of a ConvNeXt
+    of five blocks, operations are 5 % and traffic is 9 % more than estimated. Other backbones were not compiled.
 
     Args:
         layers: of `count_layers`.
@@ -131,11 +129,12 @@ def estimate_step(layers, n_parameters, n_images, chips):
     """
     maps = store_maps(layers, n_images)
     kept, joined = maps[layers["kept"]].sum(), maps[layers["joins"]].sum()
+    held = n_images * (layers["positions"] * layers["channels"] * layers["itemsize"])[layers["kept"]].sum()
     flops = 3 * layers["flops"].sum() * n_images
     moved = UPDATE_BYTES * n_parameters + JOINED * joined + TOUCHED * (kept - joined)
     state = STATE_BYTES * n_parameters + PROGRAM_BYTES * len(layers)
     return {
-        "bytes held": state + max(0.0, kept - ON_CHIP) + WORKING * maps.max(),
+        "bytes held": state + held + WORKING * maps.max(),
         "flops": flops,
         "bytes moved": moved,
         "seconds": max(flops / chips.flops, moved / chips.bandwidth),
