@@ -142,6 +142,18 @@ def test_every_format_scales_images_to_the_size_of_evaluation(tiny_run, images, 
     assert np.allclose(expit(explained["maps"].mean(axis=(1, 2))), answer["raw_probabilities"][:2], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FILES[1:])
+def test_pixels_normalized_as_for_other_networks_get_no_probability(run, images, name):
+    """ONNX and LiteRT have no assertions; the network answered shares of gray levels with confidence."""
+    predict = open_export(run / name).predict_pixels
+    for wrong in (images / 255, (images / 255 - 0.5) / 0.25, np.full_like(images, np.nan)):
+        answer = predict(wrong)
+        assert np.isnan(answer["probabilities"]).all() and np.isnan(answer["raw_probabilities"]).all()
+        assert not answer["above_threshold"].any()
+    for right in (images, np.zeros_like(images), np.minimum(images, 1)):  # black, and almost black
+        assert np.isfinite(predict(right)["probabilities"]).all()
+
+
 def test_int8_is_smaller_and_a_lite_file_is_a_zip_archive_too(run):
     exports = run / "exports"
     assert (exports / "model_int8.tflite").stat().st_size < 0.6 * (exports / "model.tflite").stat().st_size
@@ -209,8 +221,10 @@ def test_bad_input_is_named_and_harms_nothing(tiny_model, images):
     for value in (np.nan, np.inf, -1, 256):
         spoiled = images.copy()
         spoiled[3, 5, 7] = value
-        with pytest.raises(ValueError, match=r"^pixels: expected numbers from 0 to 255"):
+        with pytest.raises(ValueError, match=r"^pixels: expected gray levels from 0 to 255"):
             tiny_model.predict_pixels(spoiled)
+    with pytest.raises(ValueError, match="not from 0 to 1"):
+        tiny_model.predict_pixels(images / 255)
     for files in (b"one image", ["image.png"]):
         with pytest.raises(TypeError, match="expected a list of bytes"):
             tiny_model.predict(files)

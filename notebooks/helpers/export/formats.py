@@ -106,10 +106,11 @@ def export_model(run_dir, formats=tuple(FORMATS)):
       the maps minus the mean maps of many images (`reference_maps.json` of notebook 4); `films`, the images as the
       network sees them, uint8 squares (n, eval_size, eval_size, 1).
     - `pixels` takes `pixels`, float32 (n, height, width, 1), 0 to 255, gray images of one size. Returns the same as
-      `serving_default`; other values are an error.
+      `serving_default`; other values, also shares from 0 to 1, are an error.
     - `metadata` takes nothing. Returns `describe_export` as constants.
 
-    ONNX and LiteRT take `pixels` and return `probabilities`, `raw_probabilities` and `above_threshold`. They carry
+    ONNX and LiteRT take `pixels` and return `probabilities`, `raw_probabilities` and `above_threshold`; for what is no
+    gray level of 0 to 255, NaN. They carry
     `describe_export` as `model.json`: in the metadata of ONNX, and in a zip archive at the end of a LiteRT file.
 
     A synthetic image and the SavedModel's answer go to `exports/golden.png` and `exports/golden.json`; with them an
@@ -164,7 +165,7 @@ def _build_signatures(run_dir, facts):
     import tensorflow as tf
 
     from ..evaluation.heatmaps import build_activation_model
-    from ..packing.decoding import decode_images, fit_images, refuse_pixels
+    from ..packing.decoding import are_gray_levels, decode_images, fit_images, refuse_pixels
     from ..pipeline import scale_images
     from ..training.backbones import make_portable
     from ..training.model import load_classifier
@@ -181,8 +182,9 @@ def _build_signatures(run_dir, facts):
         _check_source(run_dir / "reference_maps.json", stored, facts, "04_explain")
         reference = np.asarray(stored["maps"], "float32")
 
-    def judge(squares):
+    def judge(squares, doubt=0.0):
         _, logits = network(scale_images(squares, eval_size), training=False)
+        logits += doubt
         raw = tf.sigmoid(logits)
         probs = tf.sigmoid(slope * logits + intercept)
         return {"probabilities": probs, "raw_probabilities": raw, "above_threshold": raw >= thresholds}
@@ -209,7 +211,8 @@ def _build_signatures(run_dir, facts):
 
     @tf.function(input_signature=[pixels])
     def judge_pixels(pixels):
-        return judge(fit_images(pixels, side))
+        doubt = tf.where(are_gray_levels(pixels), 0.0, np.nan)  # those formats have no assertions
+        return judge(fit_images(pixels, side), doubt)
 
     @tf.function(input_signature=[pixels])
     def classify_pixels(pixels):

@@ -121,15 +121,21 @@ def fit_images(images, side):
     return tf.ensure_shape(tf.floor(resized + 0.5)[..., None], (None, side, side, 1))
 
 
-def refuse_pixels(pixels):
-    """Returns the op that fails unless pixels (n, height, width, 1) are 0 to 255, and sides `MIN_SIDE` or more.
+def are_gray_levels(pixels):
+    """Returns whether pixels (n, height, width, 1) are 0 to 255, and not shares of it from 0 to 1: bool scalar tensor.
 
     The network would answer anything else with confidence: even a NaN vanishes in a ReLU.
     """
-    is_gray = tf.reduce_all(tf.math.is_finite(pixels) & (pixels >= 0) & (pixels <= 255))
+    is_in_range = tf.reduce_all((pixels >= 0) & (pixels <= 255))  # NaN is neither
+    is_shares = (tf.reduce_max(pixels) <= 1) & tf.reduce_any((pixels > 0) & (pixels < 1))
+    return is_in_range & ~is_shares
+
+
+def refuse_pixels(pixels):
+    """Returns the op that fails unless pixels (n, height, width, 1) pass `are_gray_levels`, with `MIN_SIDE` a side."""
     is_image = tf.reduce_all(tf.shape(pixels)[1:3] >= MIN_SIDE)
-    message = f"pixels: expected numbers from 0 to 255 and sides of {MIN_SIDE} pixels or more"
-    return tf.debugging.Assert(is_gray & is_image, [message])
+    message = f"pixels: expected gray levels from 0 to 255, not from 0 to 1, and sides of {MIN_SIDE} pixels or more"
+    return tf.debugging.Assert(are_gray_levels(pixels) & is_image, [message])
 
 
 def decode_image(data, side):
