@@ -17,6 +17,12 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: it would ask for updates
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Gradio asks its own page whether it is there: not through a proxy, as hospitals have.
+_DIRECT = filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])
+os.environ["no_proxy"] = ",".join(_DIRECT)
+if "GRADIO_TEMP_DIR" not in os.environ:  # else /tmp/gradio: all can read it, and it belongs to whoever came first
+    _UPLOADS = tempfile.TemporaryDirectory(prefix="uploads-")  # removed when Python ends
+    os.environ["GRADIO_TEMP_DIR"] = _UPLOADS.name
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
@@ -63,16 +69,19 @@ def build_demo(model):
                 with gr.Tabs():
                     with gr.Tab("Five most probable"):
                         top5 = gr.HTML(elem_id="top5", padding=False)
-                    with gr.Tab("All 14 findings"):
+                    with gr.Tab("All 14"):
                         everything = gr.HTML(elem_id="all14", padding=False)
                 finding = gr.Dropdown([], label="Heatmap of", interactive=True, elem_id="finding")
                 opacity = gr.Slider(0, 1, 0.6, step=0.01, label="Opacity of the heatmap", elem_id="opacity")
                 gr.HTML(page.show_legend(), padding=False)
 
         shown = [known, stage, notes, top5, everything, finding]
-        file.upload(functools.partial(_read_upload, model), file, shown, api_visibility="private")
-        file.clear(_forget, None, shown, api_visibility="private")
-        draw.click(functools.partial(_draw, model), None, [file, *shown], api_visibility="private")
+        # All of them and one at a time: of two at once, the page would show the numbers of one beside the other's name.
+        in_order = {"concurrency_id": "image", "trigger_mode": "multiple", "api_visibility": "private"}
+        file.upload(functools.partial(_read_upload, model), file, shown, **in_order)
+        file.clear(_forget, None, shown, **in_order)
+        draw.click(None, None, file, js="() => null", api_visibility="private")
+        draw.click(functools.partial(_draw, model), None, shown, **in_order)
         finding.input(_show_finding, [known, finding], stage, api_visibility="private")
         # Runs in the browser only, without the server.
         opacity.change(None, opacity, None, js="v => {document.documentElement.style.setProperty('--cxr-heat', v)}")
@@ -106,7 +115,7 @@ def _draw(model):
         path = Path(folder) / "image.png"
         Image.fromarray(pixels).save(path)
         caption = "A synthetic image with " + " and ".join(map(page.pretty, findings))
-        return None, *_answer(model, path, caption)
+        return _answer(model, path, caption)
 
 
 def _answer(model, path, caption):
@@ -172,9 +181,12 @@ def main():
         model = ExportedModel(Path(arguments.model).resolve(), arguments.sha256)
     except (OSError, ValueError) as error:
         sys.exit(f"{error}\n`make run` trains a model and exports one to models/densenet121/saved_model.")
-    build_demo(model).launch(
-        server_name="127.0.0.1", server_port=arguments.port, inbrowser=not arguments.no_browser, max_threads=4
-    )
+    try:
+        build_demo(model).launch(
+            server_name="127.0.0.1", server_port=arguments.port, inbrowser=not arguments.no_browser, max_threads=4
+        )
+    except (OSError, OverflowError):
+        sys.exit("The page found no free port: leave out --port, or give another between 1024 and 65535.")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,16 @@ from helpers.evaluation import resize_maps
 AGAINST, FOR = (37, 99, 235), (220, 38, 38)  # blue, red: the ends of the colors of a heatmap
 _LEAST_SCALE = 1.0  # logit; so that weak evidence looks weak
 _NOTICE = "For research and teaching only, not for clinical use."
+_SYNTHETIC = "The model was trained on synthetic images: these numbers mean nothing for a real radiograph."
 
 CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important; --cxr-soft: #526077}
 .dark .gradio-container, .gradio-container.dark {--cxr-soft: #a3b1c6}
+.gradio-container .app {padding-inline: clamp(14px, 3.6vw, 32px) !important}
 .gradio-container .html-container {padding: 0 !important}
 #image {border: 1.5px dashed #94a3b8; border-radius: 10px}
 #image label {box-shadow: none; border: 0}
+#image td.download {display: none}
 #draw {border: 1px solid #0f766e; color: #0f766e; background: none; box-shadow: none; font-weight: 600}
 .dark #draw {color: #5eead4; border-color: #5eead4}
 .cxr-top {display: flex; flex-wrap: wrap; align-items: center; gap: 10px 20px; padding-bottom: 6px}
@@ -33,7 +36,7 @@ CSS = """
 .cxr-empty {position: absolute; inset: 0; display: grid; place-items: center; text-align: center; padding: 30px}
 .cxr-empty span {color: #a3b1c6 !important; font-size: 15px; line-height: 1.8}
 .cxr-caption {display: flex; justify-content: space-between; gap: 12px; font-size: 13px; padding-top: 8px}
-.cxr-caption span {color: var(--cxr-soft)}
+:is(.cxr-caption, .cxr-hint) span {color: var(--cxr-soft)}
 .cxr-legend {display: grid; grid-template-columns: auto 1fr auto; gap: 8px 10px; align-items: center; font-size: 13px;
     color: var(--body-text-color)}
 .cxr-legend i {height: 12px; border-radius: 6px; display: block;
@@ -63,7 +66,19 @@ CSS = """
 .cxr-note.warn {border-color: #d97706; background: #f59e0b1f}
 .cxr-note.error {border-color: #dc2626; background: #ef44441c}
 .cxr-note.fine {border-color: #0f766e; background: #0d948814}
+.cxr-note + .cxr-wide {margin-top: 12px}
 .cxr-hint {font-size: 12.5px; line-height: 1.5; color: var(--cxr-soft); padding-top: 8px}
+@media (max-width: 600px) {
+    .cxr-table {font-size: 13px}
+    .cxr-table th {font-size: 11px; padding: 2px 3px 8px}
+    .cxr-table td {padding: 9px 3px}
+    .cxr-table :is(th, td):nth-child(2), .cxr-bars {display: none}
+    .cxr-tag {padding: 1px 5px; font-size: 11.5px}
+}
+@media (max-width: 374px) {
+    .cxr-table {font-size: 12.5px}
+    .cxr-table :is(th, td):nth-child(4), .cxr-lift {display: none}
+}
 """
 
 
@@ -83,10 +98,9 @@ def show_header(facts):
         "Trained with": facts["versions"],
     }
     listed = " &nbsp;·&nbsp; ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in values.items())
-    limits = " The model was trained on synthetic images; it says nothing about real radiographs." * facts["synthetic"]
     return (
         f'<div class="cxr-top"><h1>Findings on a chest radiograph</h1><div class="cxr-use">{_NOTICE}</div></div>'
-        f'<div class="cxr-facts">{listed}.{limits}</div>'
+        f'<div class="cxr-facts">{listed}</div>'
     )
 
 
@@ -158,7 +172,7 @@ def show_legend():
 
 
 def show_table(facts, answer, count):
-    """Returns a table of the most probable findings.
+    """Returns a table of the most probable findings; that of a model of synthetic images says what it is worth.
 
     Args:
         facts: of an `ExportedModel`.
@@ -180,12 +194,14 @@ def show_table(facts, answer, count):
         )
     heads = "Finding", "", "Probability", "Lift", "Threshold", ""
     return (
-        '<div class="cxr-wide"><table class="cxr-table"><thead><tr>'
+        show_notes([_SYNTHETIC], "warn") * facts["synthetic"]
+        + '<div class="cxr-wide"><table class="cxr-table"><thead><tr>'
         + "".join(f"<th>{head}</th>" for head in heads)
         + "</tr></thead>"
         "<tbody>" + "".join(rows) + "</tbody></table></div>"
-        '<div class="cxr-hint">Lift: the probability divided by the share of training images with the finding. '
-        "The mark on each bar is the threshold, chosen on validation images.</div>"
+        '<div class="cxr-hint"><span class="cxr-lift">Lift: the probability divided by the share of training images '
+        "with the finding. </span>Thresholds were chosen on validation images"
+        '<span class="cxr-bars">; they are the marks on the bars</span>.</div>'
     )
 
 

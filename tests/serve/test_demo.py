@@ -2,7 +2,9 @@ import io
 import os
 import re
 import shutil
+import stat
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -16,13 +18,15 @@ pytestmark = pytest.mark.slow
 
 
 class Counting:
-    """A model that counts its predictions."""
+    """A model that counts its predictions, and waits with each while `go` is not set."""
 
     def __init__(self, model):
-        self.model, self.facts, self.n_calls = model, model.facts, 0
+        self.model, self.facts, self.n_calls, self.go = model, model.facts, 0, threading.Event()
+        self.go.set()
 
     def predict(self, files):
         self.n_calls += 1
+        assert self.go.wait(20)
         return self.model.predict(files)
 
     def explain(self, files):
@@ -117,7 +121,7 @@ def test_the_page_shows_the_predictions_of_the_model(opened, demo, image, upload
         assert f"{100 * prob:.1f} %{expected['top5_lift'][number]:.1f} ×" in text
         assert text.endswith("above" if expected["above_threshold"][index] else "below")
         assert f"{100 * demo.model.facts['thresholds'][index]:.1f} %" in text
-    opened.get_by_role("tab", name="All 14 findings").click()
+    opened.get_by_role("tab", name="All 14").click()
     everything = {name: prob for name, prob, _ in read_table(opened, "all14")}
     assert list(everything) == sorted(everything, key=everything.get, reverse=True)
     probs = [everything[name] for name in demo.model.facts["class_names"]]
@@ -130,6 +134,48 @@ def test_the_page_shows_the_predictions_of_the_model(opened, demo, image, upload
     left = [path for path in uploads.rglob("*") if path.is_file() and path.stat().st_size]  # Gradio leaves empty files
     assert not left, "an uploaded image is still there"
     assert opened.wanted == [] and opened.errors == []
+
+
+def test_numbers_of_a_model_of_synthetic_images_say_what_they_are_worth(tiny_model):
+    answer = {"probabilities": np.linspace(0, 1, 14), "above_threshold": np.zeros(14, bool)}
+    sentence = "these numbers mean nothing for a real radiograph"
+    assert sentence in page.show_table(tiny_model.facts | {"synthetic": True}, answer, 5)
+    assert sentence not in page.show_table(tiny_model.facts | {"synthetic": False}, answer, 5)
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone_the_tables_are_whole(opened, image, width):
+    opened.set_viewport_size({"width": width, "height": 844})
+    upload(opened, image)
+    for place, tab in (("top5", "Five most probable"), ("all14", "All 14")):
+        opened.get_by_role("tab", name=tab).click()
+        read_table(opened, place)
+        table = opened.locator(f"#{place} .cxr-wide")
+        assert table.evaluate("box => box.scrollWidth - box.clientWidth") == 0
+        assert table.get_by_text("Threshold", exact=True).is_visible()
+        assert opened.locator(f"#{place} .cxr-note.warn").is_visible()
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_another_image_while_the_first_is_predicted_gets_its_own_numbers(opened, demo, image, tmp_path):
+    """Its upload was ignored, and the page showed the numbers of the first beside the name of the second."""
+    Image.fromarray(draw_image(5, ["Mass"], size=300)[0]).save(tmp_path / "second.png")
+    expected = demo.model.model.predict([(tmp_path / "second.png").read_bytes()])["top5_prob"][0]
+    n_calls = demo.model.n_calls
+    demo.model.go.clear()
+    try:
+        upload(opened, image)
+        while demo.model.n_calls == n_calls:
+            opened.wait_for_timeout(20)
+        opened.get_by_label("Remove this file").or_(opened.get_by_label("Clear")).first.click()
+        upload(opened, tmp_path / "second.png")
+        opened.wait_for_timeout(300)
+    finally:
+        demo.model.go.set()
+    opened.wait_for_selector(f"#top5 tr[data-prob='{expected[0]:.6f}']")
+    np.testing.assert_allclose([prob for _, prob, _ in read_table(opened, "top5")], expected, atol=1e-6)
+    assert "second" in opened.locator("#image").inner_text()
+    assert demo.model.n_calls == n_calls + 4  # two images: probabilities and maps
 
 
 def test_another_finding_and_opacity_change_the_picture_without_another_prediction(opened, demo, image):
@@ -245,6 +291,31 @@ def test_nothing_is_shared_or_reported(demo):
     assert not demo.analytics_enabled and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert demo.local_url.startswith("http://127.0.0.1:")
     assert not demo.get_api_info()["named_endpoints"]
+
+
+def test_behind_a_proxy_the_page_finds_itself_and_uploads_lie_where_nobody_else_reads(demo, monkeypatch):
+    import importlib
+
+    import gradio
+    from serve import demo as module
+
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert not gradio.networking.url_ok(demo.local_url)
+    importlib.reload(module)
+    assert gradio.networking.url_ok(demo.local_url)
+    folder = gradio.utils.get_upload_folder()
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700 and os.listdir(folder) == []
+
+
+def test_a_port_that_is_taken_is_an_error_with_a_remedy(demo, tiny_model, monkeypatch):
+    from serve import demo as module
+
+    monkeypatch.setattr("helpers.export.ExportedModel", lambda *given: tiny_model)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--no-browser", "--port", str(demo.server_port)])
+    with pytest.raises(SystemExit, match="no free port: leave out --port"):
+        module.main()
 
 
 def test_on_colab_the_page_is_shown_in_the_cell_and_not_shared(tiny_model, monkeypatch):
