@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from helpers.packing import resolve_paths
-from helpers.runtime import check_setting, check_settings, write_json
+from helpers.runtime import check_setting, check_settings, resolve_path, write_json
 from helpers.runtime.settings import ROOT, SETTINGS
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -181,6 +181,9 @@ def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path):
     assert paths.packed == ROOT / "data" / "packed" / "phantom-official-quick"
     assert paths.run == tmp_path / "run" and paths.run.is_dir()
     assert resolve_paths(tmp_path, tmp_path, tmp_path / "p", "official", "quick").packed == tmp_path / "p"
+    (tmp_path / "0123abc").write_bytes(b"")
+    (tmp_path / "model.keras").symlink_to(tmp_path / "0123abc")  # as in a Hugging Face cache
+    assert resolve_path(tmp_path / "run" / ".." / "model.keras") == tmp_path / "model.keras"
 
 
 def test_an_interrupted_write_leaves_the_old_json(tmp_path):

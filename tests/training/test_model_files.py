@@ -294,6 +294,9 @@ def test_links_of_a_hugging_face_cache_are_followed_and_no_others(good, model, t
     (answer,) = load_model(folder).signatures["serving_default"](tf.constant(images)).values()
     assert np.allclose(answer, model(images), atol=1e-5)
 
+    (tmp_path / "linked").symlink_to(folder)
+    check_model_file(tmp_path / "linked")
+
     blob = (folder / "saved_model.pb").resolve()
     moved = blob.rename(tmp_path / "elsewhere")
     blob.symlink_to(moved)  # out of the cache, by way of it

@@ -157,9 +157,13 @@ def _is_allowed(value, allowed):
 def resolve_path(path):
     """Returns a setting as an absolute path: relative ones start at the repository's root, `~` is home.
 
-    A path in a bucket, `gs://`, is absolute as it is, see `files.as_path`.
+    A path in a bucket, `gs://`, is absolute as it is, see `files.as_path`. A link to a file keeps its name, which says what
+    it is: in a Hugging Face cache, a model's file is a link to one without an ending.
     """
-    return as_path(path) if is_remote(path) else (ROOT / Path(path).expanduser()).resolve()
+    if is_remote(path):
+        return as_path(path)
+    path = Path(os.path.abspath(ROOT / Path(path).expanduser()))
+    return path if path.is_file() else path.resolve()
 
 
 def read_json(path):

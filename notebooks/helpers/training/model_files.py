@@ -306,8 +306,8 @@ def _check_class(item):
 
 def _is_hub_link(file):
     """Whether a link is one of a Hugging Face cache: below `snapshots`, to a file that lies in `blobs` beside it."""
-    snapshots = [folder for folder in file.absolute().parents if folder.name == "snapshots"]
-    return file.is_file() and file.resolve().parent in [folder.parent.resolve() / "blobs" for folder in snapshots]
+    snapshots = [folder for folder in file.parent.resolve().parents if folder.name == "snapshots"]
+    return file.is_file() and file.resolve().parent in [folder.parent / "blobs" for folder in snapshots]
 
 
 def _check_saved_model(folder):
