@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -316,6 +317,15 @@ def test_a_killed_process_continues_where_it_was(tiny_model, ten, tmp_path, undi
     rest = Model(tiny_model)
     done = predict_folder(rest, ten, out, batch_size=3)
     assert (done.earlier, sum(rest.sizes)) == (6, 4)
+    assert_same_rows(out, undisturbed)
+
+
+@pytest.mark.filterwarnings("ignore:Another process predicts")
+def test_of_two_at_once_one_waits_and_no_row_is_lost_or_twice(tiny_model, ten, tmp_path, undisturbed):
+    out, models = tmp_path / "out.csv", [Model(tiny_model), Model(tiny_model)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda model: predict_folder(model, ten, out, batch_size=3), models))
+    assert sorted(sum(model.sizes) for model in models) == [0, 10]
     assert_same_rows(out, undisturbed)
 
 

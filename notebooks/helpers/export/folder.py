@@ -16,7 +16,7 @@ import tensorflow as tf
 from ..packing.decoding import decode_image
 from ..packing.dicom import load_image
 from ..packing.image_files import ImageError
-from ..runtime.files import read_text, write_text
+from ..runtime.files import lock_folder, read_text, write_text
 from ..runtime.settings import read_json, write_json
 from ..training.model_files import hash_model
 from .input_gate import check_images, measure_color
@@ -75,7 +75,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
 
     Threads read and decode images two batches ahead of the model. The rows of a batch are written as soon as it is
     predicted. An image whose file changed its size or time is predicted again; rows of files that no longer exist
-    stay. Two calls at the same time must not write the same CSV.
+    stay. Of two processes that predict one folder, one waits for the other.
 
     Args:
         model: an `ExportedModel`.
@@ -101,6 +101,15 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
     out = Path(out)
     unreadable_csv, note = out.with_name(f"{out.stem}_unreadable.csv"), out.with_name(f"{out.stem}_model.json")
     files = list_image_files(images, without=(out, unreadable_csv, note))
+    folder = Path(images) if Path(images).is_dir() else Path(images).parent
+    busy = f"Another process predicts the images in {folder}. This one waits until it ends."
+    with lock_folder(folder, busy, wait=True):
+        return _predict_files(model, files, images, (out, unreadable_csv, note), batch_size, progress)
+
+
+def _predict_files(model, files, images, beside, batch_size, progress):
+    """Does what `predict_folder` says, for listed files; `beside` are the paths of what is written."""
+    out, unreadable_csv, note = beside
     table = _open_table(model, images, out, note)
     status = {name: _measure(path) for name, path in files}
     found = zip(table["file"], zip(table["bytes"], table["modified"], strict=True), strict=True)
