@@ -123,7 +123,7 @@ def test_images_come_in_order_whatever_batch_a_bad_one_is_in(make_images, tmp_pa
     assert len(read) == len(names)
     for number, (name, image) in enumerate(zip(names, read, strict=True)):
         if number in bad:
-            assert image == "empty file"
+            assert image == "empty file; export or copy it again"
         else:
             assert image.data == decode_image(tf.constant(paths[name].read_bytes()), SIDE).numpy().tobytes()
 

@@ -207,7 +207,7 @@ def _read(path, side):
         image = _decode(tf.constant(data), side).numpy()
         return SimpleNamespace(image=image, notes=notes, color=measure_color(data), reason="")
     except tf.errors.InvalidArgumentError:  # the header is valid, the pixels are not
-        return SimpleNamespace(reason="damaged or cut short: its pixels cannot be decoded")
+        return SimpleNamespace(reason="damaged or cut short: its pixels cannot be decoded; export or copy it again")
     except (ImageError, OSError) as error:
         return SimpleNamespace(reason=str(error) if isinstance(error, ImageError) else error.strerror or str(error))
     except Exception as error:  # one strange file must not stop the others

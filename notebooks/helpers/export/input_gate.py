@@ -120,7 +120,7 @@ def measure_color(data):
             pixels = image.convert("RGB")
             pixels.thumbnail((64, 64), Image.Resampling.BOX)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
-        raise ImageError(f"cannot be decoded: {error}") from None
+        raise ImageError(f"cannot be decoded: {error}; export or copy it again") from None
     return float(np.ptp(np.asarray(pixels), axis=-1).mean())
 
 

@@ -86,8 +86,8 @@ def decode_dicom(data):
     shown, failure = call_quietly(_apply_tables, levels, counts, dataset)
     if failure:
         raise ImageError(
-            f"the slope, the table or the window for the gray levels is damaged ({failure}); remove it from the file, or export "
-            "the image as PNG"
+            f"the slope, the table or the window for the gray levels is damaged ({failure}); remove it from the file, "
+            "or export the image as PNG"
         )
     shown, more = shown
     shown, inversion = _invert(shown, stored, counts, dataset, is_frontal)

@@ -152,7 +152,7 @@ class ImageFiles:
         try:
             image, facts = self._read(str(file))
         except tf.errors.InvalidArgumentError:
-            return "the pixels cannot be decoded: the file is damaged or cut short"
+            return "the pixels cannot be decoded: the file is damaged or cut short; export or copy it again"
         except tf.errors.OpError as error:
             return f"cannot be read: {error.message}"
         return _make_shrunk(image.numpy(), facts.numpy().tolist())

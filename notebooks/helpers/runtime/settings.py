@@ -157,8 +157,8 @@ def _is_allowed(value, allowed):
 def resolve_path(path):
     """Returns a setting as an absolute path: relative ones start at the repository's root, `~` is home.
 
-    A path in a bucket, `gs://`, is absolute as it is, see `files.as_path`. A link to a file keeps its name, which says what
-    it is: in a Hugging Face cache, a model's file is a link to one without an ending.
+    A path in a bucket, `gs://`, is absolute as it is, see `files.as_path`. A link to a file keeps its name, which says
+    what it is: in a Hugging Face cache, a model's file is a link to one without an ending.
     """
     if is_remote(path):
         return as_path(path)
