@@ -660,6 +660,20 @@ def test_no_damage_to_a_file_raises_anything_but_the_errors_of_images():
 # --- load_image ---
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_jpeg_of_a_phone_is_turned_as_it_says(orientation):
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(IMAGE).transpose(turns[orientation]).save(file := io.BytesIO(), "JPEG", quality=95, exif=exif)
+    data, notes = load_image(file.getvalue())
+    assert notes == ["turned as its EXIF orientation says"]
+    upright = np.asarray(Image.open(io.BytesIO(data)))
+    assert upright.shape == IMAGE.shape and np.abs(upright.astype(int) - IMAGE).mean() < 3
+    assert b"Exif" not in data
+    assert load_image(file.getvalue()[:-100])[1] == []  # cut: what decodes it says so
+
+
 def test_png_and_jpeg_pass_unchanged_and_nothing_else_passes(tmp_path):
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "JPEG")

@@ -8,7 +8,7 @@ import io
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from .dicom_files import call_quietly, check_kind, decode_pixels, get_number, get_text, read_header
 from .image_files import ImageError, count_held_bits, inspect_image, looks_inverted, read_image_bytes
@@ -32,7 +32,8 @@ def load_image(source):
     Returns:
         (data, notes): bytes of a PNG or JPEG, and a list of sentences on what was done and on what looks wrong. PNG
         and JPEG are passed on unchanged, with a note only where `decode_gray` scales fewer than 16 bits of a 16-bit
-        PNG; a DICOM file becomes an 8-bit gray PNG that holds nothing but pixels.
+        PNG; a JPEG that is to be turned, as phones write, becomes an upright PNG. A DICOM file becomes an 8-bit gray
+        PNG that holds nothing but pixels.
 
     Raises:
         ImageError: the file is not an image that can be read, see `inspect_image` and `decode_dicom`.
@@ -41,13 +42,28 @@ def load_image(source):
     data = read_image_bytes(source)
     named = not isinstance(source, bytes) and os.fspath(source).lower().endswith((".dcm", ".dicom"))
     if data[128:132] != b"DICM" and (not named or data.startswith((b"\x89PNG", b"\xff\xd8"))):
-        inspect_image(data)
+        if inspect_image(data)["format"] == "JPEG":
+            return _turn_upright(data)
         bits = count_held_bits(data)
         return data, [f"of the 16 bits of a pixel only {bits} are used: scaled by these"] if bits < 16 else []
     image, notes = decode_dicom(data)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue(), notes
+
+
+def _turn_upright(data):
+    """Returns a JPEG as its EXIF orientation says, which TensorFlow does not read, and notes."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            if image.getexif().get(ExifTags.Base.Orientation) not in range(2, 9):
+                return data, []
+            upright = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError):
+        return data, []  # what decodes it says what is wrong
+    file = io.BytesIO()
+    upright.save(file, "PNG")
+    return file.getvalue(), ["turned as its EXIF orientation says"]
 
 
 def decode_dicom(data):
