@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "keras" not in sys.modules:
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # exported models need no other, whatever else is trained here
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: it would ask for updates
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Gradio asks its own page whether it is there: not through a proxy, as hospitals have.

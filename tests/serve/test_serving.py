@@ -67,7 +67,8 @@ class Server:
                 stdout=file,
                 stderr=file,
                 cwd=log.parent,
-                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},  # as `make` sets it
+                # As `make` sets the first; the second belongs to trainings and may name what is not installed.
+                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "none"},
             )
         self.base = f"http://127.0.0.1:{self.port}/v1/models/tiny"
         self.client = httpx.Client(timeout=60)
