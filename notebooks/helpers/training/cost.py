@@ -45,7 +45,7 @@ CHIPS = {
 }
 STATE_BYTES = 16  # of a parameter: float32 of itself, of two moments of Adam, and of the average
 PROGRAM_BYTES = 3e5  # of a layer
-WORKING = 3  # times the largest map, beside what is kept
+WORKING = 2  # times the largest map, beside what is kept
 UPDATE_BYTES = 60  # of a parameter, read or written once a step, whatever the batch
 TOUCHED = 12  # times each kept map is read or written in a step
 JOINED = 19.2  # times, if it is a concatenation
@@ -108,14 +108,16 @@ def store_maps(layers, n_images):
 def estimate_step(layers, n_parameters, n_images, chips):
     """Estimates a training step with AdamW and averaged weights on one core.
 
-    Memory is `STATE_BYTES` a parameter, `PROGRAM_BYTES` a layer, the maps that are kept, and `WORKING` times the
-    largest map in whole tiles, see `store_maps`. Traffic is `UPDATE_BYTES` a parameter, `JOINED` times each
-    concatenation and `TOUCHED` times each other map that is kept, in whole tiles. Arithmetic is three forward passes.
+    Memory is `STATE_BYTES` a parameter, `PROGRAM_BYTES` a layer, the maps that are kept, halfway between their own
+    bytes and those of whole tiles (see `store_maps`), and `WORKING` times the largest map in whole tiles. Traffic is
+    `UPDATE_BYTES` a parameter, `JOINED` times each concatenation and `TOUCHED` times each other map that is kept, in
+    whole tiles. Arithmetic is three forward passes.
 
-    The constants were fitted to steps that were compiled. Of DenseNet-121's, memory is met within 12 %, and at 224 and
-    512 pixels operations within 3 %. Traffic is met within 12 % on v5e at 224 pixels; at 512 the estimate is 1.2 times
-    the compiler's, on v3 1.5 times. At 64 pixels, where little is moved, traffic is off by up to a half. Of a ConvNeXt
-    of five blocks, operations are 5 % and traffic is 9 % more than estimated. Other backbones were not compiled.
+    The constants were fitted to steps of DenseNet-121 that were compiled. Memory is met within 13 %. With 16 images a
+    core or more at 224 and 512 pixels, operations are met within 3 %, and traffic on v5e within 20 %; on v3 the
+    estimate is 1.5 times the compiler's. With fewer images a core, or at 64 pixels, operations are up to 12 % and
+    traffic up to twice what is estimated. Of a ConvNeXt of five blocks, operations are 5 % and traffic is 9 % more than
+    estimated. Other backbones were not compiled.
 
     Args:
         layers: of `count_layers`.
@@ -129,12 +131,12 @@ def estimate_step(layers, n_parameters, n_images, chips):
     """
     maps = store_maps(layers, n_images)
     kept, joined = maps[layers["kept"]].sum(), maps[layers["joins"]].sum()
-    held = n_images * (layers["positions"] * layers["channels"] * layers["itemsize"])[layers["kept"]].sum()
+    own = n_images * (layers["positions"] * layers["channels"] * layers["itemsize"])[layers["kept"]].sum()
     flops = 3 * layers["flops"].sum() * n_images
     moved = UPDATE_BYTES * n_parameters + JOINED * joined + TOUCHED * (kept - joined)
     state = STATE_BYTES * n_parameters + PROGRAM_BYTES * len(layers)
     return {
-        "bytes held": state + held + WORKING * maps.max(),
+        "bytes held": state + (own + kept) / 2 + WORKING * maps.max(),
         "flops": flops,
         "bytes moved": moved,
         "seconds": max(flops / chips.flops, moved / chips.bandwidth),
