@@ -144,8 +144,10 @@ def test_chips_that_nothing_drives_end_on_the_cpu_with_every_reason(tmp_path):
 @pytest.mark.slow
 def test_keras_runs_on_jax_where_jax_was_chosen():
     pytest.importorskip("jax")
-    [text] = run("runtime = prepare_runtime('jax'); import keras; print(keras.backend.backend(), runtime)")
-    assert re.match("jax Found.*because RUNTIME asks for it; JAX .* computed on", text)
+    code = "runtime = prepare_runtime('jax'); import jax, keras; "
+    code += "print(keras.backend.backend(), jax.numpy.zeros(1, float).dtype, runtime)"
+    [text] = run(code, JAX_ENABLE_X64="1")
+    assert re.match("jax float32 Found.*because RUNTIME asks for it; JAX .* computed on", text)
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def kernel(monkeypatch):
     """This process as a kernel that nothing was chosen for; what is chosen is undone afterwards."""
     monkeypatch.setattr(accelerator, "_prepared", None)
     monkeypatch.delitem(sys.modules, "keras", raising=False)
-    for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "TPU_LOAD_LIBRARY", "TPU_SKIP_MDS_QUERY"):
+    for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_ENABLE_X64", "TPU_LOAD_LIBRARY", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.setenv(name, "")
     return monkeypatch
 

@@ -105,7 +105,8 @@ def prepare_runtime(choice="auto", root="/"):
     _refuse_imported(BACKENDS[name], trial.overlay)
     if not trial.overlay:  # beside a TPU, TensorFlow only reads the data: the build for the CPU is half the download
         installed += install(list_missing("tensorflow-cpu" if chips else "tensorflow"))
-    os.environ.update(trial.environment, KERAS_BACKEND=BACKENDS[name])
+    # With 64 bits JAX would train another model from the same seed.
+    os.environ.update(trial.environment, KERAS_BACKEND=BACKENDS[name], JAX_ENABLE_X64="0")
     if trial.overlay:
         sys.path.insert(0, trial.overlay)
         importlib.invalidate_caches()
