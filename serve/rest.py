@@ -10,8 +10,10 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from helpers.packing import ImageError, inspect_image
+from helpers.export import check_images, measure_color
+from helpers.packing import ImageError, decode_images, inspect_image
 
 # The input of each signature. TensorFlow Serving's REST API refuses signatures without an input; this one answers them.
 INPUTS = {"serving_default": "image_bytes", "explain": "image_bytes", "pixels": "pixels", "metadata": None}
@@ -55,7 +57,8 @@ def answer_predict(model, body, limits):
 
     Returns:
         bytes, JSON: `{"predictions": [...]}`, an object for each image, in the row format; `{"outputs": {...}}`, a list
-        for each output, in the columnar one.
+        for each output, in the columnar one. Where an encoded image may not be what the model was trained on, also
+        `"warnings"`, a list of sentences for each image, which TensorFlow Serving does not have.
 
     Raises:
         RequestError: the body is not such a request, exceeds the limits, or holds something that is not an image.
@@ -79,10 +82,11 @@ def answer_predict(model, body, limits):
         raise RequestError(400, str(error)) from None
     answer = {key: _plain(array) for key, array in answer.items()}
     if len(answer) == 1:  # TensorFlow Serving omits the name of a single output
-        return _write("predictions" if by_row else "outputs", *answer.values())
-    if not by_row:
-        return _write("outputs", answer)
-    return _write("predictions", [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)])
+        (answer,) = answer.values()
+    elif by_row:
+        answer = [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
+    warnings = [] if name == "pixels" else _list_warnings(images)
+    return _write("predictions" if by_row else "outputs", answer, **({"warnings": warnings} if any(warnings) else {}))
 
 
 def _parse(body, limits):
@@ -206,5 +210,17 @@ def _plain(array):
     return array.tolist()
 
 
-def _write(key, value):
-    return json.dumps({key: value}, separators=(",", ":")).encode()
+@tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+def _decode(images):
+    return decode_images(images, 128)  # enough for the checks, which look at coarse shapes
+
+
+def _list_warnings(images):
+    """Returns for each encoded image the reasons why it may not be what the model was trained on."""
+    squares = _decode(tf.constant(images)).numpy()
+    found = check_images(squares, [measure_color(image) for image in images])
+    return [[warning.reason for warning in of_image] for of_image in found]
+
+
+def _write(key, value, **more):
+    return json.dumps({key: value} | more, separators=(",", ":")).encode()

@@ -154,6 +154,17 @@ def test_columns_are_answered_by_a_list_for_each_output(server, expected, inputs
     assert outputs["top5_label"] == expected["top5_label"].tolist()
 
 
+def test_images_that_are_no_upright_chest_are_warned_of(server):
+    """Beside the predictions, a list for each image, and nothing at all where every image is ordinary."""
+    upside_down = io.BytesIO()
+    Image.open(io.BytesIO(IMAGES[0])).rotate(180).save(upside_down, "PNG")
+    mixed = server.ask({"instances": [b64(IMAGES[0]), b64(upside_down.getvalue())]}).json()
+    assert len(mixed["predictions"]) == 2 and mixed["warnings"][0] == []
+    assert any("upside" in reason or "turn" in reason for reason in mixed["warnings"][1])
+    assert "warnings" not in server.ask(ROWS).json()
+    assert "warnings" in server.ask({"inputs": [b64(upside_down.getvalue())], "signature_name": "explain"}).json()
+
+
 def test_numbers_have_the_digits_that_they_need(server):
     text = server.ask(ROWS).text
     assert max(map(len, re.findall(r"\d\.\d+", text))) <= 13
