@@ -249,12 +249,12 @@ def test_real_images_and_their_copies(shared_data):
 def test_copies_in_a_packed_study_are_searched_once(packed, tmp_path, monkeypatch):
     """They are kept beside the images, and searched again for other images or where the file is cut short."""
     study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
-    images = np.concatenate(list(duplicates._read_images(study)))
+    images = np.concatenate(list(duplicates.read_images(study)))
     expected = find_duplicates(study.index, hash_images(images), 40, across="image")
     found = find_study_duplicates(study, 40)
     assert len(found) and found.equals(expected)
 
-    monkeypatch.setattr(duplicates, "_read_images", None)
+    monkeypatch.setattr(duplicates, "read_images", None)
     assert find_study_duplicates(study, 40).equals(found)
     for other in (dataclasses.replace(study, index_sha256="another"), dataclasses.replace(study, shards={"train": []})):
         with pytest.raises(TypeError):
