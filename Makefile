@@ -82,7 +82,7 @@ lint: $(ENV)/dev  ## style of code and notebooks
 	$(VENV)/ruff format --check notebooks/helpers scripts tests benchmarks serve
 	$(VENV)/python scripts/stamp_notebooks.py --check
 
-results: $(ENV)/run  ## copies a finished run into docs/quick_run and renews the tables of README and docs
+results: $(ENV)/dev  ## copies a finished run into docs/quick_run and renews the tables of README and docs
 	$(VENV)/python scripts/renew_results.py --run-dir "$(or $(RUN_DIR),models/densenet121)"
 
 pins: $(ENV)/run  ## resolves requirements/constraints-*.txt anew
