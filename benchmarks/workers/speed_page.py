@@ -50,14 +50,13 @@ def draw_results(results):
 def draw_input(results):
     """Returns the rates at which images reach the model as a Markdown table."""
     rates = results["images_per_second"]
-    compared = {name.partition(" / ")[0]: [] for name in results["ratios"]}
-    for name, ratio in results["ratios"].items():
-        what, _, other = name.partition(" / ")
-        compared[what].append(f"{ratio:.2g} times {other}" if ratio < 10 else f"{ratio:.0f} times {other}")
     rows = []
     for name, rate in rates.items():
-        found = next((words for what, words in compared.items() if name.startswith(what)), [])
-        rows.append([name, f"{rate:,.0f}", "; ".join(found)])
+        pairs = {
+            pair.partition(" / ")[2]: ratio for pair, ratio in results["ratios"].items() if pair.startswith(f"{name} /")
+        }
+        words = [f"{ratio:.2g} times {other}" for other, ratio in pairs.items()]
+        rows.append([name, f"{rate:,.0f}", "; ".join(words)])
     head = f"{results['machine']}; {results['images']}.\n\n"
     return head + draw_table(["", "images/s", "medians of the ratios within a round"], rows)
 
