@@ -97,7 +97,7 @@ def test_every_format_agrees_with_keras(chain):
 
 def test_a_split_by_image_is_said_to_leak(chain):
     card = (chain.run / "model_card.md").read_text()
-    assert "validation with test: 0" not in card and "scores are flattered" in card and "# DenseNet-121 for" in card
+    assert "validation with test: 0" not in card and "scores are flattered" in card
 
 
 def test_saved_model_reads_any_image(chain):
