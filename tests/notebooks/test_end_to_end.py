@@ -149,10 +149,17 @@ def test_hosts_that_each_pack_a_part_do_not_share_a_copy():
     assert run_notebooks.name_copy(DENSENET[1], {"PART": "2/8"}) == DENSENET[1]
 
 
-@pytest.mark.parametrize("setting", ["EPOCH=3", "EPOCHS", "RUN_DIR=elsewhere"])
-def test_unknown_settings_are_refused_before_anything_runs(tmp_path, monkeypatch, setting):
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("EPOCH=3", "NAME=VALUE"),
+        ("EPOCHS", "NAME=VALUE"),
+        ("RUN_DIR=elsewhere", "not in SET, but as `make run RUN_DIR="),
+    ],
+)
+def test_unknown_settings_are_refused_before_anything_runs(tmp_path, monkeypatch, setting, expected):
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", str(tmp_path / "run"), "--set", setting])
     monkeypatch.setenv("TQDM_MININTERVAL", "1")
-    with pytest.raises(SystemExit, match=f"{setting}: expected NAME=VALUE"):
+    with pytest.raises(SystemExit, match=f"{setting}: expected {expected}"):
         run_notebooks.main()
     assert not (tmp_path / "run").exists()
