@@ -10,6 +10,8 @@ How a map is scored stands in `score_maps` and `_score`; what the controls are, 
 how scores become rows of localization.csv, which notebook 4 writes, in `localization_table`.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -100,8 +102,7 @@ def score_maps(maps, findings, boxes, centers=None):
         corners = [all_corners[rows_of[pair]] for pair in pairs[start : start + _CHUNK]]
         flat = np.ptp(chunk, axis=(1, 2)) <= _FLAT * np.abs(chunk).max(axis=(1, 2))
         fine = _upsample(chunk)
-        reachable = [_reach(some, chunk.shape[1:], centers) for some in corners]
-        rows += map(_score, chunk, fine, flat, _predict_boxes(fine, flat), corners, reachable)
+        rows += map(_score, chunk, fine, flat, _predict_boxes(fine, flat), corners, itertools.repeat(centers))
     scores = pd.DataFrame(rows, columns=list(_SCORES), dtype="float64")
     return pd.concat([findings[["image", "patient_id", "pathology"]].reset_index(drop=True), scores], axis=1)
 
@@ -247,9 +248,7 @@ def _predict_boxes(fine, flat):
 
 
 def _reach(corners, shape, centers):
-    """Finds whether some cell's center lies in a box; of interpolated maps of this shape, to half a pixel."""
-    if centers is None:
-        return _contain(corners, shape).any()
+    """Finds whether a center lies in one of the boxes, to half a pixel of the (h, w) map."""
     inside = []
     for axis, size in ((1, shape[0]), (0, shape[1])):
         low, high = corners[:, axis, None] - 0.5 / size, corners[:, axis + 2, None] + 0.5 / size
@@ -257,9 +256,10 @@ def _reach(corners, shape, centers):
     return (inside[0] & inside[1]).any()
 
 
-def _score(heat, fine, flat, predicted, corners, reachable):
+def _score(heat, fine, flat, predicted, corners, centers):
     """Computes one map's figures, in the order of `_SCORES`."""
     cover, hit = _cover(corners, fine.shape), _contain(corners, heat.shape)
+    reachable = hit.any() if centers is None else _reach(corners, heat.shape, centers)
     area, positive = cover.mean(), np.maximum(fine, 0)
     # The maximum of a bilinear interpolation lies at a center of the map's own cells: no search on the fine grid.
     pointing = area if flat else hit[heat == heat.max()].mean()
