@@ -218,7 +218,7 @@ def test_the_index_says_of_every_kind_of_file_what_pillow_says(make_images, tmp_
     assert packed.excluded == [
         {
             "image": rows["image"].iloc[-1],
-            "reason": "a JPEG in CMYK, the colors of printing, which no radiograph has: save it in gray",
+            "reason": "a JPEG in CMYK, the colors of printing, which no radiograph has; save it in gray",
         }
     ]
     with pytest.raises(ImageError):
