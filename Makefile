@@ -3,10 +3,10 @@
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11; do \
 	$$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name && exit; done; echo python3)
 PINS ?=
-DATA_DIR ?= data/phantom
+DATA_DIR ?=
 PREDICTIONS ?=
 RUN_DIR ?=
-PROFILE ?= quick
+PROFILE ?=
 SET ?=
 SEEDS ?= 5
 SIZE ?= small
@@ -41,32 +41,33 @@ takes-serve := RUN_DIR PORT
 takes-demo := RUN_DIR
 takes-tpu-check := SIZE
 takes-publish-check := RUN_DIR
+takes-publish := RUN_DIR NAME
 takes-address := REPOSITORY
 goals := $(or $(MAKECMDGOALS),run)
 takes := $(foreach goal,$(goals),$(takes-$(goal)))
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(takes) ENV PINS RUNTIME KERAS_% TF_% PYTHON% SHELL MAKE%,$(given))
-is-setting = $(and $(filter SET,$(takes)),$(filter-out PREDICTIONS,$(1)),$(shell grep -ls '"$(1) = ' notebooks/*.ipynb))
+is-setting = $(and $(filter SET,$(takes)),$(filter-out PREDICTIONS,$(1)),$(shell grep -s '"$(1)"' notebooks/helpers/runtime/settings.py))
 settings := $(foreach name,$(unknown),$(if $(call is-setting,$(name)),$(name)))
 $(if $(unknown),$(error `make $(goals)` takes $(or $(strip $(takes)),no variable), not $(unknown). $(if $(settings),Settings of \
 	notebooks go into SET="$(foreach name,$(settings),$(name)=$($(name)))". )Variables of the environment go before `make`))
 
-.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results pins bench serve demo tpu-check publish-check address clean
+.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results pins bench serve demo tpu-check publish-check publish address clean
 
 run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]
-	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
+	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
 
 prepare: $(ENV)/run  ## notebook 1 alone, also a part of its packing on each of several hosts: make prepare [DATA_DIR=...] [PROFILE=full|best] [SET="PART=3/8"]
-	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
+	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
 
 seeds: $(ENV)/run  ## trains several seeds, or resumes; mean, spread, their average: make seeds [SEEDS=5] [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="VIEWS=25"]
-	$(VENV)/python scripts/train_seeds.py --seeds $(SEEDS) --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set $(SET)
+	$(VENV)/python scripts/train_seeds.py --seeds $(SEEDS) --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
 
 evaluate: $(ENV)/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
-	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
+	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
 
 xvision: $(ENV)/run  ## notebook 6 alone: make xvision [SOURCE=jsrt SOURCE_DIR=folder] [RUN_DIR=...] [PROFILE=full] [SET="BACKBONES=VGG16"]
-	$(VENV)/python scripts/run_notebooks.py --only 06_xvision_vgg16_nodules --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile $(PROFILE) --set "SOURCE=$(SOURCE)" "SOURCE_DIR=$(SOURCE_DIR)" $(SET)
+	$(VENV)/python scripts/run_notebooks.py --only 06_xvision_vgg16_nodules --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "SOURCE=$(SOURCE)" "SOURCE_DIR=$(SOURCE_DIR)" $(SET)
 
 predict: $(ENV)/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
 	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
@@ -106,6 +107,11 @@ tpu-check: $(ENV)/dev $(ENV)/tpu/ready  ## does training start on a TPU? Answere
 
 publish-check: $(ENV)/run  ## gathers RUN_DIR/hub for the Hugging Face Hub and says what it lacks; uploads nothing: make publish-check [RUN_DIR=...]
 	$(VENV)/python scripts/publish_check.py --run-dir "$(RUN_DIR)"
+
+publish: $(ENV)/run  ## the same, and uploads it with your own token, if it is complete: make publish NAME=your_name/model [RUN_DIR=...]
+	@test -n "$(NAME)" || { echo "make publish needs NAME=your_name/model, the model on the Hugging Face Hub"; exit 1; }
+	$(call install,$(VENV)) huggingface_hub
+	$(VENV)/python scripts/publish_check.py --run-dir "$(RUN_DIR)" --upload "$(NAME)"
 
 address: $(ENV)/run  ## after forking: make address REPOSITORY=https://github.com/you/fork
 	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"

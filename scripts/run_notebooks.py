@@ -1,7 +1,7 @@
 """Executes the notebooks in order, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
 
 Usage: run_notebooks.py [--only NOTEBOOK ...] [--data-dir DIR] [--run-dir DIR] [--profile quick|full|best]
-    [--set NAME=VALUE ...]
+    [--set NAME=VALUE ...] [--end-with-parent]
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -27,20 +28,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 from helpers.runtime import (
+    MACHINE,
+    NOTEBOOKS,
     SETTINGS,
+    SHARED,
     check_setting,
     check_settings,
     copy_file,
     is_remote,
     lock_folder,
     read_csv,
+    recall_shared,
     resolve_path,
 )
 
-NOTEBOOKS = [
-    *("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"),
-    "06_xvision_vgg16_nodules",
-]
+FORM = {"DATA", "KEEP_IN", "HOURS_LEFT", "SET"}  # of notebook 00 alone
 OPTIONS = {"DATA_DIR": "--data-dir", "RUN_DIR": "--run-dir", "PROFILE": "--profile", "RUNTIME": "the environment"}
 
 
@@ -59,15 +61,17 @@ def parse_arguments():
     parser.add_argument(
         "--only", nargs="+", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute these, in their order"
     )
+    parser.add_argument("--end-with-parent", action="store_true", help="end when the standard input is closed")
     add_options(parser, "where results go (default: models/densenet121, or models/<name of PREDICTIONS>)")
     return parser.parse_args()
 
 
 def add_options(parser, run_dir):
     """Adds the options of study, folder, profile and settings to a parser; `run_dir` explains the folder."""
-    parser.add_argument("--data-dir", default="data/phantom", help="study in NIH layout (default: the synthetic one)")
+    recalled = "default: that of the run, if it is not new, else"
+    parser.add_argument("--data-dir", default="", help=f"study in NIH layout ({recalled} the synthetic one)")
     parser.add_argument("--run-dir", default="", help=run_dir)
-    parser.add_argument("--profile", default="quick", choices=["quick", "full", "best"])
+    parser.add_argument("--profile", default="", metavar="quick|full|best", help=f"{recalled} quick")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the notebooks")
 
 
@@ -84,21 +88,31 @@ def kernel_messages_to(path):
             os.close(own)
 
 
-def read_settings(arguments):
-    """Returns the settings on the command line, converted and checked; exits where one is unknown or wrong."""
-    settings = {"VERBOSE": 2} | dict(map(parse_setting, arguments.set))
-    settings |= {"DATA_DIR": arguments.data_dir, "PROFILE": arguments.profile}
+def read_settings(arguments, run_dir):
+    """Returns the settings on the command line, converted and checked; exits where one is unknown or wrong.
+
+    Of the settings that notebooks share, those that are not given are the ones that the run in RUN_DIR has recorded.
+    """
+    settings = {"VERBOSE": 2, "RUN_DIR": run_dir} | dict(map(parse_setting, arguments.set))
+    given = {"DATA_DIR": arguments.data_dir, "PROFILE": arguments.profile}
+    settings |= {name: value for name, value in given.items() if value}
     try:
         check_setting("RUNTIME", os.environ.get("RUNTIME") or "auto")
-        return check_settings(settings)
+        settings = check_settings(settings)
+        recalled, source = call(recall_shared, resolve_path(run_dir), settings)
+        settings = check_settings(SHARED | recalled | settings)
     except ValueError as error:
         sys.exit(str(error))
+    if recalled:
+        words = ", ".join(f"{name}={value}" for name, value in recalled.items())
+        print(f"{words}, as in {resolve_path(run_dir) / source}", flush=True)
+    return settings
 
 
 def parse_setting(pair):
     """Returns name and value of "NAME=VALUE", where a string or a list may be written as in Python."""
     name, sign, text = pair.partition("=")
-    known = SETTINGS.keys() - OPTIONS.keys()
+    known = SETTINGS.keys() - OPTIONS.keys() - FORM
     if name in OPTIONS:
         sys.exit(f"{pair}: expected not in SET, but as `make run {pair}`, or by {OPTIONS[name]}.")
     if not sign:
@@ -114,10 +128,11 @@ def parse_setting(pair):
 
 
 def read_parameters(notebook):
-    """Returns the settings of a notebook with their values there; those that differ by profile are dicts."""
+    """Returns the settings of a notebook, also the shared ones; those that differ by profile are dicts."""
     cells = json.loads(find_notebook(notebook).read_text(encoding="utf-8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    own = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    return SHARED | MACHINE | own
 
 
 def find_notebook(name):
@@ -292,18 +307,26 @@ def show_results(run_dir):
     print("Research only, not for clinical use.")
 
 
+def end_with_parent():
+    """Waits until the process that started this one has ended, then interrupts this one."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def main():
     """Runs the notebooks, then shows the results."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a progress bar should not fill the executed notebook
-    settings = read_settings(arguments)
-    settings["RUN_DIR"] = arguments.run_dir or f"models/{Path(settings.get('PREDICTIONS') or 'densenet121').stem}"
+    predictions = dict(map(parse_setting, arguments.set)).get("PREDICTIONS")
+    settings = read_settings(arguments, arguments.run_dir or f"models/{Path(predictions or 'densenet121').stem}")
     run_dir = resolve_path(settings["RUN_DIR"])
     if not arguments.only and (settings.get("PREDICTIONS") or settings.get("MODELS") or settings.get("VIEWS", 1) > 1):
         sys.exit(
             "PREDICTIONS, MODELS and VIEWS go with `make evaluate` and another RUN_DIR: a run measures its own model."
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
+    if arguments.end_with_parent:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
         try:
             execute_into(run_dir / "executed", name, settings)
@@ -312,7 +335,9 @@ def main():
         if name == NOTEBOOKS[0] and settings.get("PART"):  # it has printed what to do next
             return
         if name == "02_train_densenet121" and (pause := call(read_pause, run_dir)):
-            sys.exit(f"\n{pause}")
+            if not arguments.end_with_parent:
+                sys.exit(f"\n{pause}")
+            print(pause, flush=True)  # notebook 00 exports what there is
     if not arguments.only:
         call(show_results, run_dir)
     elif "03_evaluate" in arguments.only:

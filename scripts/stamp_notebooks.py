@@ -30,8 +30,9 @@ if not Path("helpers").is_dir():  # Colab and Kaggle open a notebook without its
     if "/OWNER/" in REPOSITORY:
         raise RuntimeError("Set REPOSITORY to the address that you opened this notebook from.")
     clone = Path(REPOSITORY.rsplit("/", 1)[1])
-    if not clone.is_dir():
-        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(clone)], check=True)
+    command = ["git", "clone", "--depth=1", REPOSITORY, str(clone)]
+    if not clone.is_dir() and subprocess.run(command).returncode:
+        raise RuntimeError("git could not fetch it. On Kaggle: Settings > Internet on. Then run this cell again.")
     os.chdir(clone / "notebooks")
 sys.path.insert(0, os.getcwd())
 from helpers.runtime import prepare_runtime  # chooses the Keras backend, so it comes before any import of Keras
@@ -64,7 +65,7 @@ def stamp(name, notebook, address):
     for number, cell in enumerate(notebook["cells"]):
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            text = BADGES.sub(_badges(name, address, executed=True), text)
+            text = BADGES.sub(_badges(name, address, executed=name[:2] != "00"), text)
             cell = {"cell_type": "markdown", "metadata": {}, "source": text}
         else:
             text = FETCH.format(address=address) if text.startswith(("# <fetch>", FETCH[:40])) else text
@@ -90,7 +91,7 @@ def main():
         sys.exit(f"{new} is no address of the form https://github.com/owner/name")
     wanted = {CITATION: CITATION.read_text().replace(old, new)}
     readme = ROOT / "README.md"
-    wanted[readme] = BADGES.sub(_badges("01_prepare_data.ipynb", new), readme.read_text().replace(old, new))
+    wanted[readme] = BADGES.sub(_badges("00_run_everything.ipynb", new), readme.read_text().replace(old, new))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = stamp(path.name, json.loads(path.read_text()), new)
         wanted[path] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

@@ -213,12 +213,12 @@ def main():
     """Runs what is left to run, then reports."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a progress bar should not fill the executed notebook
-    settings = read_settings(arguments)
+    settings = read_settings(arguments, arguments.run_dir or "models/seeds")
     for name in REFUSED.keys() & settings.keys():
         sys.exit(f"{name} is no setting of `make seeds`: {REFUSED[name]}.")
     if arguments.seeds < 1:
         sys.exit(f"SEEDS is {arguments.seeds}; it must be at least 1.")
-    run_dir = resolve_path(arguments.run_dir or "models/seeds")
+    run_dir = resolve_path(settings.pop("RUN_DIR"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
     try:
         average = train_seeds(run_dir, arguments.seeds, dict(settings))

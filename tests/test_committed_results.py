@@ -16,7 +16,7 @@ sys.path += [str(ROOT / "scripts"), str(ROOT / "benchmarks" / "workers")]
 from renew_page import replace_between  # noqa: E402
 from renew_results import MAX_WIDTH, QUICK_RUN, draw_benchmark_pages, draw_pages  # noqa: E402
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-9]*.ipynb"))  # notebook 00 shows the figures of the others
 PAGES = draw_pages()
 RENEW = "`make run` and `make results` renew it"
 

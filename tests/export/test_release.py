@@ -2,16 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from hub_server import serve_hub
 from made_run import make_run, write_json
+from PIL import Image
 
 from helpers.export import check_release, gather_release
 from helpers.export.release import REQUIRED
 from helpers.runtime.settings import ROOT
+from helpers.study import PATHOLOGIES
 
 sys.path.append(str(ROOT / "scripts"))
 
@@ -186,3 +193,67 @@ def test_the_command_shows_how_to_upload_a_complete_release(command, tmp_path, m
 def test_the_command_names_the_notebook_for_an_empty_run(command, tmp_path):
     code, _ = command("--run-dir", tmp_path)
     assert "Run 02_train_densenet121" in code and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def complete_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.export.model_card.find_address", lambda: "https://github.com/ada/radiographs")
+    return make_run(tmp_path / "run")
+
+
+def test_the_zip_is_the_release(command, complete_run):
+    code, printed = command("--run-dir", complete_run, "--zip")
+    with zipfile.ZipFile(complete_run / "model.zip") as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    hub = complete_run / "hub"
+    assert code == 0 and files == {
+        path.relative_to(hub).as_posix(): path.read_bytes() for path in hub.rglob("*") if path.is_file()
+    }
+    assert f"{complete_run / 'model.zip'}" in printed and not list(complete_run.glob("part-*"))
+
+
+def upload(server, token, run_dir):
+    """Uploads as `make publish` does, in a process of its own, as the client reads the address when it is imported."""
+    script = [sys.executable, "-c", UPLOAD, str(ROOT / "scripts"), "--run-dir", str(run_dir), "--upload", "ada/model"]
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return subprocess.run(script, capture_output=True, text=True, env=environment)
+
+
+UPLOAD = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import publish_check, helpers.export.model_card as card
+card.find_address = lambda: "https://github.com/ada/radiographs"
+publish_check.main()
+"""
+
+
+@pytest.mark.slow
+def test_the_release_is_uploaded_with_the_users_token_and_nothing_else_is(complete_run):
+    with serve_hub("good") as server:
+        refused = upload(server, "wrong", complete_run)
+        assert (
+            refused.returncode == 1 and "refuses the upload to ada/model (401). Get a token that may" in refused.stderr
+        )
+        assert not server.files and "Traceback" not in refused.stderr
+        done = upload(server, "good", complete_run)
+        assert done.returncode == 0 and f"Uploaded: {server.url}/ada/model" in done.stdout, done.stderr
+        hub = complete_run / "hub"
+        sent = {path.relative_to(hub).as_posix(): path.read_bytes() for path in hub.rglob("*") if path.is_file()}
+        assert server.files == sent
+        (complete_run / "exports" / "model.onnx").unlink()
+        server.files.clear()
+        assert upload(server, "good", complete_run).returncode == 1 and not server.files, "it is not complete"
+
+
+def test_the_lines_of_the_readme_classify_an_image_and_draw_a_heatmap(tiny_run, tmp_path, capsys, monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert lines.count("\n") <= 14
+    Image.fromarray(np.arange(6400, dtype=np.uint8).reshape(80, 80)).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("agg")
+    exec(lines.replace('"models/densenet121"', repr(str(tiny_run))), {})
+    assert any(name in capsys.readouterr().out for name in PATHOLOGIES)
+    assert np.std(np.asarray(Image.open("heatmap.png").convert("RGB")), axis=(0, 1)).min() > 5
+    plt.close("all")

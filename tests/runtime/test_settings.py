@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from helpers.packing import resolve_paths
-from helpers.runtime import check_setting, check_settings, resolve_path, write_json
+from helpers.runtime import MACHINE, SHARED, check_setting, check_settings, resolve_path, write_json
 from helpers.runtime.settings import ROOT, SETTINGS
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -31,17 +31,15 @@ def list_values(value):
 
 
 def test_every_setting_of_a_notebook_is_in_the_table_with_its_type_and_choices():
-    seen = {"RUNTIME"}
+    seen = {"RUNTIME", *SHARED, *MACHINE}
     for notebook, name, default, choices in list_parameters():
         kind, allowed = SETTINGS[name]
         seen.add(name)
-        for value in list_values(default):
+        for value in list_values(default) if (name, default) != ("RUN_DIR", "") else ():  # `share_settings` finds one
             checked = check_setting(name, value)
             assert checked == value or isinstance(kind, list), f"{notebook}: {name}"
             assert isinstance(value, bool) == (kind is bool) and isinstance(value, float) == (kind is float), name
-        if choices and notebook[:2] == "06" and name == "SPLIT":
-            assert set(choices) < set(allowed)  # ChestMNIST has no nodules
-        elif choices:
+        if choices:
             assert choices == list(allowed), f"{notebook}: {name}"
     assert seen == SETTINGS.keys()
 
@@ -62,9 +60,9 @@ def test_notebooks_check_their_settings_before_anything_else():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         number = next(n for n, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
-        assert re.match(
-            r"globals\(\)\.update\((settings := )?check_settings\(globals\(\)\)\)\n", cells[number + 1]["source"][0]
-        )
+        lines = cells[number + 1]["source"][:2]
+        first = lines[lines[0] == "settings, taken = share_settings(globals())\n"]
+        assert re.match(r"globals\(\)\.update\((settings|(settings := )?check_settings\(globals\(\)\))\)\n", first)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +135,7 @@ def test_settings_take_the_value_of_profile_and_recipe():
             ["--set", "PROFILE=full"],
             "PROFILE=full: expected not in SET, but as `make run PROFILE=full`, or by --profile.",
         ),
-        (["--data-dir", ""], "DATA_DIR is ''; expected a path."),
+        (["--profile", "fast"], "PROFILE is 'fast'; expected one of quick, full, best."),
     ],
 )
 def test_the_script_refuses_a_wrong_setting_before_anything_runs(arguments, message, tmp_path, monkeypatch):
@@ -159,8 +157,9 @@ def test_the_script_gives_notebooks_what_is_meant(tmp_path, monkeypatch):
         "PACKED_DIR=None",
     ]
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--set", *texts])
-    settings = run_notebooks.read_settings(run_notebooks.parse_arguments())
+    settings = run_notebooks.read_settings(run_notebooks.parse_arguments(), str(tmp_path))
     assert settings == {
+        **{"RUN_DIR": str(tmp_path), "SPLIT": "official"},
         **{
             "PROFILE": "quick",
             "DATA_DIR": "data/phantom",
@@ -172,7 +171,7 @@ def test_the_script_gives_notebooks_what_is_meant(tmp_path, monkeypatch):
     }
     monkeypatch.setenv("RUNTIME", "tpu")
     with pytest.raises(SystemExit, match="RUNTIME is 'tpu'; expected one of auto, tf-tpu, jax, gpu, cpu"):
-        run_notebooks.read_settings(run_notebooks.parse_arguments())
+        run_notebooks.read_settings(run_notebooks.parse_arguments(), str(tmp_path))
 
 
 def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path):

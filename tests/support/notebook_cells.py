@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from helpers.runtime import accelerator
+from helpers.runtime import MACHINE, SHARED, accelerator
 from helpers.runtime.settings import ROOT
 
 
@@ -82,7 +82,7 @@ def run_cells(name, settings, *, draw=True, until=None):
                     raise RuntimeError(end.code) from end
                 break
             if "parameters" in cell["metadata"].get("tags", []):
-                names |= {key: value for key, value in settings.items() if key in names}
+                names |= {key: value for key, value in settings.items() if key in {*names, *SHARED, *MACHINE}}
             if until and until in source:
                 break
     return names

@@ -17,4 +17,6 @@ from .files import (
     write_csv,
     write_text,
 )
+from .session import NOTEBOOKS, Session
 from .settings import SETTINGS, check_setting, check_settings, read_json, resolve_path, save_figure, write_json
+from .shared import MACHINE, SHARED, hours_left, recall_shared, record_shared, share_settings

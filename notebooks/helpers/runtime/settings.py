@@ -58,6 +58,10 @@ SETTINGS = {
     "SOURCE": (str, ("phantom", "openi", "jsrt", "nih")),
     "PROJECTIONS": (str, ("frontal", "both")),
     "DTYPE": (str, ("float16", "float32")),
+    "DATA": (str, ("synthetic", "ChestMNIST", "one NIH archive", "attached", "all of NIH")),
+    "KEEP_IN": (str, ("this machine", "Drive", "Kaggle output")),
+    "HOURS_LEFT": (float, "[0, inf)"),
+    "SET": (str, None),
 }
 _KINDS = {
     bool: "True or False",

@@ -1,0 +1,251 @@
+"""Runs all notebooks in one session, for notebook 00: each in a process of its own, with its figures as they come.
+
+`scripts/run_notebooks.py` executes each notebook, as for `make run`. This process never holds the TPU, which belongs to
+one process at a time.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .files import copy_file
+from .packages import find_version, install
+from .settings import ROOT, read_json, resolve_path, write_json
+from .shared import ATTACHED, PLACES, SHARED, find_attached_packed, hours_left, restore_attached
+
+NOTEBOOKS = (
+    *("01_prepare_data", "02_train_densenet121", "03_evaluate", "04_explain", "05_export_and_predict"),
+    "06_xvision_vgg16_nodules",
+)
+PREPARE, TRAIN, *_, LAST = NOTEBOOKS
+SOURCES = {  # what notebook 00 offers: settings of notebook 1, images in all
+    "synthetic": ({"DATA_DIR": "data/phantom"}, 1_800),
+    "ChestMNIST": ({"DATA_DIR": "data/chestmnist", "FETCH": "chestmnist", "SPLIT": "chestmnist"}, 112_120),
+    "one NIH archive": ({"DATA_DIR": "data/nih-archive-1", "FETCH": "nih_box", "ARCHIVES": "1"}, 4_999),
+    "attached": ({"DATA_DIR": "data/attached", "FETCH": "kaggle"}, 112_120),
+    "all of NIH": ({"DATA_DIR": "data/nih", "FETCH": "nih_box"}, 112_120),
+}
+IMAGE_BYTES = {"quick": 88**2, "full": 256**2, "best": 608**2 // 2}  # of a packed image
+RUN_BYTES = 600_000_000  # of everything else in a run's folder, see models/README.md
+KAGGLE_BYTES = 20_000_000_000  # that Kaggle keeps of /kaggle/working
+REMEDY = {
+    "this machine": "Free some space, or choose another profile.",
+    "Drive": "On Colab, run this cell again and allow the access to Drive; free some space there if it is full.",
+    "Kaggle output": "On Kaggle, choose a smaller profile or fewer images; elsewhere choose KEEP_IN = “this machine”.",
+}
+FREE = ("TIME_BUDGET", "VERBOSE", "RUN_DIR", "PACKED_DIR")  # a notebook that was run with others is done all the same
+
+
+class Session:
+    """The six notebooks on one study, in one run folder that later sessions find again.
+
+    Args:
+        source: one of `SOURCES`.
+        profile: "quick", "full" or "best".
+        keep_in: one of `PLACES`, where the run's folder and the packed images stay.
+        hours: hours that the session has left; 0 for what Kaggle's limit leaves, elsewhere no limit.
+        more: settings of the notebooks as in `make run SET="EPOCHS=3"`, with spaces between them.
+        runtime: name of the runtime that was chosen, for all notebooks.
+        places: dict like `PLACES`.
+        attached: folder below which the output of earlier sessions is attached.
+
+    Attributes:
+        run_dir: path of the run's folder.
+        settings: dict of the notebooks' settings.
+        stop_at: time, as of `time.time()`, at which the session ends; None without a limit.
+
+    Raises:
+        FileNotFoundError: there is no such place on this machine.
+        OSError: the place has too little space.
+    """
+
+    def __init__(self, source, profile, keep_in, hours=0.0, more="", runtime="auto", places=PLACES, attached=ATTACHED):
+        place, name = Path(places[keep_in]), f"{source.replace(' ', '-').lower()}-{profile}"
+        chosen, n_images = SOURCES[source]
+        if not place.parent.is_dir():
+            raise FileNotFoundError(f"KEEP_IN = “{keep_in}”: there is no {place.parent} here. {REMEDY[keep_in]}")
+        self.run_dir, self.kept = place / name, place / "packed" / name
+        if not self.run_dir.exists():
+            restore_attached(place, attached, name)
+        packed = self.kept
+        if keep_in == "Drive":  # slow to read from in every epoch
+            packed = ROOT / "data" / "packed" / name
+        elif not (packed / "manifest.json").exists() and (found := find_attached_packed(name, attached)):
+            packed = Path(found)
+        self._check_space(keep_in, n_images * IMAGE_BYTES[profile], packed)
+        self.settings = SHARED | chosen | {"PROFILE": profile, "RUN_DIR": str(self.run_dir), "PACKED_DIR": str(packed)}
+        if keep_in == "Kaggle output":  # what is not to be kept
+            self.settings["DATA_DIR"] = f"/kaggle/tmp/{Path(chosen['DATA_DIR']).name}"
+        self.settings |= dict(pair.partition("=")[::2] for pair in more.split())
+        hours = hours or hours_left()
+        self.stop_at = time.time() + 3600 * hours if hours else None
+        self.runtime = runtime
+        self._record = self.run_dir / "session.json"
+
+    def _check_space(self, keep_in, image_bytes, packed):
+        if (packed / "manifest.json").exists():
+            return
+        place = self.run_dir.parent
+        disk = shutil.disk_usage(place if place.exists() else place.parent)
+        free = min(disk.free, KAGGLE_BYTES) if keep_in == "Kaggle output" else disk.free
+        if free < image_bytes + RUN_BYTES:
+            raise OSError(
+                f"{place} has {free / 1e9:.1f} GB free, and packed images and results take about "
+                f"{(image_bytes + RUN_BYTES) / 1e9:.1f}. {REMEDY[keep_in]}"
+            )
+
+    def list_states(self):
+        """Returns a dict notebook -> "done", "to resume" or "to do", in their order, and the seconds that it took."""
+        states, is_current = {}, True
+        for name in NOTEBOOKS:
+            is_current = is_current and self._is_done(name)
+            begun = name == TRAIN and (self.run_dir / "state" / "state.bin").exists()
+            state = "done" if is_current else "to resume" if begun else "to do"
+            states[name] = state, self._read_record().get(name, {}).get("seconds")
+        return states
+
+    def _is_done(self, name):
+        record = self._read_record().get(name, {})
+        if record.get("settings") != self._list_fixed():
+            return False
+        if name == PREPARE:
+            return any((Path(place) / "manifest.json").exists() for place in (self.settings["PACKED_DIR"], self.kept))
+        return name != TRAIN or not self.find_pause()
+
+    def _list_fixed(self):
+        return {name: value for name, value in self.settings.items() if name not in FREE}
+
+    def _read_record(self):
+        return read_json(self._record) if self._record.exists() else {}
+
+    def find_pause(self):
+        """Returns why training stopped before its end; "" where it did not, or has not begun."""
+        path = self.run_dir / "run.json"
+        return read_json(path).get("pause", "") if path.exists() else ""
+
+    def count_hours(self):
+        """Returns the hours that are left; None without a limit."""
+        return None if self.stop_at is None else (self.stop_at - time.time()) / 3600
+
+    def run(self, name):
+        """Executes a notebook, or resumes it; ends early only if the notebook does.
+
+        Args:
+            name: one of `NOTEBOOKS`.
+
+        Yields:
+            Tuple (seconds since the start, the last line that the notebook printed, list of its new figures as bytes of
+            PNG), about every second.
+
+        Raises:
+            RuntimeError: the notebook failed; says in which cell and why.
+        """
+        if not find_version("papermill"):
+            install(["papermill>=2.6", "ipykernel>=6.29"])
+        before = NOTEBOOKS[: NOTEBOOKS.index(name)]  # what follows is of other results
+        write_json(self._record, {key: value for key, value in self._read_record().items() if key in before})
+        settings, packed = dict(self.settings), resolve_path(self.settings["PACKED_DIR"])
+        if name == TRAIN and self.stop_at:
+            left = self.count_hours()
+            settings["TIME_BUDGET"] = round(max(0.01, left - min(0.5, 0.25 * left)), 3)  # the rest is for 03 to 05
+        if packed != self.kept and (self.kept / "manifest.json").exists():
+            copy_packed(self.kept, packed)
+        started = time.monotonic()
+        yield from follow(self._command(name, settings), self.run_dir / "executed" / name, self.runtime)
+        if name == PREPARE and packed != self.kept and not str(packed).startswith(ATTACHED):
+            copy_packed(packed, self.kept)
+        done = {"settings": self._list_fixed(), "seconds": round(time.monotonic() - started)}
+        write_json(self._record, self._read_record() | {name: done})
+
+    def _command(self, name, settings):
+        given = {"--data-dir": settings.pop("DATA_DIR"), "--run-dir": settings.pop("RUN_DIR")}
+        given["--profile"] = settings.pop("PROFILE")
+        command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--only", name, "--end-with-parent"]
+        return [*command, *(word for pair in given.items() for word in pair), "--set", *map("=".join, _texts(settings))]
+
+
+def _texts(settings):
+    return [(name, str(value)) for name, value in settings.items()]
+
+
+def copy_packed(source, target):
+    """Copies a packed study, the manifest last, without the files that are there with the same size."""
+    files = sorted(
+        (path for path in Path(source).rglob("*") if path.is_file()), key=lambda p: p.name == "manifest.json"
+    )
+    for path in files:
+        copy = Path(target) / path.relative_to(source)
+        if path.name == "manifest.json" or not copy.exists() or copy.stat().st_size != path.stat().st_size:
+            copy_file(path, copy)
+
+
+def follow(command, copy, runtime="auto"):
+    """Runs a command that executes a notebook, and reports on it while it runs.
+
+    If the loop over it ends early, also by an interrupt, the command is interrupted, and waited for: it may be writing
+    a checkpoint. If this process is killed, the command ends by itself, as its standard input is closed.
+
+    Args:
+        command: list of words.
+        copy: path of the executed notebook without its ending, which is `.running.ipynb` while it runs.
+        runtime: name of the runtime for it.
+
+    Yields:
+        As `Session.run`.
+
+    Raises:
+        RuntimeError: the command failed, with its last lines.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "RUNTIME": runtime, "TQDM_MININTERVAL": "5"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, start_new_session=True)
+    lines, shown, printed, started = queue.Queue(), set(), [""], time.time()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    try:
+        running = True
+        while running:
+            running = process.poll() is None
+            with contextlib.suppress(queue.Empty):
+                printed.append(lines.get(timeout=1 if running else 0.2).rstrip())
+                while True:
+                    printed.append(lines.get_nowait().rstrip())
+            printed = [line for line in printed if line.strip()][-20:] or [""]
+            yield time.time() - started, printed[-1], list(_list_new_figures(copy, started, shown))
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.stdin.close()
+    if process.returncode:
+        raise RuntimeError("\n".join(printed[-4:]))
+
+
+def _list_new_figures(copy, since, shown):
+    """Yields the figures in an executed notebook that are not in the set `shown` yet."""
+    for ending in (".running.ipynb", ".ipynb", ".failed.ipynb"):
+        path = copy.with_name(copy.name + ending)
+        try:
+            if path.stat().st_mtime < since:  # of an earlier attempt
+                continue
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        except (OSError, ValueError):  # not there, or just being written
+            continue
+        for place, cell in enumerate(cells):
+            for number, output in enumerate(cell.get("outputs", ())):
+                png = output.get("data", {}).get("image/png")
+                if png and (place, number) not in shown:
+                    shown.add((place, number))
+                    yield base64.b64decode("".join(png))
+        return

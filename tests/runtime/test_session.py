@@ -1,0 +1,169 @@
+"""Notebook 00: all notebooks in one session, resumed on the next day, on the machine, on Drive and on Kaggle."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from notebook_cells import run_cells
+
+from helpers.runtime import NOTEBOOKS, Session, session
+from helpers.runtime.session import PLACES, SOURCES
+from helpers.runtime.settings import ROOT, SETTINGS, resolve_path
+
+MADE = ROOT / "tests" / "support" / "made_notebook.py"
+
+
+def make_command(self, name, settings):
+    given = [f"{key}={value}" for key, value in settings.items()]
+    return [sys.executable, MADE, name, self.run_dir, resolve_path(settings["PACKED_DIR"]), *given]
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Places of a machine with Drive and Kaggle's folder; notebooks are stood in for."""
+    monkeypatch.setattr(Session, "_command", make_command)
+    monkeypatch.setattr(session, "ROOT", tmp_path / "clone")
+    for name in ("machine", "drive", "kaggle"):
+        (tmp_path / name).mkdir()
+    return dict(zip(PLACES, (tmp_path / name / "runs" for name in ("machine", "drive", "kaggle")), strict=True))
+
+
+@pytest.fixture
+def start(places, tmp_path):
+    """A function that starts a session on the synthetic study."""
+
+    def start(keep_in="this machine", profile="quick", **options):
+        return Session("synthetic", profile, keep_in, places=places, attached=tmp_path / "input", **options)
+
+    return start
+
+
+def run_all(session):
+    """Runs what is not done, as notebook 00 does; returns the number of figures of each notebook that ran."""
+    figures = {}
+    for name, (state, _) in session.list_states().items():
+        if state != "done" and not (name == NOTEBOOKS[-1] and session.find_pause()):
+            figures[name] = sum(len(new) for _, _, new in session.run(name))
+    return figures
+
+
+def test_the_form_offers_what_there_is():
+    assert SETTINGS["DATA"][1] == tuple(SOURCES) and SETTINGS["KEEP_IN"][1] == tuple(PLACES)
+    assert all(f"{name}.ipynb" in {path.name for path in (ROOT / "notebooks").iterdir()} for name in NOTEBOOKS)
+
+
+def test_what_is_pushed_to_kaggle_is_this_notebook_under_the_name_that_its_title_gives():
+    pushed = json.loads((ROOT / "notebooks" / "kernel-metadata.json").read_text())
+    assert (ROOT / "notebooks" / pushed["code_file"]).exists() and pushed["enable_internet"] and pushed["enable_tpu"]
+    assert pushed["id"].split("/")[1] == re.sub(r"\W+", "-", pushed["title"].lower())
+
+
+def test_every_notebook_runs_once_with_its_figures_and_other_settings_run_all_again(start):
+    assert run_all(start()) == dict.fromkeys(NOTEBOOKS, 3)
+    assert {state for state, _ in start().list_states().values()} == {"done"} and run_all(start()) == {}
+    assert start(more="EPOCHS=3").list_states()[NOTEBOOKS[0]][0] == "to do"
+    assert start(hours=1.0).list_states()[NOTEBOOKS[-1]][0] == "done"  # the time that is left changes no result
+
+
+def test_a_paused_training_is_exported_and_all_that_follows_runs_again_once_it_has_ended(start):
+    first = start(hours=2.0)
+    assert list(run_all(first)) == list(NOTEBOOKS[:5]) and first.find_pause() == "Training paused."
+    budget = float((first.run_dir / "executions.txt").read_text().split()[2])
+    assert 1.4 < budget < 1.51  # half an hour is kept for the export
+    (first.run_dir / "state").mkdir()
+    (first.run_dir / "state" / "state.bin").touch()
+    second = start()
+    states = [state for state, _ in second.list_states().values()]
+    assert states == ["done", "to resume", *["to do"] * 4]
+    assert list(run_all(second)) == list(NOTEBOOKS[1:]) and not second.find_pause()
+    assert {state for state, _ in start().list_states().values()} == {"done"}
+
+
+def test_a_notebook_that_fails_ends_the_session_with_its_reason_and_is_not_done(start):
+    failing = start(more=f"FAIL={NOTEBOOKS[1]}")
+    with pytest.raises(RuntimeError, match="02_train_densenet121 failed in cell 3: ValueError: no"):
+        run_all(failing)
+    assert [state for state, _ in failing.list_states().values()] == ["done", *["to do"] * 5]
+
+
+def test_packed_images_are_read_from_the_machine_and_kept_on_drive(start, tmp_path, places):
+    run_all(start("Drive"))
+    kept = places["Drive"] / "packed" / "synthetic-quick"
+    assert (kept / "study" / "labels.csv").read_text() == "labels"
+    shutil.rmtree(tmp_path / "clone")  # the machine of the next day
+    (places["Drive"] / "synthetic-quick" / "run.json").unlink()
+    tomorrow = start("Drive", more="")
+    assert tomorrow.list_states()[NOTEBOOKS[0]][0] == "done"
+    list(tomorrow.run(NOTEBOOKS[1]))
+    local = tmp_path / "clone" / "data" / "packed" / "synthetic-quick"
+    assert (local / "manifest.json").exists() and (local / "study" / "labels.csv").exists()
+
+
+def test_the_attached_output_of_a_kaggle_session_is_taken_up(start, tmp_path, places):
+    run_all(start("Kaggle output"))
+    attached = tmp_path / "input" / "my-notebook"
+    shutil.move(places["Kaggle output"], attached)
+    again = start("Kaggle output")
+    assert again.settings["PACKED_DIR"] == str(attached / "packed" / "synthetic-quick")
+    assert again.settings["DATA_DIR"] == "/kaggle/tmp/phantom"
+    assert run_all(again) == {}
+
+
+def test_a_place_that_is_not_there_or_too_small_is_named_with_the_click_that_mends_it(start, places, monkeypatch):
+    with pytest.raises(OSError, match=r"has \d+\.\d GB free, and .* take about 20\d\d\.\d.*choose a smaller profile"):
+        monkeypatch.setitem(session.IMAGE_BYTES, "best", 2_000_000_000_000 // 1_800 * 2 // 2)
+        start("Kaggle output", profile="best")
+    shutil.rmtree(places["Drive"].parent)
+    with pytest.raises(FileNotFoundError, match=r"KEEP_IN = “Drive”: there is no .*allow the access to Drive"):
+        start("Drive")
+
+
+def test_an_interrupted_session_interrupts_the_notebook_and_waits_for_it(tmp_path):
+    code = (
+        "import pathlib, sys, time\n"
+        "try:\n  print('ready')\n  time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).write_text('checkpoint')"
+    )
+    run = session.follow([sys.executable, "-c", code, str(tmp_path / "state")], tmp_path / "copy")
+    while next(run)[1] != "ready":
+        pass
+    run.close()
+    assert (tmp_path / "state").read_text() == "checkpoint"
+
+
+@pytest.mark.slow
+def test_the_script_ends_when_the_session_is_killed(tmp_path):
+    code = f"import sys, threading, time; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import run_notebooks; "
+    code += "threading.Thread(target=run_notebooks.end_with_parent, daemon=True).start(); print('ready', flush=True); "
+    code += "time.sleep(60)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    assert process.stdout.readline() == b"ready\n"
+    process.stdin.close()  # as the kernel does when the process on the other side is gone
+    assert process.wait(30) == -signal.SIGINT and b"KeyboardInterrupt" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_the_results_and_repeats_nothing(places, monkeypatch, capsys):
+    monkeypatch.setattr(Session.__init__, "__defaults__", (*Session.__init__.__defaults__[:3], places, "/nothing"))
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *items, **_: shown.append(items) or Line())
+    for done in (False, True):
+        names = run_cells("00_run_everything", {"HOURS_LEFT": 0.0})
+        printed = capsys.readouterr().out
+        assert printed.count("is done already") == 6 * done and "NOT FINISHED" not in printed
+        assert "'Mass': 0.5" in printed and "model.zip" in printed
+    executions = (names["session"].run_dir / "executions.txt").read_text().split()
+    assert executions == list(NOTEBOOKS)
+    with pytest.raises(AssertionError, match=r"PROFILE = full needs a TPU or a GPU, .*Settings > Accelerator"):
+        run_cells("00_run_everything", {"PROFILE": "full"})
+
+
+class Line:
+    """Stands in for the handle of a line that is shown."""
+
+    def update(self, _):
+        """Does nothing."""
