@@ -6,6 +6,7 @@ import json
 import re
 import sys
 
+import pandas as pd
 import pytest
 from PIL import Image
 from test_layers import HELPERS
@@ -13,11 +14,22 @@ from test_layers import HELPERS
 ROOT = HELPERS.parents[1]
 sys.path += [str(ROOT / "scripts"), str(ROOT / "benchmarks" / "workers")]
 
+from page_sentences import find_sentence, gather_sentences, renew_sentences  # noqa: E402
 from renew_page import replace_between  # noqa: E402
-from renew_results import MAX_WIDTH, QUICK_RUN, draw_benchmark_pages, draw_pages  # noqa: E402
+from renew_results import (  # noqa: E402
+    BENCHMARK_BLOCKS,
+    MAX_WIDTH,
+    QUICK_RUN,
+    REFERENCE,
+    draw_benchmark_pages,
+    draw_pages,
+)
+
+from helpers.study import PATHOLOGIES  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-9]*.ipynb"))  # notebook 00 shows the figures of the others
 PAGES = draw_pages()
+SENTENCES = gather_sentences()
 RENEW = "`make run` and `make results` renew it"
 
 
@@ -57,6 +69,60 @@ def test_an_executed_copy_is_whole_and_fit_for_a_web_page(path):
 def test_what_a_page_says_is_what_the_files_hold(page, name):
     text = page.read_text()
     assert text == replace_between(text, name, PAGES[page, name]), f"{page.name}, {name}: {RENEW}"
+
+
+@pytest.mark.parametrize("name", list(SENTENCES))
+def test_the_numbers_in_a_sentence_are_those_of_the_files(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for template, values in SENTENCES[name]:
+        renewed = renew_sentences(text, [(template, values)])
+        said, is_now = (find_sentence(page, template)[0] for page in (text, renewed))
+        assert said == is_now, f"{name}: `python scripts/renew_results.py --pages-only` renews it"
+
+
+def test_only_the_values_of_a_sentence_are_renewed():
+    page = "Before, it takes 1.5 s\non an old machine: 12 %, not more.\n"
+    sentence = "takes {seconds:.2f} s on {machine}: {share:.0%}, not"
+    renewed = renew_sentences(page, [(sentence, {"seconds": 2, "machine": "a new one", "share": 0.5})])
+    assert renewed == "Before, it takes 2.00 s\non a new one: 50%, not more.\n"
+    with pytest.raises(ValueError, match="found 0 times: gives "):
+        renew_sentences(page, [("gives {share:.0%}", {"share": 1})])
+    with pytest.raises(ValueError, match="found 2 times"):
+        renew_sentences(page + page, [(sentence, {})])
+
+
+def test_every_mark_in_a_page_is_renewed():
+    drawn = {(path.resolve(), name) for path, name in PAGES} | {
+        (ROOT / "docs" / page, name) for page, name in BENCHMARK_BLOCKS
+    }
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "data" / "README.md",
+        ROOT / "models" / "README.md",
+    ]
+    found = {(path, name) for path in pages for name in re.findall(r"<!-- end of ([\w ]+) -->", path.read_text())}
+    assert found - {(ROOT / "docs" / "runtime.md", "results")} == drawn  # which scripts/check_platforms.py writes
+
+
+def test_published_values_have_their_source():
+    for name in ("means", "aucs"):
+        table = pd.read_csv(ROOT / "data" / f"published_{name}.csv", dtype=str)
+        assert table[["split", "source", "checked"]].notna().all(axis=None)
+        assert table["checked"].isin(["at the source", "in a list", "second-hand", "no"]).all()
+    by_finding = table.groupby("study")["pathology"].agg([set, "size"])
+    assert (by_finding["set"] == set(PATHOLOGIES)).all() and (by_finding["size"] == 14).all()
+    assert not table["split"].isin(["random_patients", "chestmnist"]).any(), (
+        "another's random split would be compared with ours"
+    )
+
+
+def test_the_evaluation_of_a_published_model_gives_the_published_aucs():
+    """Fourteen values that the project printed with four decimals, from the predictions that it published."""
+    said = pd.read_csv(ROOT / "data" / "published_aucs.csv").query("study.str.contains('reproduce-chexnet')")
+    ours = pd.read_csv(REFERENCE / "all" / "aucs.csv").set_index("pathology")["auc"]
+    assert len(said) == 14
+    assert (ours[said["pathology"]].to_numpy() - said["auc"].to_numpy()).__abs__().max() < 1e-4
 
 
 @pytest.mark.slow

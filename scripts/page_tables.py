@@ -1,0 +1,290 @@
+"""What the pages say of measured numbers, drawn from committed files as Markdown; renew_results.py writes it there."""
+
+FORMATS = {
+    "saved_model": "SavedModel",
+    "model.onnx": "ONNX",
+    "model.tflite": "LiteRT",
+    "model_int8.tflite": "LiteRT, int8 weights",
+}
+
+
+def draw_aucs(aucs, run):
+    """Returns what a run was and its mean AUC on the test images, as text."""
+    machine, split = run["runtime"], run["split"]
+    mean = aucs[aucs["split"].eq("test")].set_index("pathology").loc["mean"]
+    return (
+        f"Mean AUC **{mean.auc:.3f}** ({mean.auc_low:.3f} to {mean.auc_high:.3f}, 95 % interval over patients) on "
+        f"{split['films']['test']:,} test images of\n{split['patients']['test']:,} patients, after "
+        f"{run['epochs_run']} epochs from random weights on {split['films']['train']:,} images of other patients, in\n"
+        f"{run['seconds']['wall_clock'] / 60:.0f} minutes on {machine['processor']}, without a GPU; TensorFlow "
+        f"{machine['tensorflow']}, Keras {machine['keras']}. All 14 findings:"
+    )
+
+
+def draw_floors(floors):
+    """Returns what is reached without a trained network, as sentences."""
+    names = {
+        "thumbnail": "a ridge regression on 16 x 16 pixels",
+        "random network": "one on the features of an untrained network",
+        "metadata only": "age, sex, view and follow-up number",
+        "view only": "the view alone",
+    }
+    mean = floors[floors["pathology"].eq("mean")].set_index("floor")
+    found = [
+        f"{text} {mean.auc[name]:.3f} ({mean.auc_low[name]:.3f} to {mean.auc_high[name]:.3f})"
+        for name, text in names.items()
+    ]
+    by_finding = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference"].min()
+    beaten = by_finding[by_finding <= 0]
+    text = "**Floors**, the mean AUC without a trained network: " + "; ".join(found) + ". "
+    if len(beaten):
+        listed = ", ".join(name.replace("_", " ") for name in beaten.index)
+        text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good as the network."
+    return text.strip()
+
+
+def format_auc(row, digits=3):
+    """Returns an AUC with its interval, of a row with `auc`, `auc_low` and `auc_high`."""
+    return f"{row['auc']:.{digits}f} ({row['auc_low']:.{digits}f} to {row['auc_high']:.{digits}f})"
+
+
+def write_table(heads, rows):
+    """Returns a Markdown table, whose first column is text and whose others are not wrapped."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def draw_flaws(flaws):
+    """Returns the table of what each flaw of the original adds, over divisions of the images."""
+    rows = []
+    for how, table in flaws.groupby("flaws", sort=False):
+        table = table.set_index("figure")
+        cells = []
+        for name in ("accuracy", "auc"):
+            row = table.loc[name]
+            cell = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            if "divisions" in row:
+                spread = f"{row['smallest']:+.3f} to {row['largest']:+.3f}, deviation {row['deviation']:.3f}"
+                cell += f"; over {row['divisions']:.0f} divisions {spread}"
+            cells.append(cell)
+        rows.append([how.removeprefix("+ "), *cells])
+    return write_table(["flaw", "gain in accuracy", "gain in AUC"], rows)
+
+
+def draw_earlier(runs):
+    """Returns the table of docs/earlier_runs.csv."""
+    rows = []
+    for row in runs.itertuples():
+        pointing = f"{row.pointing:.0%}" if row.pointing == row.pointing else "not measured"
+        energy = f"{row.energy:.2f}, {row.energy_center:.2f}" if row.energy == row.energy else "not measured"
+        rows.append(
+            [
+                row.began,
+                f"`{row.commit}`",
+                row.seed,
+                row.epochs,
+                f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})",
+                pointing,
+                energy,
+            ]
+        )
+    heads = ["began", "commit", "seed", "epochs", "mean AUC", "pointing", "energy, and of a blob at the center"]
+    return write_table(heads, rows)
+
+
+def draw_shuffled(learning):
+    """Returns what trainings on shuffled labels reach, of benchmarks/results/learning.json."""
+    rows, machine = learning["shuffled"], learning["machine"]["processor"]
+    if isinstance(rows, dict):  # of one training, as the benchmark made it before
+        rows = [rows]
+    means = [row["mean_test_auc"] for row in rows]
+    text = f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
+    if len(rows) > 1:
+        text += f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation "
+        text += f"{learning['sd of shuffled']:.3f}, {min(means):.3f} to {max(means):.3f}), "
+        text += f"with true labels {learning['true labels']['mean_test_auc']:.3f}"
+    else:
+        text += f"{means[0]:.3f} ({rows[0]['low']:.3f} to {rows[0]['high']:.3f} over patients; one training)"
+    return f"{text}\n({machine}; [results](benchmarks/results/learning.json))."
+
+
+def draw_published(published):
+    """Returns the table of rows of data/published_means.csv, which are of one split."""
+    lines = ["| model | pixels | start | mean AUC | chosen on test images | number read |", "|---|---|---|---|---|---|"]
+    for row in published.fillna("").itertuples():
+        model = f"[{row.model}]({row.source})" if row.source.startswith("http") else f"{row.model} ({row.source})"
+        auc = f"{row.mean_auc:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if row.low else "")
+        cells = (model, f"{row.pixels:.0f}" if row.pixels else "", row.start, auc, row.test_images_chose, row.checked)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_heatmaps(localization):
+    """Returns what the heatmaps' scores say, flattering or not, as text."""
+    mean = localization.set_index("pathology").loc["mean"]
+    share = {name: f"{mean[f'pointing_{name}']:.0%}" for name in ("low", "high", "random", "center", "location")}
+    low, high = mean["energy_minus_center_low"], mean["energy_minus_center_high"]
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not shown to differ from"
+    return (
+        "**Heatmaps**, mean of eight findings. Pointing: the hottest place lies in the box on "
+        f"{mean['pointing']:.0%} of the\nimages ({share['low']} to {share['high']}); with random weights on "
+        f"{share['random']}, at the image's center on {share['center']}, at the\n"
+        f"place where such boxes lie in other patients on {share['location']}. Energy: "
+        f"{mean['energy']:.2f} of the heat lies inside the box,\nwhich is {verdict} a blob at the center "
+        f"({mean['energy_center']:.2f}); the map of other patients' boxes has {mean['energy_location']:.2f}."
+    )
+
+
+def draw_nodules(scores, study):
+    """Returns the table of the study of nodules: accuracy and AUC for each kind of features and classifier."""
+    counts, majority = study["counts"], next(row for row in study["scores"] if row["figure"] == "majority")
+    lines = ["| features | classifier | accuracy | AUC |", "|---|---|---|---|"]
+    lines.append(f"| none: always the majority class | | {majority['value']:.3f} | 0.5 |")
+    for (features, classifier), rows in scores.groupby(["features", "classifier"], sort=False):
+        figures = rows.set_index("figure")
+        cells = [
+            f"{figures.loc[name, 'value']:.3f} ({figures.loc[name, 'low']:.3f} to {figures.loc[name, 'high']:.3f})"
+            for name in ("accuracy", "auc")
+        ]
+        lines.append(f"| {features} | {classifier} | {cells[0]} | {cells[1]} |")
+    about = f"{counts['films']:,} images of {counts['patients']:,} patients, {counts['Nodule']:,} with a nodule."
+    return f"{about}\n\n" + "\n".join(lines)
+
+
+def draw_saliency(study):
+    """Returns how often each kind of saliency map points into a nodule, beside its controls, as sentences."""
+    rows = study["saliency"]
+    shares = [
+        f"{row['method']} on {row['pointing']:.0%} ({row['pointing_low']:.0%} to {row['pointing_high']:.0%}), with an "
+        f"untrained head on {row['pointing_untrained']:.0%}"
+        for row in rows
+    ]
+    text = f"Saliency maps of {rows[0]['n_images']} test images with nodules point into one: {'; '.join(shares)}; the "
+    text += f"image's center on {rows[0]['pointing_center']:.0%}."
+    if by_finding := study["saliency_by_finding"]:
+        others = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in by_finding.items() if name != "Nodule"]
+        text += f" The gradients of notebook 2's own logits point there as well: Nodule {by_finding['Nodule']:.0%}, "
+        text += f"{', '.join(others[:3])}, and of all others at most {others[3].rpartition(' ')[2]}."
+    return text
+
+
+def draw_parity(parity):
+    """Returns the table of export formats: size, difference from Keras, speed."""
+    lines = [
+        "| format | MB | largest difference of a probability from Keras | same top 5 | load, s | "
+        "one 1024 px PNG, ms: p50, p95 | images/s in batches of 32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in parity.items():
+        lines.append(
+            f"| {FORMATS[name]} | {row['bytes'] / 1e6:.0f} | {row['max_difference']:.0e} | {row['same_top5']:.1%} | "
+            f"{row['load_seconds']:.1f} | {row['p50_ms']:.0f}, {row['p95_ms']:.0f} | {row['images_per_second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _count(result):
+    """Returns how often something was, with Wilson's interval in percent where it was not always."""
+    low, high = result["interval"]
+    return f"{result['count']} of {result['n']}" + ("" if result["count"] == result["n"] else f" ({low:g}–{high:g} %)")
+
+
+def draw_gate(gate, what):
+    """Returns the table of "false alarms" or "detections" of benchmarks/results/input_gate.json."""
+    kinds = {"NIH": "NIH", "JSRT": "JSRT", "drawn": "synthetic"}
+    rows = []
+    for change, result in gate["images"]["NIH"][what].items():
+        answer = "named" if "named" in result else "any"
+        text = f"{change}: any warning" if what == "detections" and answer == "any" else change
+        rows.append([text, *(_count(gate["images"][kind][what][change][answer]) for kind in kinds)])
+    return write_table(["", *kinds.values()], rows)
+
+
+def draw_gate_others(gate):
+    """Returns the table of what the gate says of pictures that are no upright frontal chest radiographs."""
+    rows = []
+    for kind, answer in gate["drawn pictures"].items():
+        for code, counts in answer.items():
+            rows.append([f"synthetic: {kind}", f"`{code}`", _count(counts["named"]), _count(counts["any"])])
+    screens, photographs = gate["screens by Matplotlib"], gate["photographs"]
+    rows.append(
+        ["plots, text and tables by Matplotlib", "`screenshot`", _count(screens["named"]), _count(screens["any"])]
+    )
+    named, warned = (photographs[f"turned gray: {name}"] for name in ("not_chest or screenshot", "any warning"))
+    text = "photographs and pictures of scikit-learn, Matplotlib, scikit-image, turned gray"
+    rows.append([text, "`not_chest` or `screenshot`", _count(named), _count(warned)])
+    rows.append(["those with color, as JPEG", "`color`", _count(photographs["in color, as JPEG: color"]), ""])
+    codes = ", ".join(warning["code"] for warning in gate["one extremity"])
+    rows.append(["one real radiograph of a leg", "`not_chest`", "0 of 1", f"1 of 1: {codes}"])
+    return write_table(["", "code", "named", "any warning"], rows)
+
+
+def draw_synthetic(run, n_boxes):
+    """Returns the size of the synthetic study of a run, of run.json, as a sentence."""
+    images, patients = run["split"]["films"], run["split"]["patients"]
+    return (
+        f"{sum(images.values()):,} images of {sum(patients.values()):,} patients (`DATA_SEED` 0), of which "
+        f"{images['test']:,} of "
+        f"{patients['test']:,} patients are in the test list, with {n_boxes:,} boxes."
+    )
+
+
+def draw_counts(run, counts, floors):
+    """Returns the table of images with each finding: synthetic, NIH's, and those in its lists.
+
+    Args:
+        run: dict of run.json of the documented run, whose training images are counted.
+        counts: dict from a name to NIH's published counts, in all, on the first and on the second list.
+        floors: DataFrame of docs/reference_evaluation/metadata_floors.csv, which has the test patients.
+    """
+    patients = floors[floors["floor"].eq("view only")].set_index("pathology")["n_pos_patients"]
+    total, rows = counts["images"][0], []
+    for name, share in run["prevalence"].items():
+        n = [f"{count:,}" for count in counts[name]]
+        boxes = counts.get(f"boxes of {name}", [0])[0]
+        rows.append(
+            [
+                name,
+                f"{100 * share:.0f}",
+                f"{100 * counts[name][0] / total:.1f}",
+                *n,
+                f"{patients[name]:,.0f}",
+                boxes or "–",
+            ]
+        )
+    rows.append(
+        [
+            "*No Finding*",
+            "",
+            f"{100 * counts['No Finding'][0] / total:.1f}",
+            *(f"{n:,}" for n in counts["No Finding"]),
+            "",
+            "",
+        ]
+    )
+    both = [f"{n:,} ({of:,})" for n, of in zip(counts["images"], counts["patients"], strict=True)]
+    rows.append(["all (patients)", "", "", *both, f"{counts['patients'][2]:,}", counts["boxes"][0]])
+    heads = [
+        "",
+        "synthetic training images, %",
+        "NIH, %",
+        "NIH images",
+        "train + val list",
+        "test list",
+        "test patients",
+        "boxes",
+    ]
+    return write_table(heads, rows)
+
+
+def draw_times(run, times):
+    """Returns how long `make run` took, of times.json of renew_results.py; without it, how long training took."""
+    if not times:
+        minutes = run["seconds"]["wall_clock"] / 60
+        return f"In the documented run, training took {minutes:.0f} minutes on {run['runtime']['processor']}."
+    minutes = {name: seconds / 60 for name, seconds in times["seconds"].items()}
+    longest = max(minutes, key=minutes.get)
+    return (
+        f"The documented `make run` took {sum(minutes.values()):.0f} minutes on {run['runtime']['processor']}, "
+        f"{minutes[longest]:.0f} of them in notebook {longest[1:2]} ({times['machine_was']})."
+    )
