@@ -14,7 +14,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # exported models need no other, wha
 
 from tqdm import tqdm
 
-from helpers.export import ExportedModel, predict_folder
+from helpers.evaluation import FEW_POSITIVES
+from helpers.export import ExportedModel, name_few_positives, predict_folder
 from helpers.runtime import resolve_path
 
 
@@ -51,6 +52,9 @@ def main():
         print(f"\n{len(done.unreadable):,} could not be read: {done.unreadable_csv}\n")
         for image in done.unreadable.head(5).itertuples():
             print(f"  {image.file}: {image.reason}")
+    if few := name_few_positives(model.facts):
+        names = ", ".join(name.replace("_", " ") for name in few)
+        print(f"\nThreshold and calibration were chosen on fewer than {FEW_POSITIVES} images with the finding: {names}")
     print(f"\n{model.facts['notice']}")
 
 

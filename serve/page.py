@@ -7,7 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from helpers.evaluation import resize_maps
+from helpers.evaluation import FEW_POSITIVES, resize_maps
+from helpers.export import name_few_positives
 
 AGAINST, FOR = (37, 99, 235), (220, 38, 38)  # blue, red: the ends of the colors of a heatmap
 _LEAST_SCALE = 1.0  # logit; so that weak evidence looks weak
@@ -179,7 +180,7 @@ def show_table(facts, answer, count):
         answer: dict with `probabilities` (14,) and `above_threshold` (14,).
         count: int, how many findings.
     """
-    rows = []
+    rows, few = [], name_few_positives(facts)
     for index in np.argsort(-answer["probabilities"], kind="stable")[:count]:
         prob, threshold = float(answer["probabilities"][index]), facts["thresholds"][index]
         above = bool(answer["above_threshold"][index])
@@ -190,7 +191,8 @@ def show_table(facts, answer, count):
             f'<td><span class="cxr-bar"><b style="width:{100 * prob:.1f}%"></b>'
             f'<i style="left:{100 * min(threshold, 0.995):.1f}%"></i></span></td>'
             f"<td>{_percent(prob)}</td><td>{prob / max(facts['prevalence'][index], 1e-3):.1f} ×</td>"
-            f'<td>{_percent(threshold)}</td><td><span class="cxr-tag">{"above" if above else "below"}</span></td></tr>'
+            f"<td>{_percent(threshold)}{' *' * (name in few)}</td>"
+            f'<td><span class="cxr-tag">{"above" if above else "below"}</span></td></tr>'
         )
     heads = "Finding", "", "Probability", "Lift", "Threshold", ""
     return (
@@ -201,7 +203,9 @@ def show_table(facts, answer, count):
         "<tbody>" + "".join(rows) + "</tbody></table></div>"
         '<div class="cxr-hint"><span class="cxr-lift">Lift: the probability divided by the share of training images '
         "with the finding. </span>Thresholds were chosen on validation images"
-        '<span class="cxr-bars">; they are the marks on the bars</span>.</div>'
+        '<span class="cxr-bars">; they are the marks on the bars</span>.'
+        + f" * Fewer than {FEW_POSITIVES} of these had the finding: this threshold means little." * bool(few)
+        + "</div>"
     )
 
 

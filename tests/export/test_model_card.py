@@ -84,6 +84,13 @@ def test_thresholds_rates_and_calibration_are_those_of_their_files(made):
     assert table["Hernia"][4] == "–"
 
 
+def test_what_was_chosen_on_few_validation_images_is_marked(made):
+    text = section_of(made[1], "Metrics")
+    table = rows_of(text)
+    assert table["Pneumonia"][3:] == ["0.160 *", "0.712", "0.623", "0.046 *"]
+    assert table["Fibrosis"][3] == "0.210" and text.count("fewer than 20 validation images") == 1
+
+
 def test_subgroups_have_size_interval_and_star(made):
     run_dir, text = made[0], section_of(made[1], "Metrics by subgroup")
     table = pd.read_csv(run_dir / "figures" / "03_subgroups_auc.csv").set_index(["group", "pathology"])

@@ -115,6 +115,14 @@ def test_saved_model_reads_any_image(chain):
     expected = predictions.loc[name, [f"prob_{p}" for p in PATHOLOGIES]].to_numpy(float)
     assert np.allclose(answer["raw_probabilities"][0], expected, rtol=0, atol=1e-4)  # as TOLERANCE in chain.py
     points = json.loads((chain.run / "thresholds.json").read_text())["pathologies"]
+    positives = predictions[predictions["split"].eq("val")].filter(like="label_").sum()
+    assert [point["n_pos_val"] for point in points.values()] == [positives[f"label_{name}"] for name in points]
+    assert all(point["few_positives"] == (point["n_pos_val"] < 20) for point in points.values())
+    facts = {
+        key: value.numpy()
+        for key, value in tf.saved_model.load(str(chain.run / "saved_model")).signatures["metadata"]().items()
+    }
+    assert facts["validation_positives"].tolist() == [points[name]["n_pos_val"] for name in PATHOLOGIES]
     platt = [points[name]["calibration"] for name in PATHOLOGIES]
     slope, intercept = (np.array([point[key] for point in platt]) for key in ("slope", "intercept"))
     assert np.allclose(logit(probs[0]), slope * logit(expected) + intercept, atol=1e-2)

@@ -262,7 +262,15 @@ def test_the_table_marks_what_is_above_its_threshold(tiny_model):
     table = page.show_table(tiny_model.facts, {"probabilities": probs, "above_threshold": probs > 0.5}, 14)
     assert table.count("cxr-above") == 7 and "&lt; 0.1 %" in table
     assert re.findall(r'data-finding="(\w+)"', table)[0] == "Hernia"
-    assert "Pleural Thickening" in table
+    assert "Pleural Thickening" in table and " *" not in table
+    positives = [-1, 0, 19, 20, *[50] * 10]  # -1: the export does not say
+    table = page.show_table(
+        tiny_model.facts | {"validation_positives": positives},
+        {"probabilities": probs, "above_threshold": probs > 0.5},
+        14,
+    )
+    marked = re.findall(r'data-finding="(\w+)"(?:(?!</tr>).)*% \*</td>', table)
+    assert sorted(marked) == ["Cardiomegaly", "Effusion"] and "Fewer than 20 of these had the finding" in table
 
 
 def test_a_heatmap_is_red_for_evidence_and_blue_for_evidence_against():

@@ -81,6 +81,7 @@ def _write_measurements(folder, rng):
     point = {"method": "youden", "sensitivity_test": 0.71234, "specificity_test": 0.62345}
     points = {name: point | {"threshold": 0.1 + 0.01 * k} for k, name in enumerate(PATHOLOGIES)}
     points["Hernia"]["sensitivity_test"] = None
+    points["Pneumonia"]["n_pos_val"], points["Fibrosis"]["n_pos_val"] = 19, 20
     write_json(folder / "thresholds.json", {"pathologies": points})
     located = pd.DataFrame({"pathology": ["Mass", "mean"], "n_images": [40, 40], "pointing_random": [0.1, 0.1]})
     located.assign(**with_interval("pointing", np.array([0.5, 0.5]))).to_csv(folder / "localization.csv", index=False)

@@ -19,4 +19,4 @@ from .predictions import (
 )
 from .saliency import gradient_map, occlusion_map, smooth_grad, smooth_maps
 from .subgroups import gap_table, list_subgroups, subgroup_table
-from .thresholds import choose_thresholds, confusion_at, rates_table, top_k_hits
+from .thresholds import FEW_POSITIVES, choose_thresholds, confusion_at, rates_table, top_k_hits

@@ -1,6 +1,6 @@
 """Models for others: exported files, model card, release, folder prediction, input gate."""
 
-from .exported import ExportedModel, compare_export, open_export
+from .exported import ExportedModel, compare_export, name_few_positives, open_export
 from .folder import predict_folder
 from .formats import export_model
 from .input_gate import check_image, check_images, measure_color

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from ..evaluation.thresholds import FEW_POSITIVES
 from ..packing.decoding import decode_gray
 from ..runtime.files import as_path, local_copy, measure_file
 from ..training.model_files import check_model_file, load_model
@@ -90,6 +91,16 @@ def _encoded(files):
     if len(files) == 0:  # oneDNN, which TensorFlow uses on some processors, returns a wrong shape for no images
         raise ValueError("expected at least one image")
     return tf.constant(files, tf.string)
+
+
+def name_few_positives(facts):
+    """Lists the findings whose threshold and calibration rest on fewer than `FEW_POSITIVES` validation images with it.
+
+    Args:
+        facts: dict from `describe_export`; of an older export, which does not say, no finding is listed.
+    """
+    positives = facts.get("validation_positives", [])
+    return [name for name, n in zip(facts["class_names"], positives, strict=False) if 0 <= n < FEW_POSITIVES]
 
 
 class OpenExport(NamedTuple):

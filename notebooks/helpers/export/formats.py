@@ -48,9 +48,11 @@ def describe_export(run_dir):
     Returns:
         A dict of plain values. Lists in the order of the findings: `class_names`; `thresholds`, for calibrated
         probabilities, and `raw_thresholds`, for raw ones; `calibration_slope` and `calibration_intercept` (Platt's, of
-        the logit); `prevalence` in the training images. Then, in pixels, `side` of the square into which an image is
-        fitted, and `eval_size`, to which the square is scaled for the network; `split` and `split_sha256`; `study`,
-        `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and `notice`.
+        the logit); `prevalence` in the training images; `validation_positives`, images with the finding by which
+        threshold and calibration were chosen, -1 where thresholds.json is of an earlier version. Then, in pixels,
+        `side` of the square into which an image is fitted, and `eval_size`, to which the square is scaled for the
+        network; `split` and `split_sha256`; `study`, `synthetic`; `weights_sha256`, `commit`, `versions`; `input` and
+        `notice`.
 
     Raises:
         FileNotFoundError: a file of the run is missing.
@@ -72,6 +74,7 @@ def describe_export(run_dir):
         "calibration_slope": slope,
         "calibration_intercept": intercept,
         "prevalence": [run["prevalence"][name] for name in run["classes"]],
+        "validation_positives": [point.get("n_pos_val", -1) for point in points],
         "side": run["side"],
         "eval_size": run["eval_size"],
         "study": run["study"],

@@ -11,6 +11,7 @@ from string import Template
 import pandas as pd
 import yaml
 
+from ..evaluation.thresholds import FEW_POSITIVES
 from ..runtime.files import as_path, read_csv, read_text
 from ..runtime.settings import ROOT, read_json
 from ..study.splits import CHESTMNIST, name_unit
@@ -261,16 +262,24 @@ def _write_metrics(run_dir, run, aucs):
     points = read_json(run_dir / "thresholds.json")["pathologies"] if has_thresholds else {}
     error = _read_optional(run_dir / "figures" / "03_calibration.csv")
     error = dict(zip(error["pathology"], error["error Platt"], strict=True)) if "error Platt" in error else {}
-    rows = []
+    rows, few = [], [name for name, point in points.items() if point.get("n_pos_val", FEW_POSITIVES) < FEW_POSITIVES]
     for name in [*run["classes"], "mean"]:
         row, point = aucs.loc[name], points.get(name, {})
         rates = [point.get(key) for key in ("threshold", "sensitivity_test", "specificity_test")]
         count = "" if name == "mean" else f"{row['n_pos']:,}"
-        rows.append([_plain(name), count, _interval(row), *map(_decimals, (row["ap"], *rates, error.get(name)))])
+        cells = [_decimals(value) for value in (row["ap"], *rates, error.get(name))]
+        if name in few:  # the threshold and the calibration error
+            cells[1], cells[-1] = f"{cells[1]} *", f"{cells[-1]} *"
+        rows.append([_plain(name), count, _interval(row), *cells])
     columns = ["finding", "images with it", "AUC", "average precision", "threshold", "sensitivity", "specificity"]
     text = [_write_table(pd.DataFrame(rows, columns=[*columns, "calibration error"]))]
     if aucs["split"].iloc[0] == "val":
         text.insert(0, "**There are no test images: all is measured on the validation images that chose the epoch.**")
+    if few:
+        text.append(
+            f"\\* Chosen on fewer than {FEW_POSITIVES} validation images with the finding: this threshold and this "
+            "calibration mean little."
+        )
     if not has_thresholds:
         text.append(f"Thresholds: {_NOT_MEASURED}, for lack of validation images or of notebook 3.")
     if not error:
