@@ -37,6 +37,7 @@ takes-evaluate := PREDICTIONS $(study)
 takes-xvision := SOURCE SOURCE_DIR $(study)
 takes-predict := IMAGES RUN_DIR OUT
 takes-results := RUN_DIR
+takes-reference := PREDICTIONS DATA_DIR
 takes-serve := RUN_DIR PORT
 takes-demo := RUN_DIR
 takes-tpu-check := SIZE
@@ -52,7 +53,7 @@ settings := $(foreach name,$(unknown),$(if $(call is-setting,$(name)),$(name)))
 $(if $(unknown),$(error `make $(goals)` takes $(or $(strip $(takes)),no variable), not $(unknown). $(if $(settings),Settings of \
 	notebooks go into SET="$(foreach name,$(settings),$(name)=$($(name)))". )Variables of the environment go before `make`))
 
-.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results pins bench serve demo tpu-check publish-check publish address clean
+.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results reference pins bench serve demo tpu-check publish-check publish address clean
 
 run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
@@ -85,6 +86,9 @@ lint: $(ENV)/dev  ## style of code and notebooks
 
 results: $(ENV)/dev  ## copies a finished run into docs/quick_run and renews the tables of README and docs
 	$(VENV)/python scripts/renew_results.py --run-dir "$(or $(RUN_DIR),models/densenet121)"
+
+reference: $(ENV)/dev  ## renews docs/reference_evaluation: make reference PREDICTIONS=preds.csv DATA_DIR=/path/to/nih
+	$(VENV)/python scripts/evaluate_reference.py "$(PREDICTIONS)" --data-dir "$(DATA_DIR)"
 
 pins: $(ENV)/run  ## resolves requirements/constraints-*.txt anew
 	$(VENV)/python -m pip install --quiet uv

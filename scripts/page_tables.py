@@ -135,8 +135,11 @@ def draw_heatmaps(localization):
     )
 
 
-def draw_nodules(scores, study):
-    """Returns the table of the study of nodules: accuracy and AUC for each kind of features and classifier."""
+def draw_nodules(scores, study, leads=None):
+    """Returns the table of the study of nodules: accuracy and AUC for each kind of features and classifier.
+
+    `leads` are paired differences of the head from a logistic regression, of notebook 6's leads.csv.
+    """
     counts, majority = study["counts"], next(row for row in study["scores"] if row["figure"] == "majority")
     lines = ["| features | classifier | accuracy | AUC |", "|---|---|---|---|"]
     lines.append(f"| none: always the majority class | | {majority['value']:.3f} | 0.5 |")
@@ -148,7 +151,14 @@ def draw_nodules(scores, study):
         ]
         lines.append(f"| {features} | {classifier} | {cells[0]} | {cells[1]} |")
     about = f"{counts['films']:,} images of {counts['patients']:,} patients, {counts['Nodule']:,} with a nodule."
-    return f"{about}\n\n" + "\n".join(lines)
+    text = f"{about}\n\n" + "\n".join(lines)
+    if leads is not None:
+        rows = leads[leads["figure"].eq("auc")].to_dict("records")
+        told = [
+            f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}) on {row['features']}" for row in rows
+        ]
+        text += f"\n\nThe 512x512 head's AUC less that of the logistic regression: {'; '.join(told)}."
+    return text
 
 
 def draw_saliency(study):
@@ -164,8 +174,17 @@ def draw_saliency(study):
     if by_finding := study["saliency_by_finding"]:
         others = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in by_finding.items() if name != "Nodule"]
         text += f" The gradients of notebook 2's own logits point there as well: Nodule {by_finding['Nodule']:.0%}, "
-        text += f"{', '.join(others[:3])}, and of all others at most {others[3].rpartition(' ')[2]}."
-    return text
+        text += f"{', '.join(others[:3])}, and of all others at most {others[3].rpartition(' ')[2]}. "
+        most = max(share for name, share in by_finding.items() if name != "Nodule")
+        more = "more often" if by_finding["Nodule"] > most else "no more often"
+        text += f"So the gradient of Nodule points into nodules {more} than that of every other finding. "
+    verdicts = {"better than": [], "worse than": [], "not shown to differ from": []}
+    for row in rows:
+        low, high = row["pointing_minus_untrained_low"], row["pointing_minus_untrained_high"]
+        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not shown to differ from"
+        verdicts[verdict].append(row["method"])
+    text = text.rstrip() + " Against an untrained head: "
+    return text + "; ".join(f"{', '.join(methods)} {what} it" for what, methods in verdicts.items() if methods) + "."
 
 
 def draw_parity(parity):

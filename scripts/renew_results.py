@@ -54,6 +54,7 @@ COPIED = {  # from the run's folder, under which name
     "figures/04_hits_and_misses.png": "hits_and_misses.png",
     "xvision-phantom/scores.csv": "xvision/scores.csv",
     "xvision-phantom/study.json": "xvision/study.json",
+    "xvision-phantom/figures/06_leads.csv": "xvision/leads.csv",
     "xvision-phantom/figures/06_flaws.csv": "xvision/flaws.csv",
     "xvision-phantom/figures/06_scores.png": "xvision/scores.png",
     "xvision-phantom/figures/06_confusion_roc.png": "xvision/confusion_roc.png",
@@ -177,6 +178,8 @@ def draw_pages():
     run, located = read("run.json"), pd.read_csv(QUICK_RUN / "localization.csv")
     readme, xvision, recipe = ROOT / "README.md", ROOT / "docs" / "xvision.md", ROOT / "docs" / "recipe.md"
     means, findings = (pd.read_csv(ROOT / "data" / f"published_{name}.csv") for name in ("means", "aucs"))
+    leads = QUICK_RUN / "xvision" / "leads.csv"
+    leads = pd.read_csv(leads) if leads.exists() else None
     is_official = means["split"].eq("official")
     page, reference = REFERENCE / "README.md", read_reference()
     return {
@@ -194,7 +197,7 @@ def draw_pages():
         (readme, "heatmaps"): page_tables.draw_heatmaps(located),
         (readme, "shuffled"): page_tables.draw_shuffled(learning),
         (ROOT / "docs" / "earlier_runs.md", "runs"): page_tables.draw_earlier(pd.read_csv(EARLIER_RUNS)),
-        (readme, "xvision"): page_tables.draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study),
+        (readme, "xvision"): page_tables.draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study, leads),
         (xvision, "saliency"): page_tables.draw_saliency(study),
         (xvision, "flaws"): page_tables.draw_flaws(pd.read_csv(QUICK_RUN / "xvision" / "flaws.csv")),
         (xvision, "jsrt"): page_tables.draw_nodules(pd.read_csv(jsrt / "scores.csv"), jsrt_study),

@@ -1,11 +1,13 @@
 """Tests of study.counts on NIH's own files, whole, in part and damaged, and the tables of its two populations."""
 
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.runtime.settings import ROOT
 from helpers.study.counts import (
     PUBLISHED,
     age_table,
@@ -173,3 +175,60 @@ def test_a_study_without_view_and_age_is_counted(rows_and_paths):
     assert view_table(rows)[["pa", "ap", "ratio"]].isna().all(axis=None)
     assert len(age_table(rows)) == 0 and subset_table(rows)["median_age"].isna().all()
     assert band_table(rows, rows["follow_up"])["ap"].eq(0).all()
+
+
+def test_the_data_card_says_what_nih_has(nih):
+    """Numbers in the card's sentences, counted in NIH's own files and rounded as they are written there."""
+    sys.path.append(str(ROOT / "scripts"))
+    from page_sentences import renew_sentences
+
+    in_list, is_ap = nih["subset"].eq("test"), nih["view"].eq("AP")
+    none = nih[list(PATHOLOGIES)].sum(axis=1).eq(0)
+    shares = {view: nih.loc[nih["view"].eq(view), list(PATHOLOGIES)].mean() for view in ("AP", "PA")}
+    n_images = nih.groupby("patient_id")["image"].transform("size")
+    number = nih["image"].str.slice(9, 12).astype(int)
+    differs = number.ne(nih["follow_up"])
+    ages = nih.assign(number=number).sort_values(["patient_id", "number"]).groupby("patient_id")["age"]
+    of = {
+        "outside": 100 * none[~in_list].mean(),
+        "inside": 100 * none[in_list].mean(),
+        "ap_outside": 100 * is_ap[~in_list].mean(),
+        "ap_inside": 100 * is_ap[in_list].mean(),
+        "each_inside": in_list.sum() / nih["patient_id"][in_list].nunique(),
+        "each_outside": (~in_list).sum() / nih["patient_id"][~in_list].nunique(),
+        "edema": shares["AP"]["Edema"] / shares["PA"]["Edema"],
+        "edema_ap": 100 * shares["AP"]["Edema"],
+        "edema_pa": 100 * shares["PA"]["Edema"],
+        "consolidation": shares["AP"]["Consolidation"] / shares["PA"]["Consolidation"],
+        "fibrosis": shares["AP"]["Fibrosis"] / shares["PA"]["Fibrosis"],
+        "many": 100 * (~none)[n_images > 30].mean(),
+        "one": 100 * (~none)[n_images == 1].mean(),
+        "renumbered": differs.sum(),
+        "renumbered_patients": nih["patient_id"][differs].nunique(),
+        "younger": (ages.diff() < 0).groupby(nih["patient_id"]).any().sum(),
+    }
+    sentences = [
+        "No Finding falls from {outside:.1f} % to {inside:.1f} % of images, AP rises from {ap_outside:.0f} % to "
+        "{ap_inside:.0f} %, and a patient has {each_inside:.1f} images instead of {each_outside:.1f}.",
+        "Edema is {edema:.0f} times as common in AP images ({edema_ap:.1f} % against {edema_pa:.1f} %), Consolidation "
+        "{consolidation:.1f} times, Fibrosis {fibrosis:.1f} times.",
+        "Patients with more than 30 images have a finding on {many:.0f} % of them, patients with one image on "
+        "{one:.0f} %",
+        "In the 2020 edition {renumbered:,d} images of {renumbered_patients:,d} patients have another one",
+        "by the names, {younger:,d} would",
+    ]
+    card = (ROOT / "data" / "README.md").read_text()
+    for sentence in sentences:
+        assert renew_sentences(card, [(sentence, of)]) == card, sentence
+
+
+@pytest.mark.parametrize("split", ["official", "random_patients", "leaky_images"])
+def test_the_data_card_has_the_split_s_hash_and_sizes(nih, nih_folder, split):
+    from helpers.study import hash_split, make_split
+
+    subset = nih["subset"] if split == "official" else make_split(nih, nih_folder, split=split)
+    card = (ROOT / "data" / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith(f"| `{split}` |"))
+    assert hash_split(nih["image"], subset) in row
+    sizes = [f"{(np.asarray(subset) == name).sum():,}" for name in ("train", "val", "test")]
+    assert " / ".join(sizes) in row
