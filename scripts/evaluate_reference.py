@@ -176,9 +176,13 @@ def main():
         "--data-dir", required=True, help="folder with NIH's label file, lists and radiologists' labels"
     )
     arguments = parser.parse_args()
+    if not arguments.predictions.is_file():
+        sys.exit(f"{arguments.predictions} is no file: make reference PREDICTIONS=preds.csv DATA_DIR=/path/to/nih")
+    given = pd.read_csv(arguments.predictions, dtype=str)
+    if "Image Index" not in given:
+        sys.exit(f"{arguments.predictions} has no column “Image Index”: it is not the file of jrzech/reproduce-chexnet")
     data_dir = resolve_path(arguments.data_dir)
     metadata, lists = load_metadata(data_dir), load_official_lists(data_dir)
-    given = pd.read_csv(arguments.predictions, dtype=str)
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "nih"  # figures bear the name of the study's folder
         study.mkdir()

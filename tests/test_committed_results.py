@@ -105,6 +105,16 @@ def test_every_mark_in_a_page_is_renewed():
     assert found - {(ROOT / "docs" / "runtime.md", "results")} == drawn  # which scripts/check_platforms.py writes
 
 
+def test_the_checklist_counts_its_items():
+    text = (ROOT / "docs" / "claim.md").read_text()
+    rows = re.findall(r"^\| \d+ \([\d–]+\) \|.*?\| (answered|partly|not done|not applicable) \|", text, re.MULTILINE)
+    counts = "{answered} answered, {partly} partly, {not done} not done, {not applicable} not applicable"
+    counts = counts.format(
+        **{state: rows.count(state) for state in ("answered", "partly", "not done", "not applicable")}
+    )
+    assert f"**Of {len(rows)} items: {counts}.**" in text
+
+
 def test_published_values_have_their_source():
     for name in ("means", "aucs"):
         table = pd.read_csv(ROOT / "data" / f"published_{name}.csv", dtype=str)
