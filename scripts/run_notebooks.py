@@ -132,7 +132,7 @@ def read_parameters(notebook):
     cells = json.loads(find_notebook(notebook).read_text(encoding="utf-8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     own = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
-    return SHARED | MACHINE | own
+    return own | SHARED | MACHINE
 
 
 def find_notebook(name):

@@ -11,7 +11,7 @@ import pytest
 from notebook_cells import run_cells
 
 from helpers.runtime import NOTEBOOKS, Session, session
-from helpers.runtime.session import PLACES, SOURCES
+from helpers.runtime.session import PLACES, SOURCES, UNFINISHED
 from helpers.runtime.settings import ROOT, SETTINGS, resolve_path
 
 MADE = ROOT / "tests" / "support" / "made_notebook.py"
@@ -46,7 +46,7 @@ def run_all(session):
     """Runs what is not done, as notebook 00 does; returns the number of figures of each notebook that ran."""
     figures = {}
     for name, (state, _) in session.list_states().items():
-        if state != "done" and not (name == NOTEBOOKS[-1] and session.find_pause()):
+        if state != "done" and not session.must_wait(name):
             figures[name] = sum(len(new) for _, _, new in session.run(name))
     return figures
 
@@ -81,6 +81,15 @@ def test_a_paused_training_is_exported_and_all_that_follows_runs_again_once_it_h
     assert states == ["done", "to resume", *["to do"] * 4]
     assert list(run_all(second)) == list(NOTEBOOKS[1:]) and not second.find_pause()
     assert {state for state, _ in start().list_states().values()} == {"done"}
+
+
+def test_without_a_finished_epoch_nothing_is_exported_and_nothing_fails(start):
+    session = start(more="UNFINISHED=1")
+    assert list(run_all(session)) == list(NOTEBOOKS[:2])
+    assert session.find_pause() == "Training has not finished an epoch yet." and not session.has_model()
+    assert [state for state, _ in session.list_states().values()] == ["done", "to resume", *["to do"] * 4]
+    text = (ROOT / "notebooks" / f"{NOTEBOOKS[1]}.ipynb").read_text()
+    assert UNFINISHED in text, "notebook 2 says it in other words"
 
 
 def test_a_notebook_that_fails_ends_the_session_with_its_reason_and_is_not_done(start):
@@ -125,7 +134,8 @@ def test_a_place_that_is_not_there_or_too_small_is_named_with_the_click_that_men
 def test_an_interrupted_session_interrupts_the_notebook_and_waits_for_it(tmp_path):
     code = (
         "import pathlib, sys, time\n"
-        "try:\n  print('ready')\n  time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).write_text('checkpoint')"
+        "try:\n  print('ready')\n  time.sleep(60)\n"
+        "except KeyboardInterrupt: pathlib.Path(sys.argv[1]).write_text('checkpoint')"
     )
     run = session.follow([sys.executable, "-c", code, str(tmp_path / "state")], tmp_path / "copy")
     while next(run)[1] != "ready":

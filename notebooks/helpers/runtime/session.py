@@ -42,6 +42,7 @@ REMEDY = {
     "Drive": "On Colab, run this cell again and allow the access to Drive; free some space there if it is full.",
     "Kaggle output": "On Kaggle, choose a smaller profile or fewer images; elsewhere choose KEEP_IN = “this machine”.",
 }
+UNFINISHED = "No epoch of the whole network is finished yet"  # as notebook 2 says
 FREE = ("TIME_BUDGET", "VERBOSE", "RUN_DIR", "PACKED_DIR")  # a notebook that was run with others is done all the same
 
 
@@ -129,8 +130,17 @@ class Session:
 
     def find_pause(self):
         """Returns why training stopped before its end; "" where it did not, or has not begun."""
-        path = self.run_dir / "run.json"
-        return read_json(path).get("pause", "") if path.exists() else ""
+        if self.has_model():
+            return read_json(self.run_dir / "run.json").get("pause", "")
+        return "Training has not finished an epoch yet." if (self.run_dir / "state" / "state.bin").exists() else ""
+
+    def has_model(self):
+        """Returns whether there is a model, of the whole training or of a part of it."""
+        return (self.run_dir / "run.json").exists()
+
+    def must_wait(self, name):
+        """Returns whether a notebook waits for the end of the training: the second study, and all without a model."""
+        return name not in (PREPARE, TRAIN) and bool(self.find_pause()) and (name == LAST or not self.has_model())
 
     def count_hours(self):
         """Returns the hours that are left; None without a limit."""
@@ -160,7 +170,12 @@ class Session:
         if packed != self.kept and (self.kept / "manifest.json").exists():
             copy_packed(self.kept, packed)
         started = time.monotonic()
-        yield from follow(self._command(name, settings), self.run_dir / "executed" / name, self.runtime)
+        try:
+            yield from follow(self._command(name, settings), self.run_dir / "executed" / name, self.runtime)
+        except RuntimeError as error:
+            if name == TRAIN and UNFINISHED in str(error):  # the time ran out before there was a model
+                return
+            raise
         if name == PREPARE and packed != self.kept and not str(packed).startswith(ATTACHED):
             copy_packed(packed, self.kept)
         done = {"settings": self._list_fixed(), "seconds": round(time.monotonic() - started)}
