@@ -43,6 +43,7 @@ takes-demo := RUN_DIR
 takes-tpu-check := SIZE
 takes-publish-check := RUN_DIR
 takes-publish := RUN_DIR NAME
+takes-report := RUN_DIR NAME
 takes-address := REPOSITORY
 goals := $(or $(MAKECMDGOALS),run)
 takes := $(foreach goal,$(goals),$(takes-$(goal)))
@@ -53,7 +54,7 @@ settings := $(foreach name,$(unknown),$(if $(call is-setting,$(name)),$(name)))
 $(if $(unknown),$(error `make $(goals)` takes $(or $(strip $(takes)),no variable), not $(unknown). $(if $(settings),Settings of \
 	notebooks go into SET="$(foreach name,$(settings),$(name)=$($(name)))". )Variables of the environment go before `make`))
 
-.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results reference pins bench serve demo tpu-check publish-check publish address clean
+.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results reference pins bench serve demo tpu-check publish-check publish report address clean
 
 run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
@@ -116,6 +117,9 @@ publish: $(ENV)/run  ## the same, and uploads it with your own token, if it is c
 	@test -n "$(NAME)" || { echo "make publish needs NAME=your_name/model, the model on the Hugging Face Hub"; exit 1; }
 	$(call install,$(VENV)) huggingface_hub
 	$(VENV)/python scripts/publish_check.py --run-dir "$(RUN_DIR)" --upload "$(NAME)"
+
+report: $(ENV)/run  ## a finished run's report, in docs/runs, see CONTRIBUTING.md: make report NAME=nih-full-v5e8 [RUN_DIR=...]
+	$(VENV)/python scripts/make_report.py --run-dir "$(RUN_DIR)" --name "$(NAME)"
 
 address: $(ENV)/run  ## after forking: make address REPOSITORY=https://github.com/you/fork
 	$(VENV)/python scripts/stamp_notebooks.py --address "$(REPOSITORY)"
