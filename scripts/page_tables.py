@@ -64,8 +64,8 @@ def draw_flaws(flaws):
             row = table.loc[name]
             cell = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
             if "divisions" in row:
-                spread = f"{row['smallest']:+.3f} to {row['largest']:+.3f}, deviation {row['deviation']:.3f}"
-                cell += f"; over {row['divisions']:.0f} divisions {spread}"
+                ends = [f"{row[f'smallest{which}']:.3f} to {row[f'largest{which}']:.3f}" for which in ("", " without")]
+                cell += f"; in {row['divisions']:.0f} divisions {ends[0]}, without the flaw {ends[1]}"
             cells.append(cell)
         rows.append([how.removeprefix("+ "), *cells])
     return write_table(["flaw", "gain in accuracy", "gain in AUC"], rows)
