@@ -114,7 +114,14 @@ def draw_published(published):
     for row in published.fillna("").itertuples():
         model = f"[{row.model}]({row.source})" if row.source.startswith("http") else f"{row.model} ({row.source})"
         auc = f"{row.mean_auc:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if row.low else "")
-        cells = (model, f"{row.pixels:.0f}" if row.pixels else "", row.start, auc, row.test_images_chose, row.checked)
+        cells = (
+            model,
+            f"{row.pixels:.0f}" if row.pixels else "not known",
+            row.start,
+            auc,
+            row.test_images_chose,
+            row.checked,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
