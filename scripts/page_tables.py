@@ -108,6 +108,15 @@ def draw_shuffled(learning):
     return f"{text}\n({machine}; [results](benchmarks/results/learning.json))."
 
 
+def draw_published_findings(published):
+    """Returns the table of the studies in data/published_aucs.csv, with their mean over the findings."""
+    studies = published.groupby("study", sort=False).agg(
+        {"split": "first", "auc": "mean", "checked": "first", "source": "first"}
+    )
+    rows = [[f"[{study}]({row.source})", row.split, f"{row.auc:.3f}", row.checked] for study, row in studies.iterrows()]
+    return write_table(["study", "split", "mean", "numbers read"], rows)
+
+
 def draw_published(published):
     """Returns the table of rows of data/published_means.csv, which are of one split."""
     lines = ["| model | pixels | start | mean AUC | chosen on test images | number read |", "|---|---|---|---|---|---|"]

@@ -208,6 +208,7 @@ def draw_pages():
             run, read("times.json") if (QUICK_RUN / "times.json").exists() else None
         ),
         (card, "synthetic"): page_tables.draw_synthetic(run, int(located["n_boxes"].iloc[-1])),
+        (card, "published"): page_tables.draw_published_findings(findings),
         (card, "counts"): page_tables.draw_counts(run, PUBLISHED, reference["metadata_floors"]),
         (ROOT / "docs" / "model_formats.md", "parity"): page_tables.draw_parity(read("parity.json")),
     }
