@@ -36,7 +36,7 @@ takes-seeds := SEEDS $(study)
 takes-evaluate := PREDICTIONS $(study)
 takes-xvision := SOURCE SOURCE_DIR $(study)
 takes-predict := IMAGES RUN_DIR OUT
-takes-results := RUN_DIR
+takes-results := RUN_DIR MACHINE_WAS
 takes-reference := PREDICTIONS DATA_DIR
 takes-serve := RUN_DIR PORT
 takes-demo := RUN_DIR
@@ -85,8 +85,8 @@ lint: $(ENV)/dev  ## style of code and notebooks
 	$(VENV)/ruff format --check notebooks/helpers scripts tests benchmarks serve
 	$(VENV)/python scripts/stamp_notebooks.py --check
 
-results: $(ENV)/dev  ## copies a finished run into docs/quick_run and renews the tables of README and docs
-	$(VENV)/python scripts/renew_results.py --run-dir "$(or $(RUN_DIR),models/densenet121)"
+results: $(ENV)/dev  ## copies a finished run into docs/quick_run and renews the tables of README and docs: make results [MACHINE_WAS="otherwise idle"]
+	$(VENV)/python scripts/renew_results.py --run-dir "$(or $(RUN_DIR),models/densenet121)" $(if $(MACHINE_WAS),--machine-was "$(MACHINE_WAS)")
 
 reference: $(ENV)/dev  ## renews docs/reference_evaluation: make reference PREDICTIONS=preds.csv DATA_DIR=/path/to/nih
 	$(VENV)/python scripts/evaluate_reference.py "$(PREDICTIONS)" --data-dir "$(DATA_DIR)"
