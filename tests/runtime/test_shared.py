@@ -72,9 +72,15 @@ def test_the_output_of_an_earlier_session_is_copied_to_where_it_can_be_written(t
     other = tmp_path / "input" / "other"
     other.mkdir()
     (other / "settings.json").write_text("[]")
+    for path in (attached / "state" / "state.bin", attached / "state", attached):
+        path.chmod(0o555)
     settings, _ = share_settings({"RUN_DIR": ""}, [tmp_path / "models"], tmp_path / "input")
+    for path in (attached, attached / "state"):
+        path.chmod(0o755)
     assert settings["RUN_DIR"] == str(tmp_path / "models" / "nih") and settings["PROFILE"] == "full"
-    assert (tmp_path / "models" / "nih" / "state" / "state.bin").read_bytes() == b"weights"
+    copy = tmp_path / "models" / "nih" / "state"
+    assert (copy / "state.bin").read_bytes() == b"weights"
+    assert all(path.stat().st_mode & 0o200 for path in (copy.parent, copy, copy / "state.bin"))
 
 
 def test_a_run_on_a_mounted_drive_has_its_checkpoints_on_the_machine_first():

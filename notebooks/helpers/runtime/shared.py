@@ -126,8 +126,10 @@ def restore_attached(place, attached=ATTACHED, name=None):
     target, draft = Path(place) / source.name, Path(place) / f"part-{source.name}"
     if not target.exists():
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft)  # whole, or not under its name
-        draft.rename(target)
+        shutil.copytree(source, draft)
+        for path in (draft, *draft.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o600)  # of a read-only mount
+        draft.rename(target)  # whole, or not under its name
     return [target]
 
 
@@ -158,7 +160,7 @@ def _find_records(attached):
             continue
 
 
-def _walk(attached, max_depth=6):
+def _walk(attached, max_depth=8):
     for place, folders, _ in os.walk(attached):
         folder = Path(place)
         yield folder
