@@ -124,7 +124,7 @@ def test_the_attached_output_of_a_kaggle_session_is_taken_up(start, tmp_path, pl
 
 def test_a_place_that_is_not_there_or_too_small_is_named_with_the_click_that_mends_it(start, places, monkeypatch):
     with pytest.raises(OSError, match=r"has \d+\.\d GB free, and .* take about 20\d\d\.\d.*choose a smaller profile"):
-        monkeypatch.setitem(session.IMAGE_BYTES, "best", 2_000_000_000_000 // 1_800 * 2 // 2)
+        monkeypatch.setitem(session.IMAGE_BYTES, "best", 500_000_000)
         start("Kaggle output", profile="best")
     shutil.rmtree(places["Drive"].parent)
     with pytest.raises(FileNotFoundError, match=r"KEEP_IN = “Drive”: there is no .*allow the access to Drive"):
