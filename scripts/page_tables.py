@@ -92,6 +92,18 @@ def draw_earlier(runs):
     return write_table(heads, rows)
 
 
+def draw_difficulty(results):
+    """Returns the table of models that see no shape, of benchmarks/results/difficulty.json."""
+    rows = []
+    for name, model in results["models"].items():
+        best = max(
+            (value, finding) for finding, value in model.items() if finding not in ("mean", "auc_low", "auc_high")
+        )
+        mean = f"{model['mean']:.3f} ({model['auc_low']:.3f} to {model['auc_high']:.3f})"
+        rows.append([name, mean, f"{best[1].replace('_', ' ')}, {best[0]:.3f}"])
+    return write_table(["model", "mean AUC", "its best finding"], rows)
+
+
 def draw_shuffled(learning):
     """Returns what trainings on shuffled labels reach, of benchmarks/results/learning.json."""
     rows, machine = learning["shuffled"], learning["machine"]["processor"]

@@ -170,9 +170,9 @@ def draw_pages():
     read = lambda name: json.loads((QUICK_RUN / name).read_text())  # noqa: E731
     study, jsrt = read("xvision/study.json"), ROOT / "docs" / "xvision_jsrt"
     jsrt_study = json.loads((jsrt / "study.json").read_text())
-    learning, gate = (
+    learning, gate, difficulty = (
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in ("learning", "input_gate")
+        for name in ("learning", "input_gate", "difficulty")
     )
     gate_page, card = ROOT / "docs" / "input_gate.md", ROOT / "data" / "README.md"
     run, located = read("run.json"), pd.read_csv(QUICK_RUN / "localization.csv")
@@ -208,6 +208,7 @@ def draw_pages():
             run, read("times.json") if (QUICK_RUN / "times.json").exists() else None
         ),
         (card, "synthetic"): page_tables.draw_synthetic(run, int(located["n_boxes"].iloc[-1])),
+        (card, "difficulty"): page_tables.draw_difficulty(difficulty),
         (card, "published"): page_tables.draw_published_findings(findings),
         (card, "counts"): page_tables.draw_counts(run, PUBLISHED, reference["metadata_floors"]),
         (ROOT / "docs" / "model_formats.md", "parity"): page_tables.draw_parity(read("parity.json")),

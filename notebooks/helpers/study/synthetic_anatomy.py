@@ -11,36 +11,42 @@ from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 HILUM = (0.085, 0.43)
 AIR = 0.93  # attenuation that the lung's air takes away where it is deepest
 
 
-def draw_body(rng, view, sex, age):
-    """Returns the patient's build as a namespace; only `view` changes between visits."""
-    n = np.clip(rng.normal(size=24), -2, 2).astype(np.float32)  # a float64 scalar would make every image float64
+def draw_body(rng, course, view, sex, age):
+    """Returns the patient's build as a namespace: from `rng` what stays, from `course` what a visit changes."""
+    n = np.clip(rng.normal(size=28), -2, 2).astype(np.float32)  # a float64 scalar would make every image float64
     ap = view == "AP"
-    top = 0.70 + 0.026 * n[0] - 0.045 * ap
+    visit = np.clip(course.normal(size=6), -2, 2).astype(np.float32)
+    top = 0.69 + 0.035 * n[0] + 0.04 * visit[0] - 0.03 * ap  # the breath is deeper or shallower each time
     body = SimpleNamespace(
         ap=ap, female=sex == "F", age=age,
-        apex=0.105 + 0.012 * n[1],
-        dome=np.array([top, top + 0.022 + 0.008 * n[2]]),
-        curve=np.full(2, 2.9 + 0.4 * n[3]),
-        width=0.355 + 0.018 * n[4] - 0.008 * (sex == "F"),
-        depth=1.0 + 0.06 * n[5],
-        heart=np.array([0.095 + 0.008 * n[6], 0.195 + 0.016 * n[7]]) * (1.12 if ap else 1.0),
-        heart_v=0.59 + 0.012 * n[8] - 0.03 * ap,
-        knob=0.036 + 0.005 * n[9] + 0.0002 * (age - 50),
+        apex=0.105 + 0.015 * n[1],
+        # One half of the diaphragm may stand high, which an effusion looks like: but it is convex.
+        dome=top + np.array([0.0, 0.02]) - 0.05 * np.maximum(np.array([-n[2], n[2]]) + 0.6 * visit[5], 0),
+        curve=np.clip(2.6 + 0.7 * n[3] + 0.5 * visit[1] - 12 * (top - 0.69), 0.9, 5) * np.ones(2),  # flat when deep
+        width=0.35 + 0.022 * n[4] - 0.008 * (sex == "F"),
+        depth=1.0 + 0.07 * n[5] + 0.05 * visit[2],
+        heart=np.array([0.096 + 0.013 * n[6], 0.195 + 0.021 * n[7]]) * (1.06 if ap else 1.0),
+        heart_u=0.02 * n[9] + 0.015 * visit[3],
+        heart_v=0.59 + 0.018 * n[8] - 0.03 * ap + 0.4 * (top - 0.69),
+        motion=0.012 + 0.05 * course.random() ** 2,  # the diaphragm moves during the exposure, and its edge blurs
+        lean=0.16 * visit[3],  # the patient is turned: more tissue before one lung
+        knob=0.036 + 0.005 * n[8] + 0.0002 * (age - 50),
         mediastinum=0.05 + 0.006 * n[10] + 0.006 * ap,
         rib_start=0.055 + 0.012 * n[11], rib_gap=0.063 + 0.003 * n[12], rib_tilt=1.0 + 0.15 * n[13],
-        rib_mu=0.165 + 0.025 * n[14],
-        flank=0.445 + 0.03 * n[15] + 0.02 * ap, axilla=0.36 + 0.03 * n[16], shoulder=0.17 + 0.02 * n[17],
-        collar=0.165 + 0.015 * n[18] - 0.015 * ap,
-        breast=(0.21 + 0.01 * n[19], 0.63 + 0.02 * n[20]), breast_size=0.125 + 0.015 * n[21],
-        fat=1.0 + 0.07 * n[22],
-        vessel=1.0,
-        vessel_seed=int(rng.integers(2**31)), bubble=rng.random(3).tolist(),
+        rib_mu=0.16 + 0.04 * n[14],
+        flank=0.445 + 0.035 * n[15] + 0.02 * ap, axilla=0.36 + 0.04 * n[16], shoulder=0.17 + 0.03 * n[17],
+        collar=0.165 + 0.025 * n[18] - 0.015 * ap,
+        breast=(0.21 + 0.02 * n[19], 0.62 + 0.045 * n[20]), breast_size=0.125 + 0.03 * n[21],
+        fat=1.0 + 0.12 * n[22],
+        vessel=1.05 + 0.25 * n[23] + 0.2 * visit[4],
+        # Turn in radians, shift across and down, log size: how this patient stands, apart from each visit's chance.
+        stance=np.array([0.05, 0.035, 0.04, 0.1]) * n[24:28],
+        vessel_seed=int(rng.integers(2**31)), bubble=rng.random(5).tolist(),
     )  # fmt: skip
     return body
 
@@ -78,14 +84,16 @@ class Chest:
     def __init__(self, body, rng, texture_seed, size):
         self.body, self.size = body, size
         self.texture = np.random.default_rng(texture_seed)
-        angle, zoom = rng.normal(0, 0.02), 1 + rng.normal(0, 0.025) + 0.02 * body.ap
-        shift = rng.normal((0, 0.01), 0.014)
-        self.pose = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom, shift
+        stance = body.stance + rng.normal((0, 0, 0.01, -0.05), (0.05 + 0.02 * body.ap, 0.04, 0.045, 0.09))
+        angle, shift = stance[0], np.clip(stance[1:3], -0.12, 0.12)
+        zoom = np.exp(np.clip(stance[3], -0.32, 0.16) + rng.normal(0, 0.03, 2))  # across, down
+        c, s = math.cos(angle), math.sin(angle)
+        self.pose = np.array([[c, -s], [s, c]]) * zoom, shift
+        self.zoom = float(np.sqrt(zoom.prod()))
         grid = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
         x, y = grid[None, :] - np.float32(shift[0]), grid[:, None] - np.float32(shift[1])
-        c, s, scale = math.cos(angle), math.sin(angle), 1 / zoom
-        self.u = ((c * x + s * y) * scale).astype(np.float32)
-        self.v = ((c * y - s * x) * scale + 0.5).astype(np.float32)
+        self.u = ((c * x + s * y) / zoom[0]).astype(np.float32)
+        self.v = ((c * y - s * x) / zoom[1] + 0.5).astype(np.float32)
         self.a = np.abs(self.u)
         self.above = self.by_side(body.dome) + self.by_side(body.curve) * (self.a - 0.17) ** 2 - self.v
         corner = self.by_side(body.dome + body.curve * (body.width - 0.17) ** 2)
@@ -110,14 +118,17 @@ class Chest:
         scale = max(512, 2 * self.size)  # PIL does not smooth edges; reducing does
         canvas = Image.new("L", (scale, scale))
         draw = ImageDraw.Draw(canvas)
-        path = self.to_canvas(np.concatenate([line[0] for line in lines]), scale).ravel().tolist()  # one turn for all
+        path = np.concatenate([line[0] for line in lines] or [np.empty((0, 2))])
+        path = self.to_canvas(path, scale).ravel().tolist()  # one turn for all
         end = 0
         for points, width, level in lines:
             start, end = end, end + 2 * len(points)
-            draw.line(path[start:end], fill=int(255 * level), width=max(1, round(width * scale)), joint="curve")
+            pixels = max(1, round(width * self.zoom * scale))
+            draw.line(path[start:end], fill=int(255 * level), width=pixels, joint="curve")
         for center, radius, width, level in rings:
-            (x, y), r = self.to_canvas([center], scale)[0], radius * scale
-            draw.ellipse((x - r, y - r, x + r, y + r), outline=int(255 * level), width=max(1, round(width * scale)))
+            (x, y), r = self.to_canvas([center], scale)[0], radius * self.zoom * scale
+            pixels = max(1, round(width * self.zoom * scale))
+            draw.ellipse((x - r, y - r, x + r, y + r), outline=int(255 * level), width=pixels)
         return np.asarray(canvas.resize((self.size, self.size), Image.Resampling.BOX), np.float32) / 255
 
     def mottle(self, cells, rng):
@@ -157,8 +168,9 @@ class Chest:
         mu = torso * b.fat * (0.42 + 0.95 * dome((a / 0.54) ** 2))
         mu *= 0.66 + 0.34 * ramp((v - 0.1 - 0.15 * a) / 0.3)  # neck and shoulders are thinner
 
+        heart_u = u - b.heart_u
         heart_v = v - b.heart_v - 0.36 * np.maximum(u, -0.4 * u)  # the axis points down and to the patient's left
-        heart2 = (u / self.by_side(b.heart)) ** 2 + (heart_v / self.by_side((0.15, 0.155))) ** 2
+        heart2 = (heart_u / self.by_side(b.heart)) ** 2 + (heart_v / self.by_side((0.15, 0.155))) ** 2
         self.heart = ramp((1 - heart2) / 0.35)
         bulge = ramp((1 - self.distance2((0.03, 0.305), (b.knob + 0.02, 0.062))) / 0.6)
         trunk = ramp((1 - self.distance2((0.035, 0.43), (0.058, 0.1))) / 0.8)
@@ -166,13 +178,13 @@ class Chest:
         middle = 1 - (1 - 0.97 * self.heart) * (1 - bulge) * (1 - 0.9 * trunk) * (1 - stem)
 
         medial = 0.04 + 0.05 * np.exp((b.apex - v) / 0.03)  # rounds the apex off
-        self.lung = ramp(self.inside / 0.014) * ramp(self.above / 0.012) * ramp((a - medial) / 0.02)
+        self.lung = ramp(self.inside / 0.014) * ramp(self.above / b.motion) * ramp((a - medial) / 0.02)
         deep = 0.62 + 0.25 * ramp(self.inside / 0.16) + 0.13 * ramp((v - b.apex - 0.12) / 0.3)
         self.air = AIR * b.depth * self.lung * deep * (1 - 0.92 * middle)
         # Some lung lies behind the dome, so the belly turns bright only gradually.
         mu += 0.28 * torso * ramp(-self.above / 0.16 + 0.3) * ramp((0.5 - a) / 0.2)
         mu += 0.22 * middle * torso * (0.5 + 0.5 * dome(heart2 * 0.9))
-        mu += torso * self.draw_bones() - self.air
+        mu += torso * (self.draw_bones() + b.lean * u) - self.air
         if b.female:
             x, y = a - b.breast[0], v - b.breast[1]
             mu += 0.3 * dome(((x - 0.2 * y) ** 2 + y**2) / b.breast_size**2) * ramp((y + 0.03) / 0.2)
@@ -180,10 +192,10 @@ class Chest:
         forks = self.strokes([([(0.0, 0.355), (side * 0.075, 0.43)], 0.024, 1.0) for side in (-1, 1)])
         mu -= 0.2 * windpipe + 0.1 * forks
         # The stomach's gas floats on its fluid, hence the flat lower border.
-        if b.bubble[2] > 0.3:
-            x, y = 0.15 + 0.06 * b.bubble[0], float(b.dome[1]) + 0.065
-            bubble2 = self.distance2((x, y), (0.05 + 0.03 * b.bubble[1], 0.035))
-            mu -= 0.3 * ramp((1 - bubble2) / 0.5) * ramp((y + 0.012 - v) / 0.008)
+        if b.bubble[2] > 0.25:
+            x, y = 0.22 * b.bubble[0], float(b.dome[1]) + 0.11 * b.bubble[3] - 0.01
+            bubble2 = self.distance2((x, y), (0.035 + 0.05 * b.bubble[1], 0.025 + 0.03 * b.bubble[4]))
+            mu -= 0.35 * ramp((1 - bubble2) / 0.5) * ramp((y + 0.012 - v) / 0.008)
         self.mu = mu
         self.torso = torso
         self.vessels = 0.18 * b.vessel * self.draw_vessels() * np.clip(self.air / AIR * 1.6, 0, 1)
@@ -235,42 +247,9 @@ class Chest:
                 turn = turn + rng.normal(0, 0.13, len(side))
                 length = 0.026 * 0.88**level * rng.uniform(0.6, 1.4, len(side))
                 steps.append(steps[-1] + length[:, None] * np.stack([side * np.cos(turn), np.sin(turn)], axis=1))
-            width = (0.012, 0.009, 0.0065, 0.0045, 0.003, 0.003)[level]
+            width = b.vessel * (0.012, 0.009, 0.0065, 0.0045, 0.003, 0.003)[level]
             lines.append([(path, width, 0.95 - 0.13 * level) for path in np.stack(steps, axis=1)])
             spread = rng.uniform(0.1, 0.6, (2, len(side))) * ((-1,), (1,))
             start, side = np.repeat(steps[-1], 2, axis=0), np.repeat(side, 2)
             turn = (turn + spread).T.ravel()
         return self.strokes([line for layer in reversed(lines) for line in layer])
-
-    def expose(self, rng):
-        """Turns attenuation into gray: scatter, characteristic curve, blur, noise, leads and side marker.
-
-        Returns:
-            uint8 (size, size).
-        """
-        b, size = self.body, self.size
-        mu = self.mu + self.torso * (0.035 * self.mottle(7, self.texture) + 0.02 * self.mottle(40, self.texture))
-        if b.ap and rng.random() < 0.6:
-            mu = mu + self.draw_leads(rng)
-        exposure, gamma = 1.0 + rng.normal(0, 0.07), 1.65 + rng.normal(0, 0.12) - 0.2 * b.ap
-        gray = 1 - np.exp(-((np.clip(mu, 0.0, None) / exposure) ** gamma))
-        veil = rng.uniform(0.05, 0.15) + 0.12 * b.ap  # scattered radiation, more without a grid
-        gray = (1 - veil) * gray + veil * (0.55 + 0.2 * rng.normal()) * self.torso
-        if rng.random() < 0.8:
-            x, y = (int(size * f) for f in (rng.uniform(0.86, 0.93), rng.uniform(0.03, 0.12)))
-            thick, long = max(1, size // 100), max(2, size // 28)  # a lead letter L on the patient's left
-            gray[y : y + long, x : x + thick] = gray[y + long - thick : y + long, x : x + 2 * long // 3] = 0.95
-        gray = ndimage.gaussian_filter(gray, size / 256 * rng.uniform(0.3, 0.7) * (1.3 if b.ap else 1))
-        grain = rng.normal(size=(size, size)).astype(np.float32)
-        gray += (0.007 + 0.005 * b.ap + 0.004 * rng.random()) * grain * (0.4 + self.torso)
-        return np.clip(255 * gray, 0, 255).astype(np.uint8)
-
-    def draw_leads(self, rng):
-        """Returns electrodes and their wires, in attenuation."""
-        spots = [(s * rng.uniform(0.2, 0.3), v + rng.normal(0, 0.03)) for s, v in ((-1, 0.22), (1, 0.22), (1, 0.62))]
-        way = np.linspace(0, 1, 12)[:, None]
-        lines = []
-        for spot in spots:
-            sag = 0.04 * np.sin(3 * way) * rng.normal(size=2)
-            lines.append((np.array(spot) * (1 - way) + way * (rng.uniform(-0.1, 0.4), 1.05) + sag, 0.004, 0.7))
-        return 0.4 * self.strokes(lines, [(p, 0.014, 0.006, 1.0) for p in spots])

@@ -11,8 +11,9 @@ import numpy as np
 
 from .labels import PATHOLOGIES
 from .synthetic_anatomy import Chest, dome, draw_body, ramp
+from .synthetic_exposure import expose
 
-MILDEST = 0.0  # severity of the mildest case, in [0, 1]; raise it to make every finding easier to see
+MILDEST = 0.2  # severity of the mildest case, in [0, 1]; raise it to make every finding easier to see
 
 
 def draw_image(seed, findings=(), view="PA", sex="F", age=60, size=256, visit=0):
@@ -43,7 +44,7 @@ def draw_image(seed, findings=(), view="PA", sex="F", age=60, size=256, visit=0)
             f"cannot draw unknown {unknown}, view {view!r} (PA, AP), sex {sex!r} (F, M), size {size} (>= 32)"
         )
     seed = [int(part) for part in np.atleast_1d(seed)]
-    body = draw_body(np.random.default_rng([0, *seed]), view, sex, age)
+    body = draw_body(np.random.default_rng([0, *seed]), np.random.default_rng([6, *seed, visit]), view, sex, age)
     cases = []
     for k, name in enumerate(PATHOLOGIES):
         if name in findings:
@@ -56,34 +57,31 @@ def draw_image(seed, findings=(), view="PA", sex="F", age=60, size=256, visit=0)
     chest = Chest(body, np.random.default_rng([3, *seed, visit]), [4, *seed], size)
     chest.draw_normal()
     boxes = {case.name: [chest.find_box(mask) for mask in PAINT[case.name](chest, case)] for case in cases}
-    return chest.expose(np.random.default_rng([5, *seed, visit])), boxes
+    return expose(chest, np.random.default_rng([5, *seed, visit])), boxes
 
 
 # Findings that change the shape of the chest.
 
 
 def _reshape_atelectasis(body, case):
-    body.dome[int(case.side > 0)] -= 0.025 + 0.045 * case.severity
+    body.dome[int(case.side > 0)] -= 0.01 + 0.03 * case.severity
 
 
 def _reshape_cardiomegaly(body, case):
-    ratio = 0.55 + 0.12 * case.severity  # cardiothoracic ratio; 0.5 is the usual limit in a PA image
+    ratio = 0.5 + 0.13 * case.severity  # cardiothoracic ratio; 0.5 is the usual limit in a PA image
     body.heart *= ratio * 2 * body.width / body.heart.sum()
     body.heart_v -= 0.01
 
 
 def _reshape_emphysema(body, case):
-    body.dome += 0.035 + 0.045 * case.severity
-    body.curve *= 0.6 - 0.35 * case.severity
-    body.width += 0.012 * case.severity
-    body.depth *= 1.02 + 0.09 * case.severity
-    body.heart *= 0.92 - 0.16 * case.severity
-    body.vessel = 0.65 - 0.3 * case.severity
+    body.dome += 0.01 + 0.03 * case.severity
+    body.curve *= 0.75 - 0.35 * case.severity
+    body.heart *= 0.96 - 0.1 * case.severity
+    body.vessel *= 0.75 - 0.2 * case.severity
 
 
 def _reshape_fibrosis(body, case):
-    body.dome -= 0.01 + 0.03 * case.severity
-    body.width -= 0.008 * case.severity
+    body.dome -= 0.01 + 0.02 * case.severity
 
 
 RESHAPE = {
@@ -96,15 +94,22 @@ RESHAPE = {
 # Findings drawn into the chest: each adds to `chest.mu` and returns one mask for each box.
 
 
+def _place(chest, rng, side, high=0.24, low=0.62):
+    """Returns a place (u, v) within one lung, away from its border."""
+    low = max(high, min(low, float(chest.body.dome[int(side > 0)]) - 0.04))
+    v = rng.uniform(high, low)
+    reach = chest.body.width * float(np.sqrt(np.clip((v - chest.body.apex) / 0.4, 0.1, 1)))
+    return side * rng.uniform(0.11, max(0.13, 0.85 * reach)), v
+
+
 def _paint_atelectasis(chest, case):
-    rng, b, mask = case.rng, chest.body, 0
-    top = b.dome[int(case.side > 0)]
-    for k in range(2 + int(case.severity > 0.5)):
-        center = (case.side * rng.uniform(0.17, 0.24), top - 0.035 - 0.05 * k + rng.normal(0, 0.006))
-        r2 = chest.distance2(
-            center, (rng.uniform(0.09, 0.13), 0.011 + 0.006 * case.severity), case.side * rng.normal(0.1, 0.12)
-        )
-        mask = np.maximum(mask, ramp((1 - r2) / 0.8))
+    rng, mask = case.rng, 0
+    u, v = _place(chest, rng, case.side, 0.4, 0.7)
+    tilt = rng.normal(0, 0.6)
+    for k in range(rng.integers(1, 4)):
+        center = (u + rng.normal(0, 0.02), v - 0.045 * k)
+        radii = (rng.uniform(0.07, 0.12), 0.011 + 0.006 * case.severity)
+        mask = np.maximum(mask, ramp((1 - chest.distance2(center, radii, tilt + rng.normal(0, 0.1))) / 0.8))
     chest.mu += (0.35 + 0.2 * case.severity) * mask * chest.lung
     return [mask * chest.lung]
 
@@ -114,129 +119,168 @@ def _paint_cardiomegaly(chest, case):
 
 
 def _paint_effusion(chest, case):
-    height = 0.035 + 0.165 * case.severity
+    height = 0.015 + 0.1 * case.severity
     half = chest.u * case.side > 0
     # The fluid's upper border climbs towards the chest wall.
-    surface = chest.body.dome[int(case.side > 0)] + 0.05 - height - 2.2 * np.clip(chest.a - 0.14, 0, None) ** 2
+    surface = chest.body.dome[int(case.side > 0)] + 0.05 - height - 2.6 * np.clip(chest.a - 0.14, 0, None) ** 2
     return [chest.fill(0.95 * half * ramp((chest.v - surface) / 0.06))]
 
 
 def _paint_infiltration(chest, case):
-    clouds, masks = chest.mottle(11, case.rng) + 0.5 * chest.mottle(24, case.rng), []
-    for side in (-1, 1):
-        zone = np.exp(-1.2 * chest.distance2((side * 0.2, case.rng.uniform(0.45, 0.55)), (0.13, 0.15)))
-        masks.append(chest.fill((0.4 + 0.35 * case.severity) * zone * ramp((clouds + 0.4) / 2.2)))
+    rng, masks = case.rng, []
+    for side in (-1, 1) if rng.random() < 0.5 else (case.side,):
+        patches = 0
+        u, v = _place(chest, rng, side, 0.3, 0.6)
+        for _ in range(rng.integers(5, 10)):
+            center = (u + rng.normal(0, 0.05), v + rng.normal(0, 0.06))
+            radius = rng.uniform(0.018, 0.04)
+            patch = np.exp(-1.5 * chest.distance2(center, (radius, radius * rng.uniform(0.6, 1.4)), rng.uniform(0, 3)))
+            patches = 1 - (1 - patches) * (1 - (0.45 + 0.25 * case.severity) * patch)
+        masks.append(chest.fill(patches * (1 + 0.2 * chest.mottle(40, rng))))
     return masks
 
 
 def _paint_mass(chest, case):
     rng = case.rng
-    center = (case.side * rng.uniform(0.14, 0.25), rng.uniform(0.27, 0.6))
-    radius = 0.06 + 0.05 * case.severity
-    r2 = chest.distance2(center, (radius, radius * rng.uniform(0.85, 1.1))) * (1 + 0.12 * chest.mottle(14, rng))
+    radius = 0.055 + 0.045 * case.severity
+    r2 = chest.distance2(_place(chest, rng, case.side), (radius, radius * rng.uniform(0.8, 1.2)), rng.uniform(0, 3))
+    r2 = r2 * (1 + 0.14 * chest.mottle(14, rng))
     mask = dome(r2) * (chest.inside > -0.01)
-    chest.mu += 0.62 * mask
+    chest.mu += 0.65 * mask
     return [mask]
 
 
 def _paint_nodule(chest, case):
     rng, masks = case.rng, []
     for _ in range(rng.integers(1, 4)):
-        side, radius = rng.choice((-1, 1)), 0.022 + 0.016 * case.severity * rng.uniform(0.6, 1)
-        v = rng.uniform(0.24, 0.62)
-        center = (side * rng.uniform(0.15, 0.2 + 0.1 * ramp((v - 0.35) / 0.3)), v)
-        masks.append(dome(chest.distance2(center, (radius, radius * rng.uniform(0.85, 1.15)))))
+        radius = 0.028 + 0.014 * case.severity * rng.uniform(0.6, 1)
+        place = _place(chest, rng, rng.choice((-1, 1)))
+        masks.append(dome(chest.distance2(place, (radius, radius * rng.uniform(0.85, 1.15)))))
         chest.mu += (0.5 + 0.15 * case.severity) * masks[-1]
     return masks
 
 
 def _paint_pneumonia(chest, case):
     rng = case.rng
-    center = np.array([case.side * rng.uniform(0.17, 0.24), rng.uniform(0.48, 0.6)])
-    radius = 0.11 + 0.05 * case.severity
-    r2 = chest.distance2(center, (radius, radius * 0.9)) + 0.22 * chest.mottle(12, rng) + 0.12 * chest.mottle(36, rng)
-    turns = rng.uniform(0, 2 * np.pi, 18)
-    rays = np.stack([np.cos(turns), np.sin(turns)], axis=1) * radius
-    streaks = chest.strokes([([center + 0.6 * ray, center + 1.5 * ray], 0.005, 1.0) for ray in rays])
-    bronchi = chest.strokes([([(case.side * 0.1, 0.44), center, center + 0.7 * ray], 0.007, 1.0) for ray in rays[:4]])
-    mask = ramp((0.9 - r2) / 1.3)
-    return [chest.fill((0.75 + 0.2 * case.severity) * mask * (1 - 0.25 * bronchi) + 0.15 * streaks)]
+    center = np.array(_place(chest, rng, case.side, 0.34, 0.6))
+    radius = 0.085 + 0.04 * case.severity
+    cloud = 0.5 * chest.mottle(9, rng) + 0.3 * chest.mottle(22, rng)
+    r2 = chest.distance2(center, (radius, radius * rng.uniform(0.7, 1.3)), rng.uniform(0, 3)) * np.exp(0.35 * cloud)
+    # Bronchi stay full of air and show as dark branches that run out from the hilum.
+    root = center + (np.array((case.side * 0.09, 0.44)) - center) * min(1, 1.1 * radius / 0.12)
+    lines = []
+    for turn in rng.uniform(-1.1, 1.1, 6):
+        c, s = np.cos(turn), np.sin(turn)
+        out = np.array([[c, -s], [s, c]]) @ (center - root)
+        way = np.linspace(0, 1, 6)[:, None]
+        lines.append((root + way * 1.5 * out + 0.01 * rng.normal(size=(6, 2)).cumsum(0) * way, 0.011, 1.0))
+    mask = np.exp(-(np.clip(r2, 0, None) ** 1.3))
+    return [chest.fill((0.7 + 0.25 * case.severity) * mask * (1 - 0.5 * chest.strokes(lines)))]
 
 
 def _paint_pneumothorax(chest, case):
     b = chest.body
     half = (chest.u * case.side > 0) * np.clip(3 * chest.air, 0, 1)  # air rises above the fluid of an effusion
-    rim = 0.015 + 0.06 * case.severity
+    rim = 0.02 + 0.05 * case.severity
     # Distance from the collapsed lung's surface: the free air is widest at the apex, where the patient sits up.
     off = chest.inside - rim - (0.35 + 0.6 * case.severity) * np.clip(b.apex + 0.22 - chest.v, 0, None)
     free = half * chest.lung * ramp(-off / 0.012) * ramp((chest.above - 0.02) / 0.05)
     collapsed = half * chest.lung * ramp(off / 0.012)
     chest.mu += (
-        free * (-chest.vessels - 0.1 - 0.1 * case.severity) + (0.04 + 0.12 * case.severity) * collapsed * chest.air
+        free * (-chest.vessels - 0.12 - 0.08 * case.severity) + (0.04 + 0.1 * case.severity) * collapsed * chest.air
     )
-    chest.mu += 0.16 * half * chest.lung * ramp(0.5 - np.abs(off) / 0.009) * ramp((chest.above - 0.02) / 0.05)
+    chest.mu += 0.2 * half * chest.lung * ramp(0.5 - np.abs(off) / 0.012) * ramp((chest.above - 0.02) / 0.05)
     return [free]
 
 
 def _paint_consolidation(chest, case):
     rng = case.rng
     half = chest.u * case.side > 0
-    border = chest.v - (rng.uniform(0.36, 0.44) + rng.uniform(-0.25, 0.1) * (chest.a - 0.2))
-    lobe = ramp(-border / 0.01) if rng.random() < 0.75 else ramp((border - 0.1) / 0.01)
-    density = (0.72 + 0.22 * case.severity) * (1 + 0.05 * chest.mottle(12, rng))
+    # A lobe or a segment, with a sharp fissure for a border.
+    tilt, at = rng.normal(0, 0.3), rng.uniform(0.34, 0.56)
+    border = chest.v - at - tilt * (chest.a - 0.2)
+    up = rng.random() < 0.5
+    depth = rng.uniform(0.12, 0.24)
+    lobe = ramp((-border if up else border) / 0.01) * ramp((depth - np.abs(border)) / 0.1)
+    density = (0.5 + 0.3 * case.severity) * (1 + 0.06 * chest.mottle(12, rng))
     return [chest.fill(density * half * lobe)]
 
 
 def _paint_edema(chest, case):
-    haze = 0
+    rng, haze = case.rng, 0
     for side in (-1, 1):
         wing = chest.distance2((side * 0.13, 0.46), (0.12, 0.19), 0.15 * side)
         haze = haze + np.exp(-(wing**1.5))
-    clouds = 1 + 0.15 * chest.mottle(20, case.rng)
-    kerley = [
-        ([(side * (chest.body.width - 0.05), v), (side * (chest.body.width - 0.012), v + 0.004)], 0.004, 1.0)
-        for side in (-1, 1) for v in chest.body.dome[0] - 0.005 - 0.018 * np.arange(7)
-    ]  # fmt: skip
-    added = chest.fill((0.28 + 0.4 * case.severity) * haze * clouds)
-    chest.fill(0.4 * chest.strokes(kerley))
+    # Full vessels with blurred walls, and septa that reach the pleura (Kerley's lines).
+    lines = []
+    for side in (-1, 1):
+        for turn in rng.uniform(-1.3, 1.4, 11):
+            way = np.linspace(0, 1, 7)[:, None]
+            bend = 0.018 * rng.normal(size=(7, 2)).cumsum(0) * way
+            tip = np.array((side * np.cos(turn), np.sin(turn))) * rng.uniform(0.16, 0.26)
+            lines.append((np.array((side * 0.09, 0.44)) + way * tip + bend, rng.uniform(0.01, 0.015), 0.8))
+        for v in rng.uniform(0.3, float(chest.body.dome[0]), 9):
+            end = side * (chest.body.width - 0.01)
+            lines.append((np.array([(end - side * 0.055, v - 0.01), (end, v)]), 0.008, 1.0))
+    added = chest.fill((0.06 + 0.16 * case.severity) * haze * (1 + 0.25 * chest.mottle(20, rng)))
+    chest.fill((0.2 + 0.15 * case.severity) * chest.strokes(lines) * chest.lung)
     return [added]
 
 
 def _paint_emphysema(chest, case):
+    rng = case.rng
+    # Bullae: round, without vessels, with a thin wall.
+    rings = []
+    for _ in range(rng.integers(2, 6)):
+        center, radius = _place(chest, rng, rng.choice((-1, 1)), 0.2, 0.6), rng.uniform(0.035, 0.07)
+        hole = ramp((1 - chest.distance2(center, (radius, radius))) / 0.3) * chest.lung
+        chest.mu -= hole * (0.9 * chest.vessels + 0.1)
+        chest.vessels = chest.vessels * (1 - 0.9 * hole)
+        rings.append((center, radius, 0.007, 0.8))
+    chest.mu += 0.3 * chest.strokes([], rings) * chest.lung
     return [chest.lung]
 
 
 def _paint_fibrosis(chest, case):
-    # The zero lines of smooth noise form a net, much as thickened septa do.
-    net = ramp(0.6 - np.minimum(np.abs(chest.mottle(44, case.rng)), np.abs(chest.mottle(62, case.rng))) / 0.5)
-    net = net * ramp(0.5 + chest.mottle(14, case.rng) / 3)
+    rng, lines = case.rng, []
+    # Short thickened septa in every direction, dense at the bases and under the pleura: a reticular pattern.
+    count = int(200 + 200 * case.severity)
+    v = chest.body.apex + (float(chest.body.dome.mean()) - chest.body.apex) * rng.beta(3, 1.3, count)
+    u = rng.choice((-1, 1), count) * (chest.body.width - 0.25 * rng.beta(1, 2.2, count))
+    turn = rng.uniform(0, np.pi, count)
+    step = rng.uniform(0.008, 0.02, count) * np.stack([np.cos(turn), np.sin(turn)])
+    bend = rng.normal(0, 0.006, (2, count))
+    for k in range(count):
+        middle = np.array((u[k], v[k]))
+        lines.append((np.stack([middle - step[:, k], middle + bend[:, k], middle + step[:, k]]), 0.006, 1.0))
     low = ramp((chest.v - chest.by_side(chest.body.dome) + 0.2) / 0.3)
-    rim = np.exp(-np.clip(chest.inside, 0, None) / 0.07)
-    zone = np.clip(0.3 * low + 1.1 * low * rim + 0.35 * rim, 0, 1)
-    return [chest.fill(zone * (0.14 + 0.22 * case.severity + (0.32 + 0.3 * case.severity) * net))]
+    zone = np.clip(low * np.exp(-np.clip(chest.inside, 0, None) / 0.12), 0, 1)
+    net = chest.strokes(lines) * chest.lung
+    return [chest.fill((0.2 + 0.18 * case.severity) * net + 0.05 * zone * (1 + 0.3 * chest.mottle(30, rng)))]
 
 
 def _paint_pleural_thickening(chest, case):
     rng, b = case.rng, chest.body
     half = 1.0 if rng.random() < 0.25 else chest.u * case.side > 0
-    # A stretch of the wall, and the cap over the apex.
-    middle, reach = rng.uniform(0.35, 0.62), rng.uniform(0.22, 0.45)
-    stretch = ramp((reach / 2 - np.abs(chest.v - middle)) / 0.08)
-    thick = (0.022 + 0.02 * case.severity) * stretch * (1 + 0.25 * chest.mottle(9, rng))
-    thick += (0.035 + 0.03 * case.severity) * ramp((b.apex + 0.09 - chest.v) / 0.06)
+    # A stretch of the wall with an uneven surface, or the cap over the apex, or both.
+    middle, reach, kind = rng.uniform(0.3, 0.62), rng.uniform(0.22, 0.42), rng.random()
+    thick = (0.035 + 0.025 * case.severity) * ramp((reach / 2 - np.abs(chest.v - middle)) / 0.08) * (kind < 0.8)
+    thick = thick + (0.045 + 0.035 * case.severity) * ramp((b.apex + 0.09 - chest.v) / 0.06) * (kind > 0.55)
+    thick = thick * (1 + 0.45 * chest.mottle(13, rng))
     return [chest.fill(0.9 * half * ramp((thick - chest.inside) / 0.01 - 0.5))]
 
 
 def _paint_hernia(chest, case):
     rng, b = case.rng, chest.body
-    radius = 0.06 + 0.04 * case.severity
-    center = (rng.uniform(-0.02, 0.06), float(b.dome[1]) - 0.03 - 0.4 * radius)
+    radius = 0.055 + 0.035 * case.severity
+    center = (rng.uniform(-0.1, 0.12), float(b.dome[1]) - rng.uniform(0.5, 1.6) * radius)
     r2 = chest.distance2(center, (radius * rng.uniform(1.0, 1.25), radius))
     pouch = ramp((1 - r2) / 0.3)
-    level = center[1] + radius * rng.uniform(-0.45, 0.15)
+    level = center[1] + radius * rng.uniform(-0.3, 0.2)
     gas = ramp((0.78 - r2) / 0.25) * ramp((level - chest.v) / 0.01)
-    chest.mu += (0.2 + 0.2 * case.severity) * pouch * (1 - gas) - (0.25 + 0.35 * case.severity) * gas
     chest.fill(0.7 * pouch * (1 - gas))
+    # Gas takes a share of what the rays must pass, so that it shows through a dense heart as well.
+    chest.mu = (chest.mu + 0.12 * pouch * (1 - gas)) * (1 - (0.25 + 0.2 * case.severity) * gas)
     return [pouch]
 
 
