@@ -2,8 +2,8 @@
 
 Usage: train_seeds.py [--seeds 5] [--data-dir DIR] [--run-dir DIR] [--profile PROFILE] [--set NAME=VALUE ...]
 
-Notebook 1 packs the study, notebook 2 trains in RUN_DIR/seed-0, seed-1, ..., and notebook 3 evaluates each, and the
-mean of their logits over VIEWS shifted views of an image. The same command given again resumes; what is finished stays.
+Notebook 1 packs the study, notebook 2 trains in RUN_DIR/seed-0, seed-1, ..., notebook 3 evaluates each, and the mean
+of their logits over VIEWS shifted views of an image, and notebook 4 scores each one's heatmaps. The same command given again resumes; what is finished stays.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from run_notebooks import add_options, call, read_parameters, read_pause, read_s
 
 from helpers.runtime import check_settings, read_csv, read_json, resolve_path, save_figure, write_csv, write_json
 
-PREPARE, TRAIN, EVALUATE = run_notebooks.NOTEBOOKS[:3]
+PREPARE, TRAIN, EVALUATE, EXPLAIN = run_notebooks.NOTEBOOKS[:4]
 VIEWS = 9
 # Settings of notebook 2 in which runs may differ and still be the same training, and the one in which seeds do.
 FREE = ("SEED", "START_OVER", "SAVE_STEPS", "TIME_BUDGET", "TENSORBOARD", "VERBOSE")
@@ -43,9 +43,9 @@ def parse_arguments():
 
 
 def look_at_seed(folder):
-    """Returns what run.json of a folder says, {} where there is none, and whether notebook 3 has evaluated it."""
+    """Returns what run.json of a folder says, {} where there is none, and which notebooks were executed into it."""
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    return record, (folder / "executed" / f"{EVALUATE}.ipynb").exists()
+    return record, {name for name in (EVALUATE, EXPLAIN) if (folder / "executed" / f"{name}.ipynb").exists()}
 
 
 def name_differences(record, settings):
@@ -83,11 +83,14 @@ def train_seeds(run_dir, seeds, settings):
             run(TRAIN, folder, SEED=seed, TIME_BUDGET=hours_left)
             if pause := call(read_pause, folder):
                 sys.exit(f"\nSeed {seed}: {pause}")
-        if not (finished[seed] and found[seed][1]):
+        done = found[seed][1] if finished[seed] else ()
+        if EVALUATE not in done:
             run(EVALUATE, folder)
             is_new = True
+        if EXPLAIN not in done:
+            run(EXPLAIN, folder)
     average = run_dir / f"average-{seeds}-seeds-{views}-views"  # notebook 3 refuses a folder with another average
-    if is_new or not call(look_at_seed, average)[1]:
+    if is_new or EVALUATE not in call(look_at_seed, average)[1]:
         run(EVALUATE, average, MODELS=list(map(str, folders)), VIEWS=views)
     return average
 
@@ -143,6 +146,28 @@ def measure(run_dir, seeds, average, bootstrap):
     return result, rows
 
 
+def measure_heatmaps(run_dir, seeds):
+    """Returns the seeds' localization.csv, one below the other; no rows without boxes, or if FINDINGS are some only."""
+    import pandas as pd
+
+    paths = [run_dir / f"seed-{seed}" / "localization.csv" for seed in range(seeds)]
+    if not all(path.exists() for path in paths):
+        return pd.DataFrame(columns=["pathology", "seed"])
+    return pd.concat([read_csv(path).assign(seed=seed) for seed, path in enumerate(paths)], ignore_index=True)
+
+
+def summarize_heatmaps(table):
+    """Returns {measure: the mean over findings of each seed, their mean, sd and extremes, and the controls' mean}."""
+    means = table[table["pathology"].eq("mean")]
+    result = {}
+    for name in ("pointing", "energy") if len(means) else ():
+        values = means[name].to_numpy()
+        result[name] = {"seeds": values.tolist(), "mean": values.mean(), "min": values.min(), "max": values.max()}
+        result[name]["sd"] = values.std(ddof=1) if len(values) > 1 else None
+        result[name] |= {control: means[f"{name}_{control}"].mean() for control in ("random", "center", "location")}
+    return result
+
+
 def draw_figure(table, seeds, title):
     """Returns a figure with a line a finding: each seed's AUC, and that of the average with its interval."""
     from matplotlib.figure import Figure
@@ -177,8 +202,11 @@ def report(run_dir, seeds, average, bootstrap):
     ]
     summary["spread"] = {name: mean[name] for name in ("mean", "sd", "min", "max", "low", "high")}
     summary["average"] = {"folder": average.name, "views": source["views"]} | {name: mean[name] for name in together}
+    heatmaps = measure_heatmaps(run_dir, seeds)
+    summary["heatmaps"] = summarize_heatmaps(heatmaps)
     summary["settings"] = {name: value for name, value in first["settings"].items() if name not in FREE}
     write_csv(run_dir / "seeds.csv", table, index=False)
+    write_csv(run_dir / "seeds_localization.csv", heatmaps, index=False)
     write_json(run_dir / "seeds.json", summary)
     title = "".join(f"{textwrap.fill(notice)}\n" for notice in summary["notices"])
     title += f"{first['study']}, split “{first['split']['name']}”, test: {seeds} seeds"
@@ -201,11 +229,16 @@ def describe(run_dir, table, summary):
         table.set_index("pathology")[names].rename_axis(None).to_string(float_format="{:.3f}".format, na_rep="-"),
         f"\nGain of the mean {mean['gain']:+.4f} ({mean['gain_low']:+.4f} to {mean['gain_high']:+.4f}), "
         f"of the seeds alone, at one view, {mean['one_view'] - mean['mean']:+.4f}.",
+        *(
+            f"Heatmaps, {name}: mean {found['mean']:.3f} ({found['min']:.3f} to {found['max']:.3f} over the seeds); "
+            f"random weights {found['random']:.3f}, the center {found['center']:.3f}."
+            for name, found in summary["heatmaps"].items()
+        ),
         f"\ntable      {run_dir / 'seeds.csv'}\nfigure     {run_dir / 'figures' / 'seeds.png'}",
         f"average    {run_dir / average['folder']}",
     ]
     if summary["synthetic"]:
-        lines.append("\nThese images are synthetic: the numbers say nothing about real radiographs.")
+        lines.append("These images are synthetic: the numbers say nothing about real radiographs.")
     return "\n".join([*lines, "Research only, not for clinical use."])
 
 

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from notebook_cells import run_cells
@@ -159,8 +161,10 @@ def test_the_script_ends_when_the_session_is_killed(tmp_path):
 @pytest.mark.slow
 def test_the_notebook_shows_the_results_and_repeats_nothing(places, monkeypatch, capsys):
     monkeypatch.setattr(Session.__init__, "__defaults__", (*Session.__init__.__defaults__[:3], places, "/nothing"))
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *items, **_: shown.append(items) or Line())
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: Line())
+    called = []  # the scripts that make zip and report, which have tests of their own
+    answer = SimpleNamespace(stdout="made", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(Path(command[1]).name) or answer)
     for done in (False, True):
         names = run_cells("00_run_everything", {"HOURS_LEFT": 0.0})
         printed = capsys.readouterr().out
@@ -168,6 +172,7 @@ def test_the_notebook_shows_the_results_and_repeats_nothing(places, monkeypatch,
         assert "'Mass': 0.5" in printed and "model.zip" in printed
     executions = (names["session"].run_dir / "executions.txt").read_text().split()
     assert executions == list(NOTEBOOKS)
+    assert [name for name in called if name[-3:] == ".py"] == ["publish_check.py", "make_report.py"] * 2
     with pytest.raises(AssertionError, match=r"PROFILE = full needs a TPU or a GPU, .*Settings > Accelerator"):
         run_cells("00_run_everything", {"PROFILE": "full"})
 

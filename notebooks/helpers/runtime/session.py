@@ -5,7 +5,6 @@ one process at a time.
 """
 
 import base64
-import contextlib
 import json
 import os
 import queue
@@ -224,17 +223,24 @@ def follow(command, copy, runtime="auto"):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, start_new_session=True)
     lines, shown, printed, started = queue.Queue(), set(), [""], time.time()
-    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
+    reader.start()
     try:
         running = True
         while running:
-            running = process.poll() is None
-            with contextlib.suppress(queue.Empty):
-                printed.append(lines.get(timeout=1 if running else 0.2).rstrip())
-                while True:
-                    printed.append(lines.get_nowait().rstrip())
+            try:
+                line = lines.get(timeout=1)
+                while line is not None:
+                    printed.append(line.rstrip())
+                    line = lines.get_nowait()
+                running = False
+            except queue.Empty:
+                if process.poll() is not None:  # what it started may keep its output open
+                    reader.join(2)
+                    lines.put(None)
             printed = [line for line in printed if line.strip()][-20:] or [""]
             yield time.time() - started, printed[-1], list(_list_new_figures(copy, started, shown))
+        process.wait()
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
@@ -245,6 +251,13 @@ def follow(command, copy, runtime="auto"):
         process.stdin.close()
     if process.returncode:
         raise RuntimeError("\n".join(printed[-4:]))
+
+
+def _read_lines(stream, lines):
+    """Puts the lines of a stream into a queue, and None at its end."""
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
 
 
 def _list_new_figures(copy, since, shown):
