@@ -3,7 +3,8 @@
 Usage: train_seeds.py [--seeds 5] [--data-dir DIR] [--run-dir DIR] [--profile PROFILE] [--set NAME=VALUE ...]
 
 Notebook 1 packs the study, notebook 2 trains in RUN_DIR/seed-0, seed-1, ..., notebook 3 evaluates each, and the mean
-of their logits over VIEWS shifted views of an image, and notebook 4 scores each one's heatmaps. The same command given again resumes; what is finished stays.
+of their logits over VIEWS shifted views of an image, and notebook 4 scores each one's heatmaps. The same command given
+again resumes; what is finished stays.
 """
 
 import argparse

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebooks
 import train_seeds
 
-PREPARE, TRAIN, EVALUATE = run_notebooks.NOTEBOOKS[:3]
+PREPARE, TRAIN, EVALUATE, EXPLAIN = run_notebooks.NOTEBOOKS[:4]
 
 
 @pytest.fixture
@@ -70,6 +70,12 @@ class Notebooks:
             rows.sample(frac=1, random_state=len(self.executed)).to_csv(folder / "predictions.csv", index=False)
             source = {"views": settings.get("VIEWS", 1), "notices": ["The weights have seen test images."]}
             (folder / "source.json").write_text(json.dumps(source))
+        elif name == EXPLAIN:
+            rows = pd.DataFrame({"pathology": ["Mass", "mean"], "n_boxes": [20, 20]})
+            for k, measure in enumerate(("pointing", "energy")):
+                rows[measure] = 0.4 - 0.2 * k + 0.01 * int(folder.name.removeprefix("seed-"))
+                rows = rows.assign(**{f"{measure}_{control}": 0.1 for control in ("random", "center", "location")})
+            rows.to_csv(folder / "localization.csv", index=False)
 
 
 def check_numbers(run_dir, seeds, average):
@@ -110,7 +116,7 @@ def check_numbers(run_dir, seeds, average):
 def test_each_seed_is_trained_and_evaluated_then_their_average(make_seeds, tmp_path):
     notebooks = Notebooks()
     shown = make_seeds(notebooks, "--run-dir", tmp_path, "--seeds", 3, "--set", "VIEWS=25", "RESAMPLES=100", "EPOCHS=2")
-    each = [(name, f"seed-{seed}") for seed in range(3) for name in (TRAIN, EVALUATE)]
+    each = [(name, f"seed-{seed}") for seed in range(3) for name in (TRAIN, EVALUATE, EXPLAIN)]
     average = "average-3-seeds-25-views"
     assert notebooks.executed == [(PREPARE, tmp_path.name), *each, (EVALUATE, average)]
     assert notebooks.settings["MODELS"] == [str(tmp_path / f"seed-{seed}") for seed in range(3)]
@@ -119,13 +125,17 @@ def test_each_seed_is_trained_and_evaluated_then_their_average(make_seeds, tmp_p
     assert summary["bootstrap"] == {"n_resamples": 100, "seed": 0, "level": 0.95}
     assert all(name in shown for name in PATHOLOGIES) and "synthetic" in shown and len(shown.splitlines()) <= 32
     assert summary["notices"][0] in shown
+    pointing = summary["heatmaps"]["pointing"]
+    assert pointing["seeds"] == pytest.approx([0.4, 0.41, 0.42]) and pointing["mean"] == pytest.approx(0.41)
+    assert pointing["sd"] == pytest.approx(0.01) and "pointing: mean 0.410 (0.400 to 0.420 over the seeds)" in shown
+    assert len(pd.read_csv(tmp_path / "seeds_localization.csv").query("pathology == 'Mass'")) == 3
     before = (tmp_path / "seeds.csv").read_bytes()
 
     again = Notebooks()  # nothing is left to do; one more seed is trained alone, and the average is another
     make_seeds(again, "--run-dir", tmp_path, "--seeds", 3, "--set", "VIEWS=25", "RESAMPLES=100", "EPOCHS=2")
     assert again.executed == [] and (tmp_path / "seeds.csv").read_bytes() == before
     make_seeds(again, "--run-dir", tmp_path, "--seeds", 4, "--set", "VIEWS=25", "RESAMPLES=100", "EPOCHS=2")
-    more = [(TRAIN, "seed-3"), (EVALUATE, "seed-3"), (EVALUATE, "average-4-seeds-25-views")]
+    more = [(TRAIN, "seed-3"), (EVALUATE, "seed-3"), (EXPLAIN, "seed-3"), (EVALUATE, "average-4-seeds-25-views")]
     assert again.executed == [(PREPARE, tmp_path.name), *more]
 
 
@@ -141,9 +151,8 @@ def test_a_pause_stops_with_its_reason_and_is_resumed(make_seeds, tmp_path):
         make_seeds(notebooks, "--run-dir", tmp_path, "--seeds", 2)
     assert notebooks.executed[-1] == (TRAIN, "seed-1") and not (tmp_path / "seeds.json").exists()
     make_seeds(notebooks, "--run-dir", tmp_path, "--seeds", 2)
-    assert notebooks.executed[4:] == [
-        (PREPARE, tmp_path.name), (TRAIN, "seed-1"), (EVALUATE, "seed-1"), (EVALUATE, "average-2-seeds-9-views")
-    ]  # fmt: skip
+    left = [(TRAIN, "seed-1"), (EVALUATE, "seed-1"), (EXPLAIN, "seed-1"), (EVALUATE, "average-2-seeds-9-views")]
+    assert notebooks.executed[5:] == [(PREPARE, tmp_path.name), *left]
 
 
 def test_the_time_budget_is_that_of_all_seeds(make_seeds, tmp_path, monkeypatch):
@@ -224,7 +233,7 @@ def test_a_killed_run_resumes_in_the_seed_that_it_was_in(make_seeds, phantom_dir
         execute_here(folder, name, settings)
 
     make_seeds(execute, *arguments)
-    left = [(TRAIN, "seed-1"), (EVALUATE, "seed-1"), (EVALUATE, "average-2-seeds-9-views")]
+    left = [(TRAIN, "seed-1"), (EVALUATE, "seed-1"), (EXPLAIN, "seed-1"), (EVALUATE, "average-2-seeds-9-views")]
     assert executed == [(PREPARE, "run"), *left] and (run_dir / "seed-0" / "run.json").read_bytes() == first
     second = json.loads((run_dir / "seed-1" / "run.json").read_text())
     assert second["finished"] and second["interruptions"] == 1 and second["seed"] == 1
