@@ -35,8 +35,10 @@ def draw_floors(floors):
         for name, text in names.items()
     ]
     by_finding = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference"].min()
+    shown = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference_low"].min().gt(0).sum()
     beaten = by_finding[by_finding <= 0]
     text = "**Floors**, the mean AUC without a trained network: " + "; ".join(found) + ". "
+    text += f"The network is better than each of them on {shown} of {len(by_finding)} findings, by intervals above 0. "
     if len(beaten):
         listed = ", ".join(name.replace("_", " ") for name in beaten.index)
         text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good as the network."
@@ -104,6 +106,18 @@ def draw_difficulty(results):
     return write_table(["model", "mean AUC", "its best finding"], rows)
 
 
+def draw_seeds(summary):
+    """Returns how much one training differs from the next, of docs/quick_run/seeds.json."""
+    spread, heat = summary["spread"], summary["heatmaps"]
+    ranges = {name: f"{heat[name]['min']:.2f} to {heat[name]['max']:.2f}" for name in ("pointing", "energy")}
+    return (
+        f"**{len(summary['seeds'])} trainings** that differ in their seed: mean AUC {spread['mean']:.3f} (standard "
+        f"deviation {spread['sd']:.3f}, {spread['min']:.3f} to {spread['max']:.3f}), pointing {ranges['pointing']}, "
+        f"energy {ranges['energy']}\n([by finding](docs/quick_run/seeds.csv), "
+        "[heatmaps](docs/quick_run/seeds_localization.csv))."
+    )
+
+
 def draw_shuffled(learning):
     """Returns what trainings on shuffled labels reach, of benchmarks/results/learning.json."""
     rows, machine = learning["shuffled"], learning["machine"]["processor"]
@@ -159,8 +173,21 @@ def draw_heatmaps(localization):
         f"{share['random']}, at the image's center on {share['center']}, at the\n"
         f"place where such boxes lie in other patients on {share['location']}. Energy: "
         f"{mean['energy']:.2f} of the heat lies inside the box,\nwhich is {verdict} a blob at the center "
-        f"({mean['energy_center']:.2f}); the map of other patients' boxes has {mean['energy_location']:.2f}."
+        f"({mean['energy_center']:.2f}); the map of other patients' boxes has {mean['energy_location']:.2f}.\n"
+        + "Pointing, by finding, better / not shown to differ / worse: "
+        + "; ".join(f"{count_verdicts(localization, control)} than {name}" for control, name in CONTROLS.items())
+        + "."
     )
+
+
+CONTROLS = {"random": "random weights", "center": "the center", "location": "the boxes of others"}
+
+
+def count_verdicts(localization, control, measure="pointing"):
+    """Returns on how many findings a measure's lead over a control is above 0, not shown, and below 0, as text."""
+    rows = localization[localization["pathology"].ne("mean")]
+    low, high = (rows[f"{measure}_minus_{control}_{end}"] for end in ("low", "high"))
+    return f"{(low > 0).sum()} / {((low <= 0) & (high >= 0)).sum()} / {(high < 0).sum()}"
 
 
 def draw_nodules(scores, study, leads=None):

@@ -165,6 +165,16 @@ OPTIONAL = {
 }
 
 
+def test_heatmaps_are_judged_beside_each_control(run_dir):
+    table = pd.read_csv(run_dir / "localization.csv").assign(energy=0.2, energy_low=0.1, energy_high=0.3)
+    for measure, (low, high) in {"pointing": ([0.1, -0.1], [0.2, 0.1]), "energy": ([-0.3, -0.1], [-0.1, 0.1])}.items():
+        table[f"{measure}_minus_center_low"], table[f"{measure}_minus_center_high"] = low, high
+    table.to_csv(run_dir / "localization.csv", index=False)
+    section = section_of(fill_model_card(run_dir), "Localization")
+    assert "| Mass | 0.200 (0.100 to 0.300) | better | worse |" in section
+    assert "| mean | 0.200 (0.100 to 0.300) | not shown | not shown |" in section
+
+
 def test_what_was_not_measured_is_reported_as_such(run_dir):
     before = fill_model_card(run_dir)
     assert "not measured" not in before

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from string import Template
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -344,7 +345,18 @@ def _write_localization(run_dir):
         if f"pointing_{control}" in table:
             columns[name] = table[f"pointing_{control}"].map(_decimals)
     text = "How often a class activation map is hottest inside the box, beside controls that learned nothing"
-    return f"{text}:\n\n{_write_table(pd.DataFrame(columns))}"
+    text = f"{text}:\n\n{_write_table(pd.DataFrame(columns))}"
+    names = {control: name for control, name in controls.items() if f"energy_minus_{control}_low" in table}
+    if not names:
+        return text
+    verdicts = {"finding": columns["finding"]}
+    verdicts["share of the heat in the box"] = [_interval(row, "energy") for _, row in table.iterrows()]
+    for measure, verb in (("pointing", "points"), ("energy", "heats")):
+        for control, name in names.items():
+            low, high = (table[f"{measure}_minus_{control}_{end}"] for end in ("low", "high"))
+            verdicts[f"{verb} than {name}"] = np.select([low > 0, high < 0], ["better", "worse"], "not shown")
+    about = "The share of its positive heat inside the box, and whether the intervals of the differences exclude 0"
+    return f"{text}\n\n{about}:\n\n{_write_table(pd.DataFrame(verdicts))}"
 
 
 def _read_optional(path):
