@@ -60,6 +60,7 @@ COPIED = {  # from the run's folder, under which name
     "xvision-phantom/figures/06_confusion_roc.png": "xvision/confusion_roc.png",
     "xvision-phantom/figures/06_saliency.png": "xvision/saliency.png",
 }
+COPIED_SEEDS = ("seeds.json", "seeds.csv", "seeds_localization.csv")
 BENCHMARK_BLOCKS = {  # from a page in docs and the name of its marks to what writes it, from which results
     ("evaluate.md", "eval size"): ("eval_size", "draw_page", "eval_size"),
     ("scale.md", "scale"): ("scale", "draw_page", "scale"),
@@ -195,6 +196,7 @@ def draw_pages():
         (readme, "quick run"): page_tables.draw_aucs(pd.read_csv(QUICK_RUN / "aucs.csv"), run),
         (readme, "floors"): page_tables.draw_floors(pd.read_csv(QUICK_RUN / "floors.csv")),
         (readme, "heatmaps"): page_tables.draw_heatmaps(located),
+        (readme, "seeds"): page_tables.draw_seeds(read("seeds.json")),
         (readme, "shuffled"): page_tables.draw_shuffled(learning),
         (ROOT / "docs" / "earlier_runs.md", "runs"): page_tables.draw_earlier(pd.read_csv(EARLIER_RUNS)),
         (readme, "xvision"): page_tables.draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study, leads),
@@ -240,6 +242,9 @@ def main():
     """Copies the run, then renews the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", type=Path, default=ROOT / "models" / "densenet121", help="a finished default run")
+    parser.add_argument(
+        "--seeds-dir", type=Path, default=ROOT / "models" / "seeds", help="of `make seeds`; copied if it is there"
+    )
     parser.add_argument("--pages-only", action="store_true", help="copy nothing, only renew the pages")
     parser.add_argument(
         "--machine-was", default="it was not noted whether other work ran beside it", help="idle or not"
@@ -247,6 +252,8 @@ def main():
     arguments = parser.parse_args()
     if not arguments.pages_only:
         print("\n".join(copy_run(arguments.run_dir.resolve(), arguments.machine_was)))
+        for name in COPIED_SEEDS if arguments.seeds_dir.is_dir() else ():
+            shutil.copyfile(arguments.seeds_dir / name, QUICK_RUN / name)
         if len(runs := list_earlier_runs()):  # empty without git's history
             runs.to_csv(EARLIER_RUNS, index=False)
     renew_pages()
