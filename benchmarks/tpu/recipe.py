@@ -25,7 +25,7 @@ def load_recipe(profile="full"):
     optimizer = next(cell for cell in cells if "".join(cell["source"]).startswith("def make_optimizer"))
     recipe = {"keras": keras, "scale_loss": scale_loss, "steps_per_epoch": 100}
     exec("".join(settings["source"]), recipe)
-    recipe |= check_settings(recipe | {"PROFILE": profile})
+    recipe |= check_settings(recipe | {"PROFILE": profile, "RUN_DIR": "models"})  # empty in the notebook: the last run
     recipe["batch_size"] = recipe["BATCH_SIZE"]
     exec("".join(optimizer["source"]), recipe)
     return recipe

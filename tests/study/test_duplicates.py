@@ -250,19 +250,19 @@ def test_copies_in_a_packed_study_are_searched_once(packed, tmp_path, monkeypatc
     """They are kept beside the images, and searched again for other images or where the file is cut short."""
     study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
     images = np.concatenate(list(duplicates.read_images(study)))
-    expected = find_duplicates(study.index, hash_images(images), 40, across="image")
-    found = find_study_duplicates(study, 40)
+    expected = find_duplicates(study.index, hash_images(images), 90, across="image")
+    found = find_study_duplicates(study, 90)
     assert len(found) and found.equals(expected)
 
     monkeypatch.setattr(duplicates, "read_images", None)
-    assert find_study_duplicates(study, 40).equals(found)
+    assert find_study_duplicates(study, 90).equals(found)
     for other in (dataclasses.replace(study, index_sha256="another"), dataclasses.replace(study, shards={"train": []})):
         with pytest.raises(TypeError):
-            find_study_duplicates(other, 40)
+            find_study_duplicates(other, 90)
     kept = study.folder / "duplicates.json"
     kept.write_text(kept.read_text()[:50])
     with pytest.raises(TypeError):
-        find_study_duplicates(study, 40)
+        find_study_duplicates(study, 90)
 
 
 def test_copies_in_a_read_only_study_are_found(packed, tmp_path, monkeypatch):
@@ -271,4 +271,4 @@ def test_copies_in_a_read_only_study_are_found(packed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(duplicates, "write_text", refuse)
     study = dataclasses.replace(packed, folder=shutil.copytree(packed.folder, tmp_path / "packed"))
-    assert len(find_study_duplicates(study, 40)) and not (study.folder / "duplicates.json").exists()
+    assert len(find_study_duplicates(study, 90)) and not (study.folder / "duplicates.json").exists()
