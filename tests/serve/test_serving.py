@@ -157,8 +157,8 @@ def test_columns_are_answered_by_a_list_for_each_output(server, expected, inputs
 def test_images_that_are_no_upright_chest_are_warned_of(server):
     """Beside the predictions, a list for each image, and nothing at all where every image is ordinary."""
     upside_down = io.BytesIO()
-    Image.open(io.BytesIO(IMAGES[0])).rotate(180).save(upside_down, "PNG")
-    mixed = server.ask({"instances": [b64(IMAGES[0]), b64(upside_down.getvalue())]}).json()
+    Image.open(io.BytesIO(IMAGES[1])).rotate(180).save(upside_down, "PNG")
+    mixed = server.ask({"instances": [b64(IMAGES[1]), b64(upside_down.getvalue())]}).json()
     assert len(mixed["predictions"]) == 2 and mixed["warnings"][0] == []
     assert any("upside" in reason or "turn" in reason for reason in mixed["warnings"][1])
     assert "warnings" not in server.ask(ROWS).json()
