@@ -48,6 +48,7 @@ COPIED = {  # from the run's folder, under which name
     "localization.csv": "localization.csv",
     "exports/parity.json": "parity.json",
     "run.json": "run.json",
+    "figures/01_synthetic_findings.png": "../synthetic_findings.png",
     "figures/03_aucs.png": "aucs.png",
     "figures/04_localization.png": "localization.png",
     "figures/04_classes.png": "classes.png",
