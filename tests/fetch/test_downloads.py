@@ -201,11 +201,14 @@ def test_a_file_that_is_not_there_is_asked_for_once(server, tmp_path):
     assert len(server.asked) == 1 and names(tmp_path) == []
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path):
+def test_a_server_that_is_not_there_is_named(tmp_path, monkeypatch):
     with FaultyServer() as server:
         pass
-    with pytest.raises(DownloadError, match=r"connection broke 2 times"):
+    with pytest.raises(DownloadError, match=r"connection broke 2 times.*continues from there$"):
         fetch(server, tmp_path, retries=1)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # where the internet is a setting
+    with pytest.raises(DownloadError, match=r"from there; on Kaggle, .*Settings > Internet on$"):
+        fetch(server, tmp_path, retries=0)
 
 
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/gzip"])

@@ -52,6 +52,24 @@ def test_without_an_attached_study_the_error_says_where_it_looked_and_what_to_do
         find_attached_study(tmp_path)
 
 
+def test_what_is_attached_in_place_of_a_study_is_named(tmp_path):
+    (tmp_path / "sample" / "images").mkdir(parents=True)
+    (tmp_path / "sample" / "sample_labels.csv").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "images.zip").touch()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "00000001_000.png").touch()
+    with pytest.raises(FileNotFoundError) as error:
+        find_attached_study(tmp_path)
+    for text in (
+        f"{tmp_path}/sample holds images and sample_labels.csv. ",
+        f"{tmp_path}/mine/images.zip has to be unpacked. ",
+        f"{tmp_path}/flat holds PNGs and no CSV file. ",
+        "attach the data set nih-chest-xrays/data by “Add Input”",
+    ):
+        assert text in str(error.value)
+
+
 def test_folders_of_images_are_not_opened(tmp_path, monkeypatch):
     study = lay_study(tmp_path / "nih")
     (tmp_path / "pictures" / "images").mkdir(parents=True)
@@ -174,7 +192,8 @@ def test_a_refusal_of_kagglehub_and_a_download_that_is_no_study_are_reported(tmp
         raise RuntimeError("401")
 
     use_kagglehub(monkeypatch, tmp_path, refuse)
-    with pytest.raises(DownloadError, match=r"does not give nih-chest-xrays/data \(RuntimeError: 401\).*authenticate"):
+    refused = r"does not give nih-chest-xrays/data \(RuntimeError: 401\).*Create New Token.*authenticate"
+    with pytest.raises(DownloadError, match=refused):
         download_with_kagglehub()
     monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=lambda handle: str(tmp_path)))
     with pytest.raises(FileNotFoundError, match="is nih-chest-xrays/data the right data set"):

@@ -6,51 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from notebook_cells import run_cells
+from session_runs import run_all
 
-from helpers.runtime import NOTEBOOKS, Session, session
+from helpers.runtime import NOTEBOOKS, session
+from helpers.runtime.progress import follow
 from helpers.runtime.session import PLACES, SOURCES, UNFINISHED
-from helpers.runtime.settings import ROOT, SETTINGS, resolve_path
-
-MADE = ROOT / "tests" / "support" / "made_notebook.py"
-
-
-def make_command(self, name, settings):
-    given = [f"{key}={value}" for key, value in settings.items()]
-    return [sys.executable, MADE, name, self.run_dir, resolve_path(settings["PACKED_DIR"]), *given]
-
-
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-    """Places of a machine with Drive and Kaggle's folder; notebooks are stood in for."""
-    monkeypatch.setattr(Session, "_command", make_command)
-    monkeypatch.setattr(session, "ROOT", tmp_path / "clone")
-    for name in ("machine", "drive", "kaggle"):
-        (tmp_path / name).mkdir()
-    return dict(zip(PLACES, (tmp_path / name / "runs" for name in ("machine", "drive", "kaggle")), strict=True))
-
-
-@pytest.fixture
-def start(places, tmp_path):
-    """A function that starts a session on the synthetic study."""
-
-    def start(keep_in="this machine", profile="quick", **options):
-        return Session("synthetic", profile, keep_in, places=places, attached=tmp_path / "input", **options)
-
-    return start
-
-
-def run_all(session):
-    """Runs what is not done, as notebook 00 does; returns the number of figures of each notebook that ran."""
-    figures = {}
-    for name, (state, _) in session.list_states().items():
-        if state != "done" and not session.must_wait(name):
-            figures[name] = sum(len(new) for _, _, new in session.run(name))
-    return figures
+from helpers.runtime.settings import ROOT, SETTINGS
 
 
 def test_the_form_offers_what_there_is():
@@ -139,7 +102,7 @@ def test_an_interrupted_session_interrupts_the_notebook_and_waits_for_it(tmp_pat
         "try:\n  print('ready')\n  time.sleep(60)\n"
         "except KeyboardInterrupt: pathlib.Path(sys.argv[1]).write_text('checkpoint')"
     )
-    run = session.follow([sys.executable, "-c", code, str(tmp_path / "state")], tmp_path / "copy")
+    run = follow([sys.executable, "-c", code, str(tmp_path / "state")], tmp_path / "copy")
     while next(run)[1] != "ready":
         pass
     run.close()
@@ -159,14 +122,9 @@ def test_the_script_ends_when_the_session_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_shows_the_results_and_repeats_nothing(places, monkeypatch, capsys):
-    monkeypatch.setattr(Session.__init__, "__defaults__", (*Session.__init__.__defaults__[:3], places, "/nothing"))
-    monkeypatch.setattr("IPython.display.display", lambda *_, **__: Line())
-    called = []  # the scripts that make zip and report, which have tests of their own
-    answer = SimpleNamespace(stdout="made", stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(Path(command[1]).name) or answer)
+def test_the_notebook_shows_the_results_and_repeats_nothing(run_notebook, called, capsys):
     for done in (False, True):
-        names = run_cells("00_run_everything", {"HOURS_LEFT": 0.0})
+        names = run_notebook(HOURS_LEFT=0.0)
         printed = capsys.readouterr().out
         assert printed.count("is done already") == 6 * done and "NOT FINISHED" not in printed
         assert "'Mass': 0.5" in printed and "model.zip" in printed
@@ -174,11 +132,4 @@ def test_the_notebook_shows_the_results_and_repeats_nothing(places, monkeypatch,
     assert executions == list(NOTEBOOKS)
     assert [name for name in called if name[-3:] == ".py"] == ["publish_check.py", "make_report.py"] * 2
     with pytest.raises(AssertionError, match=r"PROFILE = full needs a TPU or a GPU, .*Settings > Accelerator"):
-        run_cells("00_run_everything", {"PROFILE": "full"})
-
-
-class Line:
-    """Stands in for the handle of a line that is shown."""
-
-    def update(self, _):
-        """Does nothing."""
+        run_notebook(PROFILE="full")

@@ -28,7 +28,7 @@ for number in (1, 3):  # as Papermill does after each cell
     print(f"cell {number}", flush=True)
 if settings.get("FAIL") == name:
     os.replace(executed / f"{name}.running.ipynb", executed / f"{name}.failed.ipynb")
-    sys.exit(f"\n{name} failed in cell 3: ValueError: no")
+    sys.exit(f"\n{name} failed in cell 3: {settings.get('REASON', 'ValueError')}: no")
 if name.startswith("01"):
     (packed / "study").mkdir(parents=True, exist_ok=True)
     (packed / "study" / "labels.csv").write_text("labels")

@@ -13,6 +13,7 @@ import shutil
 import time
 
 from ..runtime.files import as_path, hash_file, is_remote, read_text, write_text
+from ..runtime.packages import explain_offline
 
 USER_AGENT = "chest-xray-notebooks/1.0 (research and teaching; python-requests)"
 
@@ -159,7 +160,7 @@ def _fetch_part(url, part, size, bar, retries, pause, timeout):
                 if idle > retries:
                     raise DownloadError(
                         f"{url}: the connection broke {idle} times in a row ({error}); {_size(part):,} bytes are "
-                        f"kept in {part.name}: run this again later, and it continues from there"
+                        f"kept in {part.name}: run this again later, and it continues from there{explain_offline()}"
                     ) from error
             time.sleep(pause * 2 ** min(max(idle - 1, 0), 6))
 

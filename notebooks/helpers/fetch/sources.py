@@ -12,6 +12,7 @@ import pathlib
 import re
 
 from ..runtime.files import as_path, is_remote
+from ..runtime.packages import explain_offline
 from ..study.study_folder import CHESTMNIST_MARK, SMALL_FILES
 from .downloads import DownloadError, assert_space
 
@@ -192,6 +193,7 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     if not root.is_dir():
         raise FileNotFoundError(f"there is no {root}: this is no Kaggle notebook, or nothing is attached. {remedy}")
     mounts = [root / place for place in KAGGLE_MOUNTS]
+    others = []  # sentences on what is attached and is no study
     found = next(([folder] for folder in mounts if _is_study(folder)), [])
     if not found:
         for place, folders, files in os.walk(root, followlinks=True):
@@ -199,6 +201,8 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
             if images and fnmatch.filter(files, "Data_Entry_2017*.csv"):
                 found.append(folder)
                 folders.clear()
+            else:
+                others += _describe_other(folder, images, files)
             if len(folder.relative_to(root).parts) == max_depth:
                 folders.clear()
             folders[:] = [name for name in folders if name not in images and not name.startswith(".")]
@@ -208,9 +212,20 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     if not found:
         raise FileNotFoundError(
             f"no study is attached: neither {' nor '.join(map(str, mounts))} nor a folder below {root} holds "
-            f"Data_Entry_2017*.csv beside images*/. {remedy}"
+            f"Data_Entry_2017*.csv beside images*/.{' '.join(['', *others[:3]])} {remedy}"
         )
     return found[0]
+
+
+def _describe_other(folder, images, files):
+    """Returns what a folder with images or archives that is no study holds, in a list of at most one sentence."""
+    archives = sorted(name for name in files if name.endswith((".zip", ".tar", ".tar.gz", ".tgz")))
+    if archives:
+        return [f"{folder / archives[0]} has to be unpacked."]
+    if not images and not fnmatch.filter(files, "*.png"):
+        return []
+    tables = ", ".join(sorted(fnmatch.filter(files, "*.csv"))) or "no CSV file"
+    return [f"{folder} holds {', '.join(sorted(images)[:3]) or 'PNGs'} and {tables}."]
 
 
 def _is_study(folder):
@@ -244,7 +259,9 @@ def download_with_kagglehub():
     except Exception as error:  # the kinds of errors change from version to version
         raise DownloadError(
             f"Kaggle does not give {KAGGLE_HANDLE} ({type(error).__name__}: {error}). Run this again to continue; "
-            "where a log-in is asked for, see https://github.com/Kaggle/kagglehub#authenticate, or choose another FETCH"
+            "where a log-in is asked for or refused, make a token (kaggle.com > Settings > API > Create New Token) and "
+            "give it as https://github.com/Kaggle/kagglehub#authenticate says, or choose another FETCH"
+            f"{explain_offline()}"
         ) from error
     if not _is_study(folder):
         raise FileNotFoundError(

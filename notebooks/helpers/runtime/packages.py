@@ -96,9 +96,16 @@ def install(requirements, *options, free=()):
     if answer.returncode:
         lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()] or ["no output"]
         errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise RuntimeError(f"pip could not install {', '.join(requirements)}: {errors[-1].removeprefix('ERROR: ')}")
+        reason = errors[-1].removeprefix("ERROR: ")
+        raise RuntimeError(f"pip could not install {', '.join(requirements)}: {reason}{explain_offline()}")
     importlib.invalidate_caches()
     return list(requirements)
+
+
+def explain_offline():
+    """Returns the click that switches Kaggle's internet on, to end a sentence with; "" elsewhere."""
+    is_kaggle = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
+    return "; on Kaggle, the internet must be on: Settings > Internet on" if is_kaggle else ""
 
 
 def _freeze(free):

@@ -4,20 +4,16 @@
 one process at a time.
 """
 
-import base64
-import json
+import contextlib
 import os
-import queue
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-from .files import copy_file
+from .files import copy_file, write_text
 from .packages import find_version, install
+from .progress import TrainingClock, describe_left, follow
 from .settings import ROOT, read_json, resolve_path, write_json
 from .shared import ATTACHED, PLACES, SHARED, find_attached_packed, hours_left, restore_attached
 
@@ -38,8 +34,10 @@ RUN_BYTES = 600_000_000  # of everything else in a run's folder, see models/READ
 KAGGLE_BYTES = 20_000_000_000  # that Kaggle keeps of /kaggle/working
 REMEDY = {
     "this machine": "Free some space, or choose another profile.",
-    "Drive": "On Colab, run this cell again and allow the access to Drive; free some space there if it is full.",
-    "Kaggle output": "On Kaggle, choose a smaller profile or fewer images; elsewhere choose KEEP_IN = “this machine”.",
+    "Drive": "On Colab, run the cell that mounts Drive again and allow the access to Drive. If Drive is full, delete "
+    "something at https://drive.google.com/settings/storage and empty its bin. Then run all cells again.",
+    "Kaggle output": "On Kaggle, choose a smaller profile or fewer images, or delete what else /kaggle/working holds; "
+    "elsewhere choose KEEP_IN = “this machine”.",
 }
 UNFINISHED = "No epoch of the whole network is finished yet"  # as notebook 2 says
 FREE = ("TIME_BUDGET", "VERBOSE", "RUN_DIR", "PACKED_DIR")  # a notebook that was run with others is done all the same
@@ -64,18 +62,22 @@ class Session:
         stop_at: time, as of `time.time()`, at which the session ends; None without a limit.
 
     Raises:
-        FileNotFoundError: there is no such place on this machine.
-        OSError: the place has too little space.
+        FileNotFoundError: there is no such place on this machine, or nothing is attached.
+        OSError: the place has too little space, or cannot be written.
     """
 
     def __init__(self, source, profile, keep_in, hours=0.0, more="", runtime="auto", places=PLACES, attached=ATTACHED):
         place, name = Path(places[keep_in]), f"{source.replace(' ', '-').lower()}-{profile}"
         chosen, n_images = SOURCES[source]
-        if not place.parent.is_dir():
+        self._keep_in = keep_in
+        if not os.path.isdir(place.parent):  # nor where a mount does not answer
             raise FileNotFoundError(f"KEEP_IN = “{keep_in}”: there is no {place.parent} here. {REMEDY[keep_in]}")
         self.run_dir, self.kept = place / name, place / "packed" / name
-        if not self.run_dir.exists():
-            restore_attached(place, attached, name)
+        with self._explain_errors():
+            write_text(place / "write-test", "")
+            (place / "write-test").unlink(missing_ok=True)
+            if not self.run_dir.exists():
+                restore_attached(place, attached, name)
         packed = self.kept
         if keep_in == "Drive":  # slow to read from in every epoch
             packed = ROOT / "data" / "packed" / name
@@ -90,13 +92,26 @@ class Session:
         self.stop_at = time.time() + 3600 * hours if hours else None
         self.runtime = runtime
         self._record = self.run_dir / "session.json"
+        self._clock = self._seconds = None
+        if source == "attached" and self.settings["FETCH"] == "kaggle" and not self._is_done(PREPARE):
+            _check_attached(attached)
+
+    @contextlib.contextmanager
+    def _explain_errors(self):
+        """Says what to do where the place for the results cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            text = f"{self.run_dir.parent} cannot be written ({error.strerror or error}). {REMEDY[self._keep_in]}"
+            raise OSError(error.errno, text) from error
 
     def _check_space(self, keep_in, image_bytes, packed):
         if (packed / "manifest.json").exists():
             return
         place = self.run_dir.parent
-        disk = shutil.disk_usage(place if place.exists() else place.parent)
-        free = min(disk.free, KAGGLE_BYTES) if keep_in == "Kaggle output" else disk.free
+        free = shutil.disk_usage(place).free
+        if keep_in == "Kaggle output":
+            free = min(free, max(0, KAGGLE_BYTES - _measure(place.parent)))
         if free < image_bytes + RUN_BYTES:
             raise OSError(
                 f"{place} has {free / 1e9:.1f} GB free, and packed images and results take about "
@@ -114,12 +129,16 @@ class Session:
         return states
 
     def _is_done(self, name):
-        record = self._read_record().get(name, {})
-        if record.get("settings") != self._list_fixed():
+        if not self._find_last(name).get("done"):
             return False
         if name == PREPARE:
             return any((Path(place) / "manifest.json").exists() for place in (self.settings["PACKED_DIR"], self.kept))
         return name != TRAIN or not self.find_pause()
+
+    def _find_last(self, name):
+        """Returns what is recorded of a notebook's last execution with the same settings, {} for none."""
+        last = self._read_record().get(name, {})
+        return {"done": True} | last if last.get("settings") == self._list_fixed() else {}
 
     def _list_fixed(self):
         return {name: value for name, value in self.settings.items() if name not in FREE}
@@ -157,28 +176,54 @@ class Session:
 
         Raises:
             RuntimeError: the notebook failed; says in which cell and why.
+            OSError: the place for the results cannot be written.
         """
         if not find_version("papermill"):
             install(["papermill>=2.6", "ipykernel>=6.29"])
-        before = NOTEBOOKS[: NOTEBOOKS.index(name)]  # what follows is of other results
-        write_json(self._record, {key: value for key, value in self._read_record().items() if key in before})
         settings, packed = dict(self.settings), resolve_path(self.settings["PACKED_DIR"])
         if name == TRAIN and self.stop_at:
             left = self.count_hours()
             settings["TIME_BUDGET"] = round(max(0.01, left - min(0.5, 0.25 * left)), 3)  # the rest is for 03 to 05
-        if packed != self.kept and (self.kept / "manifest.json").exists():
-            copy_packed(self.kept, packed)
+        record, later = self._read_record(), NOTEBOOKS[NOTEBOOKS.index(name) :]  # these will be of other results
+        record |= {key: record[key] | {"done": False} for key in later if key in record}
+        self._seconds = self._find_last(name).get("seconds")
+        self._clock = TrainingClock(self.run_dir / "history.csv", name, settings) if name == TRAIN else None
+        with self._explain_errors():
+            write_json(self._record, record)
+            if packed != self.kept and (self.kept / "manifest.json").exists():
+                copy_packed(self.kept, packed)
         started = time.monotonic()
         try:
             yield from follow(self._command(name, settings), self.run_dir / "executed" / name, self.runtime)
         except RuntimeError as error:
             if name == TRAIN and UNFINISHED in str(error):  # the time ran out before there was a model
                 return
+            if "OSError: " in str(error):
+                raise RuntimeError(f"{error}\n{REMEDY[self._keep_in]}") from None
             raise
-        if name == PREPARE and packed != self.kept and not str(packed).startswith(ATTACHED):
-            copy_packed(packed, self.kept)
-        done = {"settings": self._list_fixed(), "seconds": round(time.monotonic() - started)}
-        write_json(self._record, self._read_record() | {name: done})
+        done = {"settings": self._list_fixed(), "seconds": round(time.monotonic() - started), "done": True}
+        with self._explain_errors():
+            if name == PREPARE and packed != self.kept and not str(packed).startswith(ATTACHED):
+                copy_packed(packed, self.kept)
+            write_json(self._record, record | {name: done})
+
+    def describe_time_left(self, seconds):
+        """Estimates how long the notebook that runs still takes.
+
+        Training by its own epochs, as far as they ended in this session; others by their last time with these settings.
+
+        Args:
+            seconds: since its start.
+
+        Returns:
+            str, such as "about 3 min left" or "time left unknown".
+        """
+        if self._clock is None:
+            left = (self._seconds or 0.0) - seconds
+        else:
+            left = self._clock.estimate() or 0.0
+            left = min(left, self.stop_at - time.time()) if self.stop_at else left
+        return describe_left(left if left > 0 else None)
 
     def _command(self, name, settings):
         given = {"--data-dir": settings.pop("DATA_DIR"), "--run-dir": settings.pop("RUN_DIR")}
@@ -202,78 +247,14 @@ def copy_packed(source, target):
             copy_file(path, copy)
 
 
-def follow(command, copy, runtime="auto"):
-    """Runs a command that executes a notebook, and reports on it while it runs.
-
-    If the loop over it ends early, also by an interrupt, the command is interrupted, and waited for: it may be writing
-    a checkpoint. If this process is killed, the command ends by itself, as its standard input is closed.
-
-    Args:
-        command: list of words.
-        copy: path of the executed notebook without its ending, which is `.running.ipynb` while it runs.
-        runtime: name of the runtime for it.
-
-    Yields:
-        As `Session.run`.
-
-    Raises:
-        RuntimeError: the command failed, with its last lines.
-    """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "RUNTIME": runtime, "TQDM_MININTERVAL": "5"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, start_new_session=True)
-    lines, shown, printed, started = queue.Queue(), set(), [""], time.time()
-    reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
-    reader.start()
-    try:
-        running = True
-        while running:
-            try:
-                line = lines.get(timeout=1)
-                while line is not None:
-                    printed.append(line.rstrip())
-                    line = lines.get_nowait()
-                running = False
-            except queue.Empty:
-                if process.poll() is not None:  # what it started may keep its output open
-                    reader.join(2)
-                    lines.put(None)
-            printed = [line for line in printed if line.strip()][-20:] or [""]
-            yield time.time() - started, printed[-1], list(_list_new_figures(copy, started, shown))
-        process.wait()
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(120)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.stdin.close()
-    if process.returncode:
-        raise RuntimeError("\n".join(printed[-4:]))
+def _check_attached(attached):
+    if not os.path.isdir(attached) or not os.listdir(attached):
+        raise FileNotFoundError(
+            f"DATA = “attached”, but nothing is attached in {attached}. On Kaggle, attach nih-chest-xrays/data by “Add "
+            "Input”, then run all cells again; elsewhere choose another DATA, such as “one NIH archive”."
+        )
 
 
-def _read_lines(stream, lines):
-    """Puts the lines of a stream into a queue, and None at its end."""
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def _list_new_figures(copy, since, shown):
-    """Yields the figures in an executed notebook that are not in the set `shown` yet."""
-    for ending in (".running.ipynb", ".ipynb", ".failed.ipynb"):
-        path = copy.with_name(copy.name + ending)
-        try:
-            if path.stat().st_mtime < since:  # of an earlier attempt
-                continue
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        except (OSError, ValueError):  # not there, or just being written
-            continue
-        for place, cell in enumerate(cells):
-            for number, output in enumerate(cell.get("outputs", ())):
-                png = output.get("data", {}).get("image/png")
-                if png and (place, number) not in shown:
-                    shown.add((place, number))
-                    yield base64.b64decode("".join(png))
-        return
+def _measure(folder):
+    """Returns the bytes of all files below a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
