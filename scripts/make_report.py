@@ -100,14 +100,23 @@ def name_machine(runtime):
 
 
 def draw_runs(folder=RUNS):
-    """Returns the table of all reports in a folder, the best first."""
-    reports = [(path.parent.name, read_json(path)) for path in folder.glob("*/report.json")]
-    reports.sort(key=lambda item: -item[1]["aucs"][-1]["auc"])
-    rows = [
-        (f"[{name}]({name}/README.md)", of["study"], format_auc(of["aucs"][-1]), name_machine(of["runtime"]))
-        for name, of in reports
-    ]
-    return write_table(["run", "study", "mean AUC", "machine"], rows) if rows else "No run has been reported yet."
+    """Returns the table of all reports in a folder: real images first, by study and split, then by the mean AUC."""
+    rows = []
+    for path in folder.glob("*/report.json"):
+        report, name = read_json(path), path.parent.name
+        mean, split = report["aucs"][-1], report["split"]
+        study = f"{report['study']}{' (synthetic)' * report['synthetic']}"
+        cells = (
+            f"[{name}]({name}/README.md)",
+            study,
+            f"{split['name']}, {split['films'][mean['split']]:,} {mean['split']} images",
+            format_auc(mean),
+            f"{report['epochs_run']} epochs, {report['seconds']['wall_clock'] / 60:,.0f} minutes",
+            name_machine(report["runtime"]),
+        )
+        rows.append(((report["synthetic"], study, split["name"], -mean["auc"], name), cells))
+    header = ["run", "study", "split", "mean AUC", "training", "machine"]
+    return write_table(header, [cells for _, cells in sorted(rows)]) if rows else "No run has been reported yet."
 
 
 def write_report(run_dir, folder, name):
@@ -137,7 +146,7 @@ def main():
         sys.exit(str(error))
     print(folder / "README.md")
     if not arguments.out:
-        renew_page(RUNS / "README.md", "runs", draw_runs())
+        renew_page(RUNS / "README.md", "runs", draw_runs(RUNS))
 
 
 if __name__ == "__main__":

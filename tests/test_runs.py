@@ -58,10 +58,32 @@ def test_a_report_holds_the_run_without_its_paths(finished, tmp_path):
     page, mean = (folder / "README.md").read_text(), report["aucs"][-1]
     assert f"**{mean['auc']:.3f} ({mean['auc_low']:.3f} to" in page and "03 12 s" in page and "Hernia" not in page
     assert "on 50 % of 40" in page.replace("50%", "50 %") and (folder / "aucs.png").exists()
-    table = make_report.draw_runs(tmp_path / "runs")
-    assert (
-        f"| [nih-full](nih-full/README.md) | phantom | {mean['auc']:.3f} (" in table and "96 cores, cpu x 8 |" in table
-    )
+
+
+def test_the_table_of_runs_is_renewed_with_each_report(finished, tmp_path, monkeypatch):
+    """The best of a study stands first, but synthetic images never stand above real ones."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "README.md").write_text("# Runs\n\n<!-- runs -->\nnone\n<!-- end of runs -->\n\nThe end.\n")
+    monkeypatch.setattr(make_report, "RUNS", runs)
+    record, aucs = json.loads((finished / "run.json").read_text()), (finished / "aucs.csv").read_text()
+
+    def report(name, mean, **changes):
+        (finished / "run.json").write_text(json.dumps(record | changes))
+        lines = [line if not line.startswith("mean,") else re.sub(r"0\.\d+", mean, line) for line in aucs.splitlines()]
+        (finished / "aucs.csv").write_text("\n".join(lines))
+        monkeypatch.setattr(sys, "argv", ["make_report.py", "--run-dir", str(finished), "--name", name])
+        make_report.main()
+        return re.findall(r"\| \[([\w-]+)\]", (runs / "README.md").read_text())
+
+    assert report("first", "0.6") == ["first"]
+    assert report("better", "0.7") == ["better", "first"]
+    assert report("drawn", "0.9", synthetic=True, study="drawn") == ["better", "first", "drawn"]
+    assert report("better", "0.5") == ["first", "better", "drawn"]  # reported again
+    page = (runs / "README.md").read_text()
+    assert page.startswith("# Runs\n\n<!-- runs -->\n| run |") and page.endswith("<!-- end of runs -->\n\nThe end.\n")
+    row = "| [first](first/README.md) | phantom | official, 300 test images | 0.600 (0.600 to 0.600) | 3 epochs, "
+    assert row in page and "96 cores, cpu x 8 |" in page and "| drawn (synthetic) |" in page
 
 
 def test_an_unfinished_run_is_not_reported(finished, tmp_path, monkeypatch):
