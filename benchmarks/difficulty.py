@@ -1,10 +1,9 @@
 """Can models that see no shape solve the synthetic study? Linear models of thumbnails and of gradients try.
 
 A study that they solve shows nothing about a network. Fitted on the training list of the default synthetic study,
-measured on its test list. With --real STUDY, a folder of real images in NIH's layout: the same ridge regression on
-real and on as many synthetic images, in five folds by patient.
+measured on its test list.
 
-Usage: difficulty.py [--images 4000] [--real STUDY]; about three minutes
+Usage: difficulty.py [--images 4000]; about three minutes
 """
 
 import argparse
@@ -25,7 +24,6 @@ from helpers.study.study_folder import load_official_lists
 
 SIDE = 88  # pixels, as notebook 1 packs in the quick profile
 CELL, BINS = 8, 9  # pixels a cell, directions: those of Dalal and Triggs (2005), whose descriptor this is
-MIN_POSITIVES = 20  # of a finding, to be measured on real images
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -104,37 +102,15 @@ def measure_study(rows, images):
     return results
 
 
-def measure_folds(rows, images):
-    """Returns {finding: AUC} and the mean of a ridge regression on 16 x 16 pixels, in five folds by patient."""
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import GroupKFold
-
-    labels, x = rows[list(PATHOLOGIES)].to_numpy(), make_thumbnails(images, 16)
-    scores = np.zeros(labels.shape)
-    for train, test in GroupKFold(5).split(x, groups=rows["patient_id"]):
-        scores[test] = predict_by_ridge(x[train], labels[train], x[test])
-    enough = [k for k in range(len(PATHOLOGIES)) if labels[:, k].sum() >= MIN_POSITIVES]
-    aucs = {PATHOLOGIES[k]: round(float(roc_auc_score(labels[:, k], scores[:, k])), 4) for k in enough}
-    return aucs | {"mean": round(float(np.mean(list(aucs.values()))), 4), "images": len(rows)}
-
-
 def main():
     """Measures, prints and writes benchmarks/results/difficulty.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4000, help="in the synthetic study, as in notebook 1")
-    parser.add_argument("--real", type=Path, help="a folder of real images in NIH's layout")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         write_synthetic_study(Path(name) / "phantom", n_images=arguments.images)
         rows, images = load_study(Path(name) / "phantom")
     results = {"images": len(rows), "models": measure_study(rows, images)}
-    if arguments.real:
-        real_rows, real_images = load_study(arguments.real)
-        some = np.sort(np.random.default_rng(0).permutation(len(rows))[: len(real_rows)])
-        results["five folds"] = {
-            "real": measure_folds(real_rows, real_images),
-            "synthetic": measure_folds(rows.iloc[some].reset_index(drop=True), images[some]),
-        }
     print(json.dumps(results, indent=1))
     (ROOT / "benchmarks" / "results" / "difficulty.json").write_text(json.dumps(results, indent=1) + "\n")
 

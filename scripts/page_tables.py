@@ -37,21 +37,35 @@ def draw_floors(floors):
     by_finding = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference"].min()
     shown = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference_low"].min().gt(0).sum()
     beaten = by_finding[by_finding <= 0]
+    ahead = floors[floors["pathology"].ne("mean") & floors["difference_high"].lt(0)]["pathology"].unique()
     text = "**Floors**, the mean AUC without a trained network: " + "; ".join(found) + ". "
     text += f"The network is better than each of them on {shown} of {len(by_finding)} findings, by intervals above 0. "
     if len(beaten):
         listed = ", ".join(name.replace("_", " ") for name in beaten.index)
-        text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good as the network."
+        text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good or better. "
+    if len(ahead):
+        text += f"It is clearly better, by its interval, on {', '.join(name.replace('_', ' ') for name in ahead)}."
     return text.strip()
 
 
-def format_auc(row, digits=3):
+def format_auc(row):
     """Returns an AUC with its interval, of a row with `auc`, `auc_low` and `auc_high`."""
-    return f"{row['auc']:.{digits}f} ({row['auc_low']:.{digits}f} to {row['auc_high']:.{digits}f})"
+    return f"{row['auc']:.3f} ({row['auc_low']:.3f} to {row['auc_high']:.3f})"
+
+
+def format_lead(row, names=("difference", "low", "high")):
+    """Returns a difference with its sign and its interval."""
+    value, low, high = (row[name] for name in names)
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def judge(low, high):
+    """Returns what the interval of a difference shows."""
+    return "better than" if low > 0 else "worse than" if high < 0 else "not shown to differ from"
 
 
 def write_table(heads, rows):
-    """Returns a Markdown table, whose first column is text and whose others are not wrapped."""
+    """Returns a Markdown table of cells, which are written as they are."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
@@ -64,7 +78,7 @@ def draw_flaws(flaws):
         cells = []
         for name in ("accuracy", "auc"):
             row = table.loc[name]
-            cell = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            cell = format_lead(row)
             if "divisions" in row:
                 ends = [f"{row[f'smallest{which}']:.3f} to {row[f'largest{which}']:.3f}" for which in ("", " without")]
                 cell += f"; in {row['divisions']:.0f} divisions {ends[0]}, without the flaw {ends[1]}"
@@ -121,17 +135,13 @@ def draw_seeds(summary):
 def draw_shuffled(learning):
     """Returns what trainings on shuffled labels reach, of benchmarks/results/learning.json."""
     rows, machine = learning["shuffled"], learning["machine"]["processor"]
-    if isinstance(rows, dict):  # of one training, as the benchmark made it before
-        rows = [rows]
     means = [row["mean_test_auc"] for row in rows]
-    text = f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
-    if len(rows) > 1:
-        text += f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation "
-        text += f"{learning['sd of shuffled']:.3f}, {min(means):.3f} to {max(means):.3f}), "
-        text += f"with true labels {learning['true labels']['mean_test_auc']:.3f}"
-    else:
-        text += f"{means[0]:.3f} ({rows[0]['low']:.3f} to {rows[0]['high']:.3f} over patients; one training)"
-    return f"{text}\n({machine}; [results](benchmarks/results/learning.json))."
+    return (
+        f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
+        f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation\n{learning['sd of shuffled']:.3f}, {min(means):.3f} to "
+        f"{max(means):.3f}), as many with true labels {learning['true labels']['mean_test_auc']:.3f}\n"
+        f"({machine}; [results](benchmarks/results/learning.json))."
+    )
 
 
 def draw_published_findings(published):
@@ -145,28 +155,20 @@ def draw_published_findings(published):
 
 def draw_published(published):
     """Returns the table of rows of data/published_means.csv, which are of one split."""
-    lines = ["| model | pixels | start | mean AUC | chosen on test images | number read |", "|---|---|---|---|---|---|"]
+    rows = []
     for row in published.fillna("").itertuples():
         model = f"[{row.model}]({row.source})" if row.source.startswith("http") else f"{row.model} ({row.source})"
         auc = f"{row.mean_auc:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if row.low else "")
-        cells = (
-            model,
-            f"{row.pixels:.0f}" if row.pixels else "not known",
-            row.start,
-            auc,
-            row.test_images_chose,
-            row.checked,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        pixels = f"{row.pixels:.0f}" if row.pixels else "not known"
+        rows.append([model, pixels, row.start, auc, row.test_images_chose, row.checked])
+    return write_table(["model", "pixels", "start", "mean AUC", "chosen on test images", "number read"], rows)
 
 
 def draw_heatmaps(localization):
     """Returns what the heatmaps' scores say, flattering or not, as text."""
     mean = localization.set_index("pathology").loc["mean"]
     share = {name: f"{mean[f'pointing_{name}']:.0%}" for name in ("low", "high", "random", "center", "location")}
-    low, high = mean["energy_minus_center_low"], mean["energy_minus_center_high"]
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not shown to differ from"
+    verdict = judge(mean["energy_minus_center_low"], mean["energy_minus_center_high"])
     return (
         "**Heatmaps**, mean of eight findings. Pointing: the hottest place lies in the box on "
         f"{mean['pointing']:.0%} of the\nimages ({share['low']} to {share['high']}); with random weights on "
@@ -196,21 +198,24 @@ def draw_nodules(scores, study, leads=None):
     `leads` are paired differences of the head from a logistic regression, of notebook 6's leads.csv.
     """
     counts, majority = study["counts"], next(row for row in study["scores"] if row["figure"] == "majority")
-    lines = ["| features | classifier | accuracy | AUC |", "|---|---|---|---|"]
-    lines.append(f"| none: always the majority class | | {majority['value']:.3f} | 0.5 |")
+    synthetic = "synthetic " * (study["source"] == "phantom")
+    rows = [["none: always the majority class", "", f"{majority['value']:.3f}", "0.5"]]
     for (features, classifier), rows in scores.groupby(["features", "classifier"], sort=False):
         figures = rows.set_index("figure")
         cells = [
             f"{figures.loc[name, 'value']:.3f} ({figures.loc[name, 'low']:.3f} to {figures.loc[name, 'high']:.3f})"
             for name in ("accuracy", "auc")
         ]
-        lines.append(f"| {features} | {classifier} | {cells[0]} | {cells[1]} |")
-    about = f"{counts['films']:,} images of {counts['patients']:,} patients, {counts['Nodule']:,} with a nodule."
-    text = f"{about}\n\n" + "\n".join(lines)
+        rows.append([features.replace("trained on phantom", "trained on the synthetic study"), classifier, *cells])
+    about = (
+        f"{counts['films']:,} {synthetic}images of {counts['patients']:,} patients, {counts['Nodule']:,} with a nodule."
+    )
+    text = f"{about}\n\n{write_table(['features', 'classifier', 'accuracy', 'AUC'], rows)}"
     if leads is not None:
         rows = leads[leads["figure"].eq("auc")].to_dict("records")
         told = [
-            f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}) on {row['features']}" for row in rows
+            f"{format_lead(row)} on {row['features'].replace('trained on phantom', 'trained on the synthetic study')}"
+            for row in rows
         ]
         text += f"\n\nThe 512x512 head's AUC less that of the logistic regression: {'; '.join(told)}."
     return text
@@ -227,34 +232,31 @@ def draw_saliency(study):
     text = f"Saliency maps of {rows[0]['n_images']} test images with nodules point into one: {'; '.join(shares)}; the "
     text += f"image's center on {rows[0]['pointing_center']:.0%}."
     if by_finding := study["saliency_by_finding"]:
-        others = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in by_finding.items() if name != "Nodule"]
+        others = {name: share for name, share in by_finding.items() if name != "Nodule"}
+        highest = sorted(others, key=others.get, reverse=True)[:3]
+        listed = ", ".join(f"{name.replace('_', ' ')} {others[name]:.0%}" for name in highest)
         text += f" The gradients of notebook 2's own logits point there as well: Nodule {by_finding['Nodule']:.0%}, "
-        text += f"{', '.join(others[:3])}, and of all others at most {others[3].rpartition(' ')[2]}. "
-        most = max(share for name, share in by_finding.items() if name != "Nodule")
+        text += f"of the others {listed} at most. "
+        most = others[highest[0]]
         more = "more often" if by_finding["Nodule"] > most else "no more often"
         text += f"So the gradient of Nodule points into nodules {more} than that of every other finding. "
     verdicts = {"better than": [], "worse than": [], "not shown to differ from": []}
     for row in rows:
-        low, high = row["pointing_minus_untrained_low"], row["pointing_minus_untrained_high"]
-        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not shown to differ from"
-        verdicts[verdict].append(row["method"])
+        verdicts[judge(row["pointing_minus_untrained_low"], row["pointing_minus_untrained_high"])].append(row["method"])
     text = text.rstrip() + " Against an untrained head: "
     return text + "; ".join(f"{', '.join(methods)} {what} it" for what, methods in verdicts.items() if methods) + "."
 
 
 def draw_parity(parity):
     """Returns the table of export formats: size, difference from Keras, speed."""
-    lines = [
-        "| format | MB | largest difference of a probability from Keras | same top 5 | load, s | "
-        "one 1024 px PNG, ms: p50, p95 | images/s in batches of 32 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in parity.items():
-        lines.append(
-            f"| {FORMATS[name]} | {row['bytes'] / 1e6:.0f} | {row['max_difference']:.0e} | {row['same_top5']:.1%} | "
-            f"{row['load_seconds']:.1f} | {row['p50_ms']:.0f}, {row['p95_ms']:.0f} | {row['images_per_second']:.0f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [FORMATS[name], f"{row['bytes'] / 1e6:.0f}", f"{row['max_difference']:.0e}", f"{row['same_top5']:.1%}",
+         f"{row['load_seconds']:.1f}", f"{row['p50_ms']:.0f}, {row['p95_ms']:.0f}", f"{row['images_per_second']:.0f}"]
+        for name, row in parity.items()
+    ]  # fmt: skip
+    difference, latency = "largest difference of a probability from Keras", "one 1024 px PNG, ms: p50, p95"
+    heads = ["format", "MB", difference, "same top 5", "load, s", latency, "images/s in batches of 32"]
+    return write_table(heads, rows)
 
 
 def _count(result):
@@ -352,10 +354,7 @@ def draw_counts(run, counts, floors):
 
 
 def draw_times(run, times):
-    """Returns how long `make run` took, of times.json of renew_results.py; without it, how long training took."""
-    if not times:
-        minutes = run["seconds"]["wall_clock"] / 60
-        return f"In the documented run, training took {minutes:.0f} minutes on {run['runtime']['processor']}."
+    """Returns how long `make run` took, of times.json of renew_results.py."""
     minutes = {name: seconds / 60 for name, seconds in times["seconds"].items()}
     longest = max(minutes, key=minutes.get)
     return (

@@ -1,7 +1,8 @@
 """The tables of docs/reference_evaluation, drawn from its files as Markdown, and that of the README."""
 
-from page_tables import format_auc, write_table
+from page_tables import format_auc, format_lead, write_table
 
+LEAD = ("difference", "difference_low", "difference_high")
 PARTS = {"all": "all images", "official": "official list"}  # folders of docs/reference_evaluation
 
 
@@ -14,7 +15,8 @@ def draw_real_labels(reference, published):
     """
     drop = reference["drop"].set_index("images")
     official = published[published["split"].eq("official") & published["checked"].eq("at the source")]
-    small = official.loc[official["model"].str.startswith("DenseNet-121") & official["pixels"].eq(224), "mean_auc"]
+    like_ours = official["model"].str.startswith("DenseNet-121") & official["pixels"].eq(224)
+    small = official.loc[like_ours & official["start"].eq("ImageNet"), "mean_auc"]
     floor = reference["metadata_floors"].query("pathology == 'mean'").set_index("floor")
     sets = {"all": "all", "in the list": "official"}
     rows = [["the retrained CheXNet", *(format_auc(drop.loc[name]) for name in sets)]]
@@ -45,10 +47,11 @@ def draw_real_labels(reference, published):
         f"{outside:.3f} on its "
         f"images outside the list\nand {inside:.3f} inside. Images in the list show more findings; where those "
         f"outside are "
-        f"weighted so that as many show none, one, two\nor more, it has {mixed:.3f}, which is "
-        f"{(outside - mixed) / (outside - inside):.0%} of the drop. On all of the list, {len(small)} models of "
+        f"weighted so that as many show none, one, two\nor more, it has {mixed:.3f}, some "
+        f"{(outside - mixed) / (outside - inside):.0%} of the drop (no interval); weighted by "
+        f"images a patient, the same. On all of the list, {len(small)} models of "
         f"others like "
-        f"ours (DenseNet-121,\n224 pixels) have {small.min():.3f} to {small.max():.3f}, the view alone "
+        f"ours (DenseNet-121 from ImageNet,\n224 pixels) have {small.min():.3f} to {small.max():.3f}, the view alone "
         f"{floor['auc']['view only']:.3f}, all metadata {floor['auc']['metadata only']:.3f}."
     )
 
@@ -86,11 +89,6 @@ def draw_reference_findings(reference, published):
     )
 
 
-def _format_lead(row):
-    low, high = row["difference_low"], row["difference_high"]
-    return f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
 def draw_reference_floors(reference):
     """Returns the table of mean floors and of the lead over them."""
     rows = []
@@ -99,8 +97,8 @@ def draw_reference_floors(reference):
         for _, row in means.iterrows():
             of_floor = reference[part, "floors"].query("pathology != 'mean' and floor == @row['floor']")
             least = of_floor.sort_values("difference").iloc[0]
-            smallest = f"{least['pathology'].replace('_', ' ')}, {_format_lead(least)}"
-            rows.append([text, row["floor"], format_auc(row), _format_lead(row), smallest])
+            smallest = f"{least['pathology'].replace('_', ' ')}, {format_lead(least, LEAD)}"
+            rows.append([text, row["floor"], format_auc(row), format_lead(row, LEAD), smallest])
     return write_table(
         ["images", "floor", "mean AUC of the floor", "CheXNet's lead", "smallest lead of a finding"], rows
     )
@@ -173,7 +171,7 @@ def draw_drop(drop):
         "mean AUC",
         "without Hernia",
         "without Hernia in AP; in PA",
-        "against images with no finding; with others",
+        "with Hernia: against images with no finding; with others",
     ]
     cells = [
         [row["images"], format_auc(row), f"{row['auc_without_hernia']:.3f}",

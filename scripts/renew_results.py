@@ -180,8 +180,7 @@ def draw_pages():
     run, located = read("run.json"), pd.read_csv(QUICK_RUN / "localization.csv")
     readme, xvision, recipe = ROOT / "README.md", ROOT / "docs" / "xvision.md", ROOT / "docs" / "recipe.md"
     means, findings = (pd.read_csv(ROOT / "data" / f"published_{name}.csv") for name in ("means", "aucs"))
-    leads = QUICK_RUN / "xvision" / "leads.csv"
-    leads = pd.read_csv(leads) if leads.exists() else None
+    leads = pd.read_csv(QUICK_RUN / "xvision" / "leads.csv")
     is_official = means["split"].eq("official")
     page, reference = REFERENCE / "README.md", read_reference()
     return {
@@ -207,9 +206,7 @@ def draw_pages():
         (gate_page, "false alarms"): page_tables.draw_gate(gate, "false alarms"),
         (gate_page, "detections"): page_tables.draw_gate(gate, "detections"),
         (gate_page, "others"): page_tables.draw_gate_others(gate),
-        (readme, "times"): page_tables.draw_times(
-            run, read("times.json") if (QUICK_RUN / "times.json").exists() else None
-        ),
+        (readme, "times"): page_tables.draw_times(run, read("times.json")),
         (card, "synthetic"): page_tables.draw_synthetic(run, int(located["n_boxes"].iloc[-1])),
         (card, "difficulty"): page_tables.draw_difficulty(difficulty),
         (card, "published"): page_tables.draw_published_findings(findings),

@@ -40,8 +40,8 @@ COMPANY = {
     ("Fibrosis", "Pleural_Thickening"): 3, ("Effusion", "Pleural_Thickening"): 2,
 }  # fmt: skip
 
-# The one planted confounder: log odds that each finding adds to those of a portable (AP) image. Age and sex tell
-# nothing of the findings, nor does the exposure but through the view.
+# The one planted confounder, the view: log odds that each finding adds to those of a portable (AP) image; sicker
+# patients, who have more findings, add to them too. Age and sex tell nothing, nor does the exposure but by the view.
 PORTABLE = {
     "Edema": 1.6, "Effusion": 0.5, "Consolidation": 0.6, "Pneumonia": 0.6, "Infiltration": 0.4,
     "Hernia": -1.0, "Emphysema": -0.5, "Fibrosis": -0.8, "Nodule": -0.4, "Mass": -0.3,

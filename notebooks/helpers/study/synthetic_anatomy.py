@@ -1,7 +1,7 @@
-"""Draws a healthy chest for a synthetic frontal radiograph: a body, a pose, an exposure.
+"""Draws a healthy chest for a synthetic frontal radiograph: a body and its pose.
 
-Everything is attenuation (`mu`, in units of one chest thickness of soft tissue) until the last step turns it into
-gray, because that is where findings add up in a real radiograph. Lengths are fractions of the image's width. In the
+Everything is attenuation (`mu`, in units of one chest thickness of soft tissue) until synthetic_exposure.py turns it
+into gray, because that is where findings add up in a real radiograph. Lengths are fractions of the image's width. In the
 body's own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the image) and `v` from
 0 at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real radiographs; none is measured.
 """
@@ -76,8 +76,11 @@ class Chest:
 
     Attributes:
         u, v, a: float32 (size, size), place in the body; `a` is abs(u).
-        lung, air: float32 (size, size), lung outline in [0, 1] and attenuation taken away by air.
+        lung, heart, torso: float32 (size, size), outlines in [0, 1].
+        air, vessels: float32 (size, size), attenuation that air takes away and vessels add.
         mu: float32 (size, size), attenuation.
+        pose, zoom: how points of the body's frame lie in the image, and how large it is, about 1.
+        texture: numpy Generator of what stays between visits.
         inside, above: float32 (size, size), distance to the lateral chest wall and height above the diaphragm.
     """
 
