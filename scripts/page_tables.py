@@ -138,9 +138,9 @@ def draw_shuffled(learning):
     means = [row["mean_test_auc"] for row in rows]
     return (
         f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
-        f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation\n{learning['sd of shuffled']:.3f}, {min(means):.3f} to "
-        f"{max(means):.3f}), as many with true labels {learning['true labels']['mean_test_auc']:.3f}\n"
-        f"({machine}; [results](benchmarks/results/learning.json))."
+        f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation\n"
+        f"{learning['sd of shuffled']:.3f}, {min(means):.3f} to {max(means):.3f}), as many with true labels "
+        f"{learning['true labels']['mean_test_auc']:.3f}\n({machine}; [results](benchmarks/results/learning.json))."
     )
 
 
