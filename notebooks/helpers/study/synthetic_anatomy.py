@@ -2,8 +2,9 @@
 
 Everything is attenuation (`mu`, in units of one chest thickness of soft tissue) until synthetic_exposure.py turns it
 into gray, because that is where findings add up in a real radiograph. Lengths are fractions of the image's width. In
-the body's own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the image) and `v` from
-0 at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real radiographs; none is measured.
+the body's own frame `u` runs from -0.5 to 0.5 across (positive is the patient's left, the right of the image) and `v`
+from 0 at the top to 1 at the bottom. Shapes and strengths were chosen by eye beside real radiographs; none is
+measured.
 """
 
 import math
