@@ -21,8 +21,14 @@ def draw_aucs(aucs, run):
     )
 
 
-def draw_floors(floors):
-    """Returns what is reached without a trained network, as sentences."""
+def draw_floors(floors, difficulty, aucs):
+    """Returns what is reached without a trained network, as sentences.
+
+    Args:
+        floors: DataFrame of the run's floors.csv.
+        difficulty: dict of benchmarks/results/difficulty.json, of the same study.
+        aucs: DataFrame of the run's aucs.csv.
+    """
     names = {
         "thumbnail": "a ridge regression on 16 x 16 pixels",
         "random network": "one on the features of an untrained network",
@@ -45,7 +51,11 @@ def draw_floors(floors):
         text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good or better. "
     if len(ahead):
         text += f"It is clearly better, by its interval, on {', '.join(name.replace('_', ' ') for name in ahead)}."
-    return text.strip()
+    gradients = difficulty["models"]["logistic, gradients"]
+    network = aucs[aucs["split"].eq("test")].set_index("pathology")["auc"].drop("mean")
+    more = [name.replace("_", " ") for name, auc in network.items() if gradients[name] > auc]
+    text = f"{text.strip()} A logistic regression on histograms of gradients has {gradients['mean']:.3f}"
+    return text + (f", more than the network on {', '.join(more)}." if more else ".")
 
 
 def format_auc(row):

@@ -194,7 +194,9 @@ def draw_pages():
         (recipe, "published"): page_tables.draw_published(means[is_official]),
         (recipe, "other splits"): page_tables.draw_published(means[~is_official]),
         (readme, "quick run"): page_tables.draw_aucs(pd.read_csv(QUICK_RUN / "aucs.csv"), run),
-        (readme, "floors"): page_tables.draw_floors(pd.read_csv(QUICK_RUN / "floors.csv")),
+        (readme, "floors"): page_tables.draw_floors(
+            pd.read_csv(QUICK_RUN / "floors.csv"), difficulty, pd.read_csv(QUICK_RUN / "aucs.csv")
+        ),
         (readme, "heatmaps"): page_tables.draw_heatmaps(located),
         (readme, "seeds"): page_tables.draw_seeds(read("seeds.json")),
         (readme, "shuffled"): page_tables.draw_shuffled(learning),
