@@ -9,9 +9,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from notebook_cells import run_cells
 from platforms import Colab, dropping, read_only
 from session_runs import run_all
 
+from helpers.fetch import find_attached_study
 from helpers.runtime import NOTEBOOKS, packages, progress, session
 from helpers.runtime.progress import TrainingClock
 from helpers.runtime.settings import ROOT
@@ -159,6 +161,25 @@ def test_without_anything_attached_it_is_said_before_anything_runs(start, tmp_pa
         start(source="attached")
     (tmp_path / "input" / "data").mkdir(parents=True)
     assert start(source="attached").settings["FETCH"] == "kaggle"
+
+
+@pytest.mark.slow
+def test_notebook_1_reads_what_is_attached_without_writing_there_and_refuses_what_has_no_labels(
+    phantom_dir, tmp_path, monkeypatch
+):
+    attached = tmp_path / "input" / "datasets" / "nih-chest-xrays" / "data"
+    shutil.copytree(phantom_dir, attached)
+    monkeypatch.setattr(find_attached_study, "__defaults__", (str(tmp_path / "input"), 4))
+    settings = {"FETCH": "kaggle", "DATA_DIR": str(tmp_path / "tmp" / "attached"), "SIDE": 64}
+    settings |= {"RUN_DIR": str(tmp_path / "run"), "PACKED_DIR": str(tmp_path / "packed")}
+    with read_only(tmp_path / "input"):
+        run_cells("01_prepare_data", settings, draw=False, until="load_packed_study(paths.packed)")
+    assert (tmp_path / "packed" / "manifest.json").exists()
+    for path in attached.glob("Data_Entry_2017*.csv"):
+        path.unlink()
+    settings |= {"DATA_DIR": str(tmp_path / "tmp" / "other"), "RUN_DIR": str(tmp_path / "other")}
+    with pytest.raises(FileNotFoundError, match=r"data holds images and BBox_List_2017\.csv\. On Kaggle, attach"):
+        run_cells("01_prepare_data", settings, draw=False)
 
 
 def test_without_internet_the_first_cell_names_kaggles_switch(tmp_path, monkeypatch):
