@@ -43,7 +43,7 @@ def start(places, tmp_path):
 @pytest.fixture
 def called(monkeypatch):
     """The names of the scripts that notebook 00 calls, for zip and report: they have tests of their own."""
-    called, answer = [], SimpleNamespace(stdout="made", stderr="")
+    called, answer = [], SimpleNamespace(stdout="made", stderr="", returncode=0)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(Path(command[1]).name) or answer)
     return called
 

@@ -61,7 +61,7 @@ def test_on_colab_the_results_are_on_drive_and_the_model_in_the_browser(places, 
     assert names["session"].run_dir == places["Drive"] / "synthetic-quick" and names["hours"] is None
     assert (places["Drive"] / "packed" / "synthetic-quick" / "manifest.json").exists()
     assert colab.downloads == [("model.zip", b"zip")]
-    assert [text.partition(":")[2][:8] for text in shown if "done in" in text] == [" done in"] * 6
+    assert [text.partition(":")[2][:8] for text in shown if "done after" in text] == [" done after"] * 6
     assert any(": 0 s, time left unknown. cell" in text for text in shown)
 
 
@@ -150,8 +150,10 @@ def test_a_place_that_refuses_writing_is_named_at_once(start, places):
         start("Drive")
 
 
-def test_a_notebook_that_cannot_write_ends_with_what_to_do(start):
-    failing = start("Drive", more=f"FAIL={NOTEBOOKS[1]} REASON=OSError")
+def test_a_notebook_that_cannot_write_ends_with_what_to_do(start, monkeypatch):
+    monkeypatch.setenv("MADE_FAIL", NOTEBOOKS[1])
+    monkeypatch.setenv("MADE_REASON", "OSError")
+    failing = start("Drive")
     with pytest.raises(RuntimeError, match=r"failed in cell 3: OSError: no\n.*mounts Drive again"):
         run_all(failing)
 

@@ -48,8 +48,39 @@ def test_a_paused_training_is_exported_and_all_that_follows_runs_again_once_it_h
     assert {state for state, _ in start().list_states().values()} == {"done"}
 
 
-def test_without_a_finished_epoch_nothing_is_exported_and_nothing_fails(start):
-    session = start(more="UNFINISHED=1")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("RUN_DIR=models/other", "SET holds RUN_DIR, which the form's own fields decide"),
+        ("PROFILE=full", "SET holds PROFILE, which the form's own fields decide"),
+        ("EPOCH=3", "SET holds 'EPOCH=3', which is no NAME=VALUE"),
+        ("EPOCHS 3", "SET holds 'EPOCHS', which is no NAME=VALUE"),
+        ("EPOCHS=three", "EPOCHS is 'three'; expected"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_what_is_done_is_forgotten(start, more, message):
+    run_all(start())
+    with pytest.raises(ValueError, match=message):
+        start(more=more)
+    assert run_all(start()) == {}
+
+
+def test_starting_over_deletes_what_was_before_and_never_what_the_last_session_trained(start):
+    first = start(hours=2.0, more="START_OVER=True")
+    run_all(first)
+    lines = (first.run_dir / "executions.txt").read_text().splitlines()
+    assert lines[1].startswith(NOTEBOOKS[1]) and "START_OVER" in lines[1]
+    (first.run_dir / "state").mkdir()
+    (first.run_dir / "state" / "state.bin").touch()
+    run_all(start(more="START_OVER=True"))
+    lines = (first.run_dir / "executions.txt").read_text().splitlines()
+    again = [line for line in lines if line.startswith(NOTEBOOKS[1])]
+    assert len(again) == 2 and "START_OVER" not in again[1]
+
+
+def test_without_a_finished_epoch_nothing_is_exported_and_nothing_fails(start, monkeypatch):
+    monkeypatch.setenv("MADE_UNFINISHED", "1")
+    session = start()
     assert list(run_all(session)) == list(NOTEBOOKS[:2])
     assert session.find_pause() == "Training has not finished an epoch yet." and not session.has_model()
     assert [state for state, _ in session.list_states().values()] == ["done", "to resume", *["to do"] * 4]
@@ -57,8 +88,9 @@ def test_without_a_finished_epoch_nothing_is_exported_and_nothing_fails(start):
     assert UNFINISHED in text, "notebook 2 says it in other words"
 
 
-def test_a_notebook_that_fails_ends_the_session_with_its_reason_and_is_not_done(start):
-    failing = start(more=f"FAIL={NOTEBOOKS[1]}")
+def test_a_notebook_that_fails_ends_the_session_with_its_reason_and_is_not_done(start, monkeypatch):
+    monkeypatch.setenv("MADE_FAIL", NOTEBOOKS[1])
+    failing = start()
     with pytest.raises(RuntimeError, match="02_train_densenet121 failed in cell 3: ValueError: no"):
         run_all(failing)
     assert [state for state, _ in failing.list_states().values()] == ["done", *["to do"] * 5]
@@ -83,8 +115,24 @@ def test_the_attached_output_of_a_kaggle_session_is_taken_up(start, tmp_path, pl
     shutil.move(places["Kaggle output"], attached)
     again = start("Kaggle output")
     assert again.settings["PACKED_DIR"] == str(attached / "packed" / "synthetic-quick")
-    assert again.settings["DATA_DIR"] == "/kaggle/tmp/phantom"
-    assert run_all(again) == {}
+    assert run_all(again) == {} and again.settings["DATA_DIR"] == "data/phantom"  # which notebook 1 draws, and no other
+    assert start("Kaggle output", source="all of NIH").settings["DATA_DIR"] == "/kaggle/tmp/nih"
+
+
+def test_another_packed_study_replaces_the_one_that_was_kept(start, tmp_path, places):
+    run_all(start("Drive"))
+    kept, local = (
+        places["Drive"] / "packed" / "synthetic-quick",
+        tmp_path / "clone" / "data" / "packed" / "synthetic-quick",
+    )
+    (kept / "manifest.json").write_text("another")
+    (kept / "shard").write_text("of another study")
+    shutil.rmtree(local)
+    other = start("Drive", more="DATA_SEED=1")
+    next(other.run(NOTEBOOKS[0]))
+    assert not (local / "shard").exists()  # notebook 1 would refuse it in its folder
+    list(other.run(NOTEBOOKS[0]))
+    assert (kept / "manifest.json").read_text() == "{}" and not (kept / "shard").exists()
 
 
 def test_a_place_that_is_not_there_or_too_small_is_named_with_the_click_that_mends_it(start, places, monkeypatch):

@@ -38,6 +38,12 @@ def test_a_notebook_opened_alone_takes_the_run_that_was_worked_on_last(tmp_path)
     )
 
 
+def test_an_interrupted_copy_is_no_run(tmp_path):
+    run = make_run(tmp_path / "run", age=100)
+    make_run(tmp_path / "part-run")
+    assert share_settings({"RUN_DIR": ""}, [tmp_path])[0]["RUN_DIR"] == str(run)
+
+
 def test_what_is_given_counts_and_other_packed_images_are_not_recalled(tmp_path):
     run = make_run(tmp_path / "run", PACKED_DIR=str(tmp_path))
     settings, _ = share_settings({"RUN_DIR": str(run), "PROFILE": "quick", "SPLIT": ""})

@@ -1,6 +1,6 @@
 """Stands in for scripts/run_notebooks.py in the tests of a session: writes what a notebook leaves, with a figure.
 
-Usage: made_notebook.py NAME RUN_DIR PACKED_DIR [NAME=VALUE ...]
+Usage: made_notebook.py NAME RUN_DIR PACKED_DIR [NAME=VALUE ...]    MADE_FAIL, MADE_REASON and MADE_UNFINISHED in the environment
 """
 
 import base64
@@ -15,7 +15,7 @@ PNG = base64.b64decode(
 name, run_dir, packed, *settings = sys.argv[1:]
 run_dir, packed, settings = Path(run_dir), Path(packed), dict(pair.split("=", 1) for pair in settings)
 with open(run_dir / "executions.txt", "a") as file:
-    file.write(f"{name} {settings.get('TIME_BUDGET', '')}\n")
+    file.write(f"{name} {settings.get('TIME_BUDGET', '')} {'START_OVER' * ('START_OVER' in settings)}\n")
 figures, executed = run_dir / "figures", run_dir / "executed"
 for folder in (figures, executed):
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,15 +26,15 @@ cells = [{"outputs": outputs}, {"outputs": [{"text": "x"}]}, {"outputs": outputs
 for number in (1, 3):  # as Papermill does after each cell
     (executed / f"{name}.running.ipynb").write_text(json.dumps({"cells": cells[:number]}))
     print(f"cell {number}", flush=True)
-if settings.get("FAIL") == name:
+if os.environ.get("MADE_FAIL") == name:
     os.replace(executed / f"{name}.running.ipynb", executed / f"{name}.failed.ipynb")
-    sys.exit(f"\n{name} failed in cell 3: {settings.get('REASON', 'ValueError')}: no")
+    sys.exit(f"\n{name} failed in cell 3: {os.environ.get('MADE_REASON', 'ValueError')}: no")
 if name.startswith("01"):
     (packed / "study").mkdir(parents=True, exist_ok=True)
     (packed / "study" / "labels.csv").write_text("labels")
     (packed / "manifest.json").write_text("{}")
     (run_dir / "settings.json").write_text('{"DATA_DIR": "x", "SPLIT": "official"}')
-if name.startswith("02") and "UNFINISHED" in settings:
+if name.startswith("02") and "MADE_UNFINISHED" in os.environ:
     (run_dir / "state").mkdir()
     (run_dir / "state" / "state.bin").touch()
     sys.exit(f"\n{name} failed in cell 21: SystemExit: No epoch of the whole network is finished yet.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from .files import copy_file, write_text
 from .packages import find_version, install
 from .progress import TrainingClock, describe_left, follow
-from .settings import ROOT, read_json, resolve_path, write_json
+from .settings import ROOT, SETTINGS, check_setting, read_json, resolve_path, write_json
 from .shared import ATTACHED, PLACES, SHARED, find_attached_packed, hours_left, restore_attached
 
 NOTEBOOKS = (
@@ -31,6 +31,7 @@ SOURCES = {  # what notebook 00 offers: settings of notebook 1, images in all
 }
 IMAGE_BYTES = {"quick": 88**2, "full": 256**2, "best": 608**2 // 2}  # of a packed image
 RUN_BYTES = 600_000_000  # of everything else in a run's folder, see models/README.md
+RESERVE_HOURS = 0.5  # for the notebooks after the training
 KAGGLE_BYTES = 20_000_000_000  # that Kaggle keeps of /kaggle/working
 REMEDY = {
     "this machine": "Free some space, or choose another profile.",
@@ -69,7 +70,7 @@ class Session:
     def __init__(self, source, profile, keep_in, hours=0.0, more="", runtime="auto", places=PLACES, attached=ATTACHED):
         place, name = Path(places[keep_in]), f"{source.replace(' ', '-').lower()}-{profile}"
         chosen, n_images = SOURCES[source]
-        self._keep_in = keep_in
+        self._keep_in, self._attached = keep_in, str(attached)
         if not os.path.isdir(place.parent):  # nor where a mount does not answer
             raise FileNotFoundError(f"KEEP_IN = “{keep_in}”: there is no {place.parent} here. {REMEDY[keep_in]}")
         self.run_dir, self.kept = place / name, place / "packed" / name
@@ -85,10 +86,12 @@ class Session:
             packed = Path(found)
         self._check_space(keep_in, n_images * IMAGE_BYTES[profile], packed)
         self.settings = SHARED | chosen | {"PROFILE": profile, "RUN_DIR": str(self.run_dir), "PACKED_DIR": str(packed)}
-        if keep_in == "Kaggle output":  # what is not to be kept
+        if (
+            keep_in == "Kaggle output" and source != "synthetic"
+        ):  # what is not to be kept; notebook 1 draws data/phantom only
             self.settings["DATA_DIR"] = f"/kaggle/tmp/{Path(chosen['DATA_DIR']).name}"
-        self.settings |= dict(pair.partition("=")[::2] for pair in more.split())
-        hours = hours or hours_left()
+        self.settings |= _parse_settings(more)
+        hours = hours or (left + RESERVE_HOURS if (left := hours_left()) else 0)
         self.stop_at = time.time() + 3600 * hours if hours else None
         self.runtime = runtime
         self._record = self.run_dir / "session.json"
@@ -140,6 +143,11 @@ class Session:
         last = self._read_record().get(name, {})
         return {"done": True} | last if last.get("settings") == self._list_fixed() else {}
 
+    def _has_begun_anew(self):
+        """Returns whether training with these settings has written a checkpoint since it was first started."""
+        state, last = self.run_dir / "state" / "state.bin", self._find_last(TRAIN)
+        return state.exists() and state.stat().st_mtime > last.get("began", float("inf"))
+
     def _list_fixed(self):
         return {name: value for name, value in self.settings.items() if name not in FREE}
 
@@ -183,14 +191,19 @@ class Session:
         settings, packed = dict(self.settings), resolve_path(self.settings["PACKED_DIR"])
         if name == TRAIN and self.stop_at:
             left = self.count_hours()
-            settings["TIME_BUDGET"] = round(max(0.01, left - min(0.5, 0.25 * left)), 3)  # the rest is for 03 to 05
+            settings["TIME_BUDGET"] = round(max(0.01, left - min(RESERVE_HOURS, 0.25 * left)), 3)  # the rest: 03 to 05
+        if name == TRAIN and self._has_begun_anew():
+            settings.pop("START_OVER", None)  # or it would delete at each start what the last one has trained
         record, later = self._read_record(), NOTEBOOKS[NOTEBOOKS.index(name) :]  # these will be of other results
         record |= {key: record[key] | {"done": False} for key in later if key in record}
         self._seconds = self._find_last(name).get("seconds")
+        begun = {"settings": self._list_fixed(), "done": False, "began": time.time()}
+        record[name] = record.get(name, {}) | begun
         self._clock = TrainingClock(self.run_dir / "history.csv", name, settings) if name == TRAIN else None
         with self._explain_errors():
             write_json(self._record, record)
-            if packed != self.kept and (self.kept / "manifest.json").exists():
+            # Notebook 1 runs only where these are not the images it is to pack, and refuses others in its folder.
+            if name != PREPARE and packed != self.kept and (self.kept / "manifest.json").exists():
                 copy_packed(self.kept, packed)
         started = time.monotonic()
         try:
@@ -203,9 +216,9 @@ class Session:
             raise
         done = {"settings": self._list_fixed(), "seconds": round(time.monotonic() - started), "done": True}
         with self._explain_errors():
-            if name == PREPARE and packed != self.kept and not str(packed).startswith(ATTACHED):
+            if name == PREPARE and packed != self.kept and not str(packed).startswith(self._attached):
                 copy_packed(packed, self.kept)
-            write_json(self._record, record | {name: done})
+            write_json(self._record, record | {name: record[name] | done})
 
     def describe_time_left(self, seconds):
         """Estimates how long the notebook that runs still takes.
@@ -232,12 +245,32 @@ class Session:
         return [*command, *(word for pair in given.items() for word in pair), "--set", *map("=".join, _texts(settings))]
 
 
+def _parse_settings(text):
+    """Returns the settings in a text such as "EPOCHS=3 SEED=1"; raises ValueError, before anything is touched."""
+    settings = {}
+    for pair in text.split():
+        name, equals, value = pair.partition("=")
+        if name in ("RUN_DIR", "PROFILE"):
+            raise ValueError(f"SET holds {name}, which the form's own fields decide: leave it out of SET.")
+        if not equals or name not in SETTINGS:
+            raise ValueError(f"SET holds {pair!r}, which is no NAME=VALUE of a setting of the six notebooks.")
+        check_setting(name, value)
+        settings[name] = value
+    return settings
+
+
 def _texts(settings):
     return [(name, str(value)) for name, value in settings.items()]
 
 
 def copy_packed(source, target):
-    """Copies a packed study, the manifest last, without the files that are there with the same size."""
+    """Copies a packed study, the manifest last, without the files that are there with the same size.
+
+    Another study in the target is deleted first: its shards may have the same sizes.
+    """
+    manifests = [Path(folder) / "manifest.json" for folder in (source, target)]
+    if manifests[1].exists() and manifests[1].read_bytes() != manifests[0].read_bytes():
+        shutil.rmtree(target)
     files = sorted(
         (path for path in Path(source).rglob("*") if path.is_file()), key=lambda p: p.name == "manifest.json"
     )

@@ -104,6 +104,8 @@ def find_runs(places):
     for place in filter(os.path.isdir, places):
         for name in (RECORD, "run.json"):
             for path in Path(place).glob(f"*/{name}"):
+                if path.parent.name.startswith("part-"):  # an interrupted copy of `restore_attached`
+                    continue
                 times[path.parent] = max(path.stat().st_mtime, times.get(path.parent, 0))
     return sorted(times, key=times.get, reverse=True)
 
