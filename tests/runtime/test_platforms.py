@@ -61,7 +61,7 @@ def test_on_colab_the_results_are_on_drive_and_the_model_in_the_browser(places, 
     assert names["session"].run_dir == places["Drive"] / "synthetic-quick" and names["hours"] is None
     assert (places["Drive"] / "packed" / "synthetic-quick" / "manifest.json").exists()
     assert colab.downloads == [("model.zip", b"zip")]
-    assert [text.partition(":")[2][:8] for text in shown if "done after" in text] == [" done after"] * 6
+    assert [text.partition(":")[2][:11] for text in shown if "done after" in text] == [" done after"] * 6
     assert any(": 0 s, time left unknown. cell" in text for text in shown)
 
 
