@@ -1,6 +1,6 @@
 """Stands in for scripts/run_notebooks.py in the tests of a session: writes what a notebook leaves, with a figure.
 
-Usage: made_notebook.py NAME RUN_DIR PACKED_DIR [NAME=VALUE ...]; and, as variables, MADE_FAIL, MADE_REASON, MADE_UNFINISHED
+Usage: made_notebook.py NAME RUN_DIR PACKED_DIR [NAME=VALUE ...]; variables MADE_FAIL, MADE_REASON, MADE_UNFINISHED
 """
 
 import base64
