@@ -76,6 +76,8 @@ def test_starting_over_deletes_what_was_before_and_never_what_the_last_session_t
     lines = (first.run_dir / "executions.txt").read_text().splitlines()
     again = [line for line in lines if line.startswith(NOTEBOOKS[1])]
     assert len(again) == 2 and "START_OVER" not in again[1]
+    list(start(more="START_OVER=True").run(NOTEBOOKS[1]))  # the one before was killed before its first checkpoint
+    assert "START_OVER" not in (first.run_dir / "executions.txt").read_text().splitlines()[-1]
 
 
 def test_without_a_finished_epoch_nothing_is_exported_and_nothing_fails(start, monkeypatch):

@@ -86,9 +86,7 @@ class Session:
             packed = Path(found)
         self._check_space(keep_in, n_images * IMAGE_BYTES[profile], packed)
         self.settings = SHARED | chosen | {"PROFILE": profile, "RUN_DIR": str(self.run_dir), "PACKED_DIR": str(packed)}
-        if (
-            keep_in == "Kaggle output" and source != "synthetic"
-        ):  # what is not to be kept; notebook 1 draws data/phantom only
+        if keep_in == "Kaggle output" and source != "synthetic":  # not to be kept; notebook 1 draws data/phantom only
             self.settings["DATA_DIR"] = f"/kaggle/tmp/{Path(chosen['DATA_DIR']).name}"
         self.settings |= _parse_settings(more)
         hours = hours or (left + RESERVE_HOURS if (left := hours_left()) else 0)
@@ -196,9 +194,9 @@ class Session:
             settings.pop("START_OVER", None)  # or it would delete at each start what the last one has trained
         record, later = self._read_record(), NOTEBOOKS[NOTEBOOKS.index(name) :]  # these will be of other results
         record |= {key: record[key] | {"done": False} for key in later if key in record}
-        self._seconds = self._find_last(name).get("seconds")
-        begun = {"settings": self._list_fixed(), "done": False, "began": time.time()}
-        record[name] = record.get(name, {}) | begun
+        last = self._find_last(name)  # what other settings took says nothing of these
+        self._seconds = last.get("seconds")
+        record[name] = {"began": time.time()} | last | {"settings": self._list_fixed(), "done": False}
         self._clock = TrainingClock(self.run_dir / "history.csv", name, settings) if name == TRAIN else None
         with self._explain_errors():
             write_json(self._record, record)
