@@ -37,8 +37,8 @@ def follow(command, copy, runtime="auto"):
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "RUNTIME": runtime, "TQDM_MININTERVAL": "5"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    lines, shown, printed, started = queue.Queue(), set(), [""], time.time()  # before the first figure can be written
     process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, start_new_session=True)
-    lines, shown, printed, started = queue.Queue(), set(), [""], time.time()
     reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
     reader.start()
     try:
