@@ -43,8 +43,13 @@ def start(places, tmp_path):
 @pytest.fixture
 def called(monkeypatch):
     """The names of the scripts that notebook 00 calls, for zip and report: they have tests of their own."""
-    called, answer = [], SimpleNamespace(stdout="made", stderr="", returncode=0)
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(Path(command[1]).name) or answer)
+    called = []
+
+    def run(command, **_):  # as publish_check.py, which also fails where a run is not ready to publish
+        called.append(Path(command[1]).name)
+        return SimpleNamespace(stdout=f"{resolve_path(''.join(command[3:4]))}/model.zip\n", stderr="", returncode=1)
+
+    monkeypatch.setattr(subprocess, "run", run)
     return called
 
 
