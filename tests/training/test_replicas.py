@@ -39,7 +39,7 @@ def test_replicas_follow_the_curve_of_one_device(packed, tmp_path, backend, numb
     for number in numbers:
         several = train_on(packed, tmp_path / f"on-{number}", backend, number)
         for name in ("loss", "val_auc", "val_loss", "learning_rate"):
-            np.testing.assert_allclose(several[name], one[name], rtol=2e-5)
+            np.testing.assert_allclose(several[name], one[name], rtol=5e-5)
 
 
 def test_replicas_that_differ_are_caught_and_all_skip_a_step_of_which_one_has_no_finite_gradients():
