@@ -144,13 +144,13 @@ def draw_seeds(summary):
 
 def draw_shuffled(learning):
     """Returns what trainings on shuffled labels reach, of benchmarks/results/learning.json."""
-    rows, machine = learning["shuffled"], learning["machine"]["processor"]
+    rows, machine = learning["shuffled"], learning["machine"].partition(", Python")[0]
     means = [row["mean_test_auc"] for row in rows]
     return (
         f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
         f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation\n"
         f"{learning['sd of shuffled']:.3f}, {min(means):.3f} to {max(means):.3f}), as many with true labels "
-        f"{learning['true labels']['mean_test_auc']:.3f}\n({machine}; [results](benchmarks/results/learning.json))."
+        f"{learning['true labels']['mean_test_auc']:.3f}\n({machine}, beside other work; [results](benchmarks/results/learning.json))."
     )
 
 
