@@ -150,7 +150,8 @@ def draw_shuffled(learning):
         f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
         f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation\n"
         f"{learning['sd of shuffled']:.3f}, {min(means):.3f} to {max(means):.3f}), as many with true labels "
-        f"{learning['true labels']['mean_test_auc']:.3f}\n({machine}, beside other work; [results](benchmarks/results/learning.json))."
+        f"{learning['true labels']['mean_test_auc']:.3f}\n"
+        f"({machine}, beside other work; [results](benchmarks/results/learning.json))."
     )
 
 
