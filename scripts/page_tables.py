@@ -211,8 +211,8 @@ def draw_nodules(scores, study, leads=None):
     counts, majority = study["counts"], next(row for row in study["scores"] if row["figure"] == "majority")
     synthetic = "synthetic " * (study["source"] == "phantom")
     rows = [["none: always the majority class", "", f"{majority['value']:.3f}", "0.5"]]
-    for (features, classifier), rows in scores.groupby(["features", "classifier"], sort=False):
-        figures = rows.set_index("figure")
+    for (features, classifier), measured in scores.groupby(["features", "classifier"], sort=False):
+        figures = measured.set_index("figure")
         cells = [
             f"{figures.loc[name, 'value']:.3f} ({figures.loc[name, 'low']:.3f} to {figures.loc[name, 'high']:.3f})"
             for name in ("accuracy", "auc")
@@ -223,10 +223,10 @@ def draw_nodules(scores, study, leads=None):
     )
     text = f"{about}\n\n{write_table(['features', 'classifier', 'accuracy', 'AUC'], rows)}"
     if leads is not None:
-        rows = leads[leads["figure"].eq("auc")].to_dict("records")
+        auc_leads = leads[leads["figure"].eq("auc")].to_dict("records")
         told = [
             f"{format_lead(row)} on {row['features'].replace('trained on phantom', 'trained on the synthetic study')}"
-            for row in rows
+            for row in auc_leads
         ]
         text += f"\n\nThe 512x512 head's AUC less that of the logistic regression: {'; '.join(told)}."
     return text
