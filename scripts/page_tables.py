@@ -133,11 +133,13 @@ def draw_difficulty(results):
 def draw_seeds(summary):
     """Returns how much one training differs from the next, of docs/quick_run/seeds.json."""
     spread, heat = summary["spread"], summary["heatmaps"]
-    ranges = {name: f"{heat[name]['min']:.2f} to {heat[name]['max']:.2f}" for name in ("pointing", "energy")}
+    ranges = {name: f"{heat[name]['min']:.3f} to {heat[name]['max']:.3f}" for name in ("pointing", "energy")}
+    place = 1 + sum(row["auc"] > summary["seeds"][0]["auc"] for row in summary["seeds"])
     return (
         f"**{len(summary['seeds'])} trainings** that differ in their seed: mean AUC {spread['mean']:.3f} (standard "
         f"deviation {spread['sd']:.3f}, {spread['min']:.3f} to {spread['max']:.3f}), pointing {ranges['pointing']}, "
-        f"energy {ranges['energy']}\n([by finding](docs/quick_run/seeds.csv), "
+        f"energy {ranges['energy']}; the run\nabove is number {place} of them by its AUC "
+        "([by finding](docs/quick_run/seeds.csv), "
         "[heatmaps](docs/quick_run/seeds_localization.csv))."
     )
 
