@@ -326,6 +326,7 @@ def main():
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the kernel gets either, and writes a checkpoint
     if arguments.end_with_parent:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
         threading.Thread(target=end_with_parent, daemon=True).start()
     for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
         try:

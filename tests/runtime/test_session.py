@@ -148,7 +148,8 @@ def test_a_place_that_is_not_there_or_too_small_is_named_with_the_click_that_men
 
 def test_an_interrupted_session_interrupts_the_notebook_and_waits_for_it(tmp_path):
     code = (
-        "import pathlib, sys, time\n"
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
         "try:\n  print('ready')\n  time.sleep(60)\n"
         "except KeyboardInterrupt: pathlib.Path(sys.argv[1]).write_text('checkpoint')"
     )
@@ -162,6 +163,7 @@ def test_an_interrupted_session_interrupts_the_notebook_and_waits_for_it(tmp_pat
 @pytest.mark.slow
 def test_the_script_ends_when_the_session_is_killed(tmp_path):
     code = f"import sys, threading, time; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import run_notebooks; "
+    code += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "threading.Thread(target=run_notebooks.end_with_parent, daemon=True).start(); print('ready', flush=True); "
     code += "time.sleep(60)"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
