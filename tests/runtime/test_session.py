@@ -121,6 +121,17 @@ def test_the_attached_output_of_a_kaggle_session_is_taken_up(start, tmp_path, pl
     assert start("Kaggle output", source="all of NIH").settings["DATA_DIR"] == "/kaggle/tmp/nih"
 
 
+def test_complete_packed_images_of_the_user_are_left_as_they_are(start, tmp_path):
+    run_all(start("Drive"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "manifest.json").write_text("mine")
+    list(start("Drive", more=f"PACKED_DIR={mine}").run(NOTEBOOKS[1]))
+    assert [path.name for path in mine.iterdir()] == ["manifest.json"] and (
+        mine / "manifest.json"
+    ).read_text() == "mine"
+
+
 def test_another_packed_study_replaces_the_one_that_was_kept(start, tmp_path, places):
     run_all(start("Drive"))
     kept, local = (

@@ -200,8 +200,9 @@ class Session:
         self._clock = TrainingClock(self.run_dir / "history.csv", name, settings) if name == TRAIN else None
         with self._explain_errors():
             write_json(self._record, record)
-            # Notebook 1 runs only where these are not the images it is to pack, and refuses others in its folder.
-            if name != PREPARE and packed != self.kept and (self.kept / "manifest.json").exists():
+            # Notebook 1 refuses other images in its folder; and what is complete there is what was asked for.
+            is_missing = packed != self.kept and not (packed / "manifest.json").exists()
+            if name != PREPARE and is_missing and (self.kept / "manifest.json").exists():
                 copy_packed(self.kept, packed)
         started = time.monotonic()
         try:
