@@ -38,6 +38,7 @@ from helpers.runtime import (
     is_remote,
     lock_folder,
     read_csv,
+    read_form,
     recall_shared,
     resolve_path,
 )
@@ -129,10 +130,7 @@ def parse_setting(pair):
 
 def read_parameters(notebook):
     """Returns the settings of a notebook, also the shared ones; those that differ by profile are dicts."""
-    cells = json.loads(find_notebook(notebook).read_text(encoding="utf-8"))["cells"]
-    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    own = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
-    return own | SHARED | MACHINE
+    return read_form(find_notebook(notebook)) | SHARED | MACHINE
 
 
 def find_notebook(name):

@@ -19,4 +19,4 @@ from .files import (
 )
 from .session import NOTEBOOKS, Session
 from .settings import SETTINGS, check_setting, check_settings, read_json, resolve_path, save_figure, write_json
-from .shared import MACHINE, SHARED, hours_left, recall_shared, record_shared, share_settings
+from .shared import MACHINE, SHARED, hours_left, read_form, recall_shared, record_shared, share_settings

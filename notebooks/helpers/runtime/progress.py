@@ -1,6 +1,5 @@
 """Follows a notebook that runs in another process: the lines that it prints, its figures, the time that is left."""
 
-import ast
 import base64
 import csv
 import json
@@ -13,7 +12,8 @@ import threading
 import time
 from pathlib import Path
 
-from .settings import ROOT, check_settings, read_json
+from .settings import ROOT, check_settings
+from .shared import read_form
 
 EPOCHS_FROM = ("PROFILE", "RECIPE", "EPOCHS")  # settings that say how many epochs there are
 
@@ -131,9 +131,7 @@ class TrainingClock:
 
 def _count_epochs(notebook, given):
     """Returns the number of epochs that a notebook trains with the settings that are given."""
-    cells = read_json(ROOT / "notebooks" / f"{notebook}.ipynb")["cells"]
-    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
-    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body} | given
+    values = read_form(ROOT / "notebooks" / f"{notebook}.ipynb") | given
     return check_settings({name: values[name] for name in EPOCHS_FROM})["EPOCHS"]
 
 

@@ -1,5 +1,6 @@
 """The settings that several notebooks share: given once, recorded in the run's folder, found by the other notebooks."""
 
+import ast
 import json
 import os
 import shutil
@@ -57,6 +58,13 @@ def share_settings(given, places=tuple(PLACES.values()), attached=ATTACHED):
     text += f"; {', '.join(sorted(recalled))} as in its {source}" if recalled else ""
     named = ", ".join(f"{name} {settings[name]}" for name in ("DATA_DIR", "PROFILE", "SPLIT"))
     return settings, f"{text}: {named}."
+
+
+def read_form(path):
+    """Returns the settings in the form of the notebook at a path; those that differ by profile are dicts."""
+    cells = read_json(path)["cells"]
+    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
 
 
 def record_shared(settings, replace=True):
