@@ -2,7 +2,16 @@
 
 from .audit import audit_study
 from .duplicates import ImageHashes, find_duplicates, find_study_duplicates, hash_images
-from .labels import ADJUDICATED, BOX_FRAME, NODULE_CLASSES, PATHOLOGIES, load_adjudicated, load_boxes, load_metadata
+from .labels import (
+    ADJUDICATED,
+    BOX_FRAME,
+    NODULE_CLASSES,
+    PATHOLOGIES,
+    list_findings,
+    load_adjudicated,
+    load_boxes,
+    load_metadata,
+)
 from .splits import CHESTMNIST, assert_no_patient_overlap, hash_split, make_split, name_unit
 from .study_folder import has_patients, list_images, load_official_lists, match_images
 from .synthetic import plan_nodule_study, plan_synthetic_study, write_synthetic_study

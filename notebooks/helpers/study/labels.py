@@ -21,6 +21,7 @@ PATHOLOGIES = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )
 # fmt: on
+COLUMNS = ("image", "patient_id", "follow_up", "age", "sex", "view")  # of a table of images; its findings follow
 NODULE_CLASSES = ("Normal", "Nodule")  # of the study with nodules only; the position is the label
 
 # Findings that radiologists labeled again (Majkowska et al., Radiology 2020), and those of NIH that are compared with
@@ -36,6 +37,8 @@ ADJUDICATED = MappingProxyType(
 
 BOX_FRAME = 1024  # pixels a side of the square that NIH's boxes refer to, whatever the size of the image on disk
 
+# What else such a table may hold: the subset, and facts about the image's file.
+_BESIDE = {"split", "subset", "width", "height", "mode", "n_bytes"}
 _NO_FINDING = "No Finding"
 # The box list says "Infiltrate" where the label file says "Infiltration".
 _SPELLINGS = {"infiltrate": "Infiltration", **{name.casefold(): name for name in PATHOLOGIES}}
@@ -109,6 +112,11 @@ def _count_ages(rows):
     examples = rows.sort_values("image").head()
     examples = examples.astype(object).where(examples.notna(), None).to_dict("records")
     return {"count": len(rows), "examples": examples}
+
+
+def list_findings(table):
+    """Returns the names of a table's findings, a tuple: its columns that are neither metadata nor facts of the file."""
+    return tuple(name for name in table.columns if name not in COLUMNS and name not in _BESIDE)
 
 
 def load_boxes(study_dir):
