@@ -9,7 +9,6 @@ and known cardinality.
 import tensorflow as tf
 
 from .augmentation import N_DRAWS, Augmentation, augment
-from .study.labels import PATHOLOGIES
 
 
 def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parallel=None, **order):
@@ -25,8 +24,8 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parall
 
     Returns:
         A Dataset of (images, labels): float32 (batch_size, image_size, image_size, 1), 0 to 255, and float32
-        (batch_size, 14); its cardinality is the number of steps that remain. Each of several hosts gets its share of
-        the batch only.
+        (batch_size, findings), NaN where unknown; its cardinality is the number of steps that remain. Each of several
+        hosts gets its share of the batch only.
 
     Raises:
         ValueError: the packed images are so large that crops would alias, or see `_order_images`.
@@ -61,7 +60,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
 
     Returns:
         A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
-        (batch_size, 14) and float32 (batch_size,), 1 for images and 0 for padding. Keras takes the mask as sample
+        (batch_size, findings) and float32 (batch_size,), 1 for images and 0 for padding. Keras takes the mask as sample
         weights: what is in `weighted_metrics` is the mean over the images, but `loss` divides by the padding too.
     """
     size = image_size or study.side
@@ -73,7 +72,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
         mask = tf.ones(tf.shape(labels)[0])
         n_missing = batch_size - tf.shape(labels)[0]
         padded = [tf.pad(x, [[0, n_missing]] + [[0, 0]] * (len(x.shape) - 1)) for x in (images, labels, mask)]
-        shapes = (batch_size, size, size, 1), (batch_size, len(PATHOLOGIES)), (batch_size,)
+        shapes = (batch_size, size, size, 1), (batch_size, len(study.findings)), (batch_size,)
         return tuple(tf.ensure_shape(x, shape) for x, shape in zip(padded, shapes, strict=True))
 
     data = tf.data.TFRecordDataset(study.files(subset), num_parallel_reads=None)

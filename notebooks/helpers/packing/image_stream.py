@@ -3,6 +3,7 @@
 Files are read, checked, decoded, shrunk and encoded in one tf.data graph, without Python's global lock; Python gets
 images by the batch, in order. Memory holds for each thread one file and its decoded image (1 MB for a gray image of
 1024 pixels, at most 134 MB: `MAX_PIXELS` at four bytes) and one shrunk image, and three batches of 16 shrunk images.
+DICOM files become PNGs first, in Python, one at a time.
 """
 
 import functools
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from ..runtime.files import local_copy, measure_file
 from .decoding import decode_image, read_header
+from .dicom import load_image
 from .image_files import PNG_MODES, ImageError, inspect_image
 from .records import encode_image
 
@@ -50,15 +52,26 @@ def count_cores():
 def _make_reader(side, encoding):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def read(path):
-        data = tf.io.read_file(path)
+        held = tf.io.read_file(path)
+        is_dicom = tf.strings.substr(tf.strings.join([held, 132 * b"\0"]), 128, 4) == b"DICM"
+        data = tf.cond(is_dicom, lambda: tf.numpy_function(_convert, [held], tf.string), lambda: held)
+        data = tf.ensure_shape(data, ())
         header = read_header(data)
         is_gray_or_rgb = tf.debugging.Assert(header[3] >= 0, ["a JPEG in CMYK"])
         with tf.control_dependencies([header, is_gray_or_rgb]):  # before any pixel is decoded
             image = decode_image(tf.identity(data), side)
-        n_bytes = tf.cast(tf.strings.length(data), tf.int64)
+        n_bytes = tf.cast(tf.strings.length(held), tf.int64)
         return encode_image(image, encoding), tf.concat([header, n_bytes[None]], axis=0)
 
     return read
+
+
+def _convert(data):
+    """Makes a PNG of a DICOM file's bytes; nothing where that fails: `read_one` will say why."""
+    try:
+        return load_image(data)[0]
+    except ImageError:
+        return b""
 
 
 def _make_shrunk(image, facts):
@@ -68,7 +81,7 @@ def _make_shrunk(image, facts):
 
 
 class ImageFiles:
-    """Images in files of their own, PNG or JPEG."""
+    """Images in files of their own, PNG, JPEG or DICOM."""
 
     def __init__(self, paths, side, *, encoding="raw", n_threads=None):
         """Takes the paths.
@@ -141,7 +154,7 @@ class ImageFiles:
         """
         try:
             with local_copy(self._paths[image]) as file:
-                inspect_image(file)
+                load_image(file)
                 return self._decode_copy(file)
         except ImageError as error:
             return str(error)
@@ -167,5 +180,5 @@ def _measure_or_not(path):
 
 def _inspect_file(path):
     with local_copy(path) as file:
-        header = inspect_image(file)
+        header = inspect_image(load_image(file)[0])
         return header["width"], header["height"], header["mode"], measure_file(file)

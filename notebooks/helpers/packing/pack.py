@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from ..runtime.files import as_path, copy_file, hash_file, local_draft, lock_folder, measure_file, write_text
-from ..study.labels import PATHOLOGIES
+from ..runtime.files import as_path, hash_file, local_draft, lock_folder, measure_file, write_text
+from ..study.labels import COLUMNS, list_findings
 from ..study.splits import SUBSETS, hash_split
-from ..study.study_folder import list_small_files, name_some
+from ..study.study import write_study_files
+from ..study.study_folder import name_some
 from .image_cache import CachedImages
 from .image_stream import FACTS, ImageFiles
-from .packed import COLUMNS, assert_split_by_patient, list_intact, load_packed_study, read_index, read_manifest
+from .packed import assert_split_by_patient, list_intact, load_packed_study, read_index, read_manifest
 from .records import ENCODINGS, FORMAT, encode_record
 
 
@@ -65,8 +66,7 @@ def pack_study(
     progress=None,
     encoding="raw",
     part=None,
-    study_dir=None,
-    name=None,
+    study=None,
 ):
     """Packs images into TFRecord shards, shard by shard; an interrupted run resumes where it stopped.
 
@@ -81,8 +81,8 @@ def pack_study(
     with the study's images, see `image_stream`.
 
     Args:
-        rows: DataFrame with `image`, `patient_id`, `follow_up`, `age`, `sex`, `view`, 14 label columns and `split`
-            ("train", "val" or "test").
+        rows: DataFrame with `image`, `patient_id`, `follow_up`, `age`, `sex`, `view`, a column of 1, 0 or NaN (unknown)
+            for each finding, and `split` ("train", "val" or "test").
         images: dict image -> path of its file, or a list of `ImageCache`s at that side.
         folder: path to write to; made if missing.
         split_name: which split this is, kept in the manifest.
@@ -94,8 +94,8 @@ def pack_study(
             `close()`.
         encoding: of the images, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
         part: tuple (i, n) to pack every n-th shard from the i-th, see `parse_part`; None for all, and for the manifest.
-        study_dir: folder of the study, whose label files and lists are copied to `study/`; None for no copies.
-        name: of the study, kept in the manifest; by default that of `study_dir`.
+        study: the `Study` that the images are of: its name and what it is about are kept in the manifest, and its
+            labels and boxes are written to `study/`; None for neither.
 
     Returns:
         The `PackedStudy`, or None after a part.
@@ -109,13 +109,15 @@ def pack_study(
     folder = as_path(folder)
     if encoding not in ENCODINGS:
         raise ValueError(f"RECORDS is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
+    findings = [*list_findings(rows)]
+    rows = rows[[*COLUMNS, *findings, "split"]]  # in this order they are hashed
     assert_split_by_patient(folder, split_name, rows["patient_id"], rows["split"])
     make_source = ImageFiles if isinstance(images, dict) else CachedImages
     source = make_source(images, side, encoding=encoding, n_threads=n_threads)
     if lacking := source.lacking(rows["image"]):
         raise ValueError(f"{name_some(lacking)} in the rows, but there is no image: drop the rows, or add the images.")
     # Both are keys of the manifest, and go into the hash by which finished shards are recognized.
-    settings = {"format": FORMAT, "side": side, "encoding": encoding, "classes": list(PATHOLOGIES), "split": split_name}
+    settings = {"format": FORMAT, "side": side, "encoding": encoding, "classes": findings, "split": split_name}
     settings |= {"seed": seed, "shard_films": shard_images, "asked_sha256": hash_split(rows["image"], rows["split"])}
     busy = f"Another process packs into {folder}. This one waits until it ends; what it has packed is used."
     with lock_folder(folder, busy, shared=bool(part), wait=True) as alone:
@@ -132,8 +134,7 @@ def pack_study(
         if len(left_out) == len(rows):
             some = f", for instance {left_out[0]['image']}: {left_out[0]['reason']}" if left_out else ""
             raise ValueError(f"none of the {len(rows)} images can be read{some}. Fetch or unpack them again.")
-        name = name or (as_path(study_dir).name if study_dir else "")
-        _write_manifest(folder, settings | {"name": name}, plans, shards, study_dir)
+        _write_manifest(folder, settings, plans, shards, study)
         _remove_leftovers(folder, {plan.file for plan in plans}, drafts=alone)
         return load_packed_study(folder)
 
@@ -233,7 +234,7 @@ def _write_shards(folder, plans, source, shards, bar):
 
 def _write_records(draft, plan, images, bar):
     """Writes the records of a shard; returns its entry, still without size and hash."""
-    excluded, facts = [], []
+    excluded, facts, findings = [], [], list_findings(plan.rows)
     with _open_writer(draft) as writer:
         for row, image in zip(plan.rows.to_dict("records"), images, strict=False):
             if bar:
@@ -241,7 +242,7 @@ def _write_records(draft, plan, images, bar):
             if isinstance(image, str):
                 excluded.append({"image": row["image"], "reason": image})
             else:
-                writer.write(encode_record(image.data, row))
+                writer.write(encode_record(image.data, row, findings))
                 facts.append([getattr(image, name) for name in FACTS])
     shard = {"subset": plan.subset, "key": plan.key, "file": plan.file, "count": len(facts)}
     return shard | {"excluded": excluded, "facts": facts}
@@ -260,28 +261,28 @@ def _open_writer(draft):
         raise OSError(errno.ENOSPC, remedy, str(draft.parent)) from error
 
 
-def _write_manifest(folder, settings, plans, shards, study_dir):
-    """Writes the copies of the study's small files, the index, and last the manifest, unless they are there already."""
-    study_files = {}
-    for path in list_small_files(study_dir) if study_dir else []:
-        study_files[path.name] = hash_file(path)
-        copy = folder / "study" / path.name
-        if not copy.exists() or hash_file(copy) != study_files[path.name]:
-            copy_file(path, copy)
+def _write_manifest(folder, settings, plans, shards, study):
+    """Writes the study's small files, the index, and last the manifest, unless they are there already."""
+    files = write_study_files(study, folder / "study") if study else []
     index = []
     for plan in plans:
         left_out = {entry["image"] for entry in shards[plan.file]["excluded"]}
         kept = plan.rows[~plan.rows["image"].isin(left_out)].assign(subset=plan.subset)
         facts = pd.DataFrame(shards[plan.file]["facts"], columns=list(FACTS), index=kept.index)
-        index.append(pd.concat([kept[list(COLUMNS)], facts], axis=1))
+        index.append(pd.concat([kept[["subset", *COLUMNS, *settings["classes"]]], facts], axis=1))
     index = pd.concat(index)
+    unknown = [name for name in settings["classes"] if index[name].dtype.kind == "f"]
+    index = index.astype(dict.fromkeys(unknown, "Int64"))  # 1, 0 and nothing, not 1.0
     text = index.to_csv(index=False)
     _write_if_other(folder / "index.csv", text)
     manifest = settings | {
+        "name": study.folder.name if study else "",
+        "has_patients": study.has_patients if study else True,
+        "about": study.about if study else {},
         "split_sha256": hash_split(index["image"], index["subset"]),
         "counts": {subset: int(index["subset"].eq(subset).sum()) for subset in SUBSETS},
         "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "study_files": study_files,
+        "study_files": {name: hash_file(folder / "study" / name) for name in files},
         "shards": [{key: value for key, value in shards[plan.file].items() if key != "facts"} for plan in plans],
     }
     _write_if_other(folder / "manifest.json", json.dumps(manifest, indent=1))

@@ -17,12 +17,13 @@ import tensorflow as tf
 
 from ..runtime.files import as_path, hash_file, measure_file, read_csv
 from ..runtime.settings import read_json, resolve_path
-from ..study.labels import PATHOLOGIES
+from ..study.labels import BOX_FRAME
+from ..study.readers import load_study
 from ..study.splits import SUBSETS, assert_no_patient_overlap
-from ..study.study_folder import list_images
+from ..study.study import BOX_COLUMNS
+from .dicom import load_image
 from .records import FORMAT, parse_records
 
-COLUMNS = ("subset", "image", "patient_id", "follow_up", "age", "sex", "view", *PATHOLOGIES)
 _MANIFEST_KEYS = {
     *("format", "name", "side", "encoding", "classes", "split", "split_sha256"),
     *("index_sha256", "study_files", "shards"),
@@ -42,8 +43,12 @@ class PackedStudy:
         split_sha256: `splits.hash_split` of the images in it.
         index_sha256: of `index.csv`, in which the labels are.
         shards: dict subset -> list of dicts with `file`, `count`, `bytes`, `sha256`.
-        index: DataFrame in the order of the records: `subset`, the metadata columns, 14 label columns, and of each
-            image's file `width`, `height` (pixels), `mode` (Pillow's name of its pixel format) and `n_bytes`.
+        findings: names of the findings, a tuple.
+        has_patients: whether it is known which images belong to one patient; if not, each has a number of its own.
+        about: dict of what the study says of itself, see `study.Study`.
+        index: DataFrame in the order of the records: `subset`, the metadata columns, a column of 1, 0 or NaN (unknown)
+            for each finding, and of each image's file `width`, `height` (pixels), `mode` (Pillow's name of its pixel
+            format) and `n_bytes`.
         excluded: list of dicts `image`, `reason`: images that could not be read.
     """
 
@@ -55,6 +60,9 @@ class PackedStudy:
     split_sha256: str
     index_sha256: str
     shards: dict
+    findings: tuple
+    has_patients: bool
+    about: dict
     index: pd.DataFrame
     excluded: list
 
@@ -67,12 +75,34 @@ class PackedStudy:
         return self.index[self.index["subset"].eq(subset)].reset_index(drop=True)
 
     def labels(self, subset):
-        """Labels of one subset: float32 array (images, 14) of 0 and 1, in the order of `rows`."""
-        return self.rows(subset)[list(PATHOLOGIES)].to_numpy(np.float32)
+        """Labels of one subset: float32 array (images, findings) of 1, 0 and NaN (unknown), in the order of `rows`."""
+        return self.rows(subset)[list(self.findings)].to_numpy(np.float32)
+
+    def prevalence(self, subset):
+        """Share of images with each finding among those whose label is known: float64 (findings,), NaN if none is."""
+        return self.rows(subset)[list(self.findings)].mean(skipna=True).to_numpy(np.float64)
+
+    def load_boxes(self):
+        """Loads the study's boxes in pixels of the square of `BOX_FRAME` into which every image is fitted.
+
+        Returns:
+            DataFrame, one row a box: `image`, `pathology` (str), `x`, `y`, `width`, `height` (float64, from the upper
+            left corner). `attrs` has `source`, and `strays`, the images with boxes that the label file does not list.
+            Empty where the study has none.
+        """
+        folder = self.folder / "study"
+        if not folder.is_dir():
+            return pd.DataFrame(columns=list(BOX_COLUMNS))
+        study = load_study(folder)
+        boxes, strays = study.boxes, sorted({*study.boxes["image"]} - {*study.rows["image"]})
+        if study.kind != "nih":
+            boxes = frame_boxes(boxes, self.index)
+        boxes.attrs |= {"strays": strays}
+        return boxes
 
     def parse(self, records):
         """Images and labels of a batch of its records, see `records.parse_records`."""
-        return parse_records(records, self.side, self.encoding)
+        return parse_records(records, self.side, self.encoding, len(self.findings))
 
 
 def load_packed_study(folder):
@@ -89,19 +119,14 @@ def load_packed_study(folder):
 
     Raises:
         FileNotFoundError: no manifest, or a shard is missing.
-        ValueError: a file differs from the manifest, the classes or the format are not those of this code, or one
-            patient is in two subsets of a split that is meant to be by patient.
+        ValueError: a file differs from the manifest, the format is not that of this code, or one patient is in two
+            subsets of a split that is meant to be by patient.
     """
     folder = as_path(folder)
     manifest = read_manifest(folder)
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{folder / 'manifest.json'} has record format {manifest['format']}, this code reads {FORMAT}. "
-            "Delete that folder and run 01_prepare_data.ipynb."
-        )
-    if manifest["classes"] != list(PATHOLOGIES):
-        raise ValueError(
-            f"{folder / 'manifest.json'} has the classes {manifest['classes']}, this code has {list(PATHOLOGIES)}. "
             "Delete that folder and run 01_prepare_data.ipynb."
         )
     _assert_files_are_intact(folder, manifest)
@@ -116,9 +141,33 @@ def load_packed_study(folder):
         split_sha256=manifest["split_sha256"],
         index_sha256=manifest["index_sha256"],
         shards={subset: [s for s in manifest["shards"] if s["subset"] == subset] for subset in SUBSETS},
+        findings=tuple(manifest["classes"]),
+        has_patients=manifest.get("has_patients", manifest["split"] != "chestmnist"),  # so of earlier versions
+        about=manifest.get("about", {}),
         index=index,
         excluded=[left_out for shard in manifest["shards"] for left_out in shard["excluded"]],
     )
+
+
+def frame_boxes(boxes, index):
+    """Moves boxes from pixels of the image to those of the square of `BOX_FRAME` into which packing fits it.
+
+    Args:
+        boxes: DataFrame of `Study.boxes`.
+        index: DataFrame with `image`, `width` and `height` (pixels); boxes of other images are left out.
+
+    Returns:
+        DataFrame with the same columns; what lies outside the image is cut off.
+    """
+    sizes = index.set_index("image")[["width", "height"]]
+    boxes = boxes[boxes["image"].isin(sizes.index)].copy()
+    size = sizes.loc[boxes["image"]].to_numpy("float64")
+    scale, before = BOX_FRAME / size.max(axis=1), (size.max(axis=1, keepdims=True) - size) // 2
+    for axis, (low, length) in enumerate((("x", "width"), ("y", "height"))):
+        start, end = boxes[low].to_numpy(), (boxes[low] + boxes[length]).to_numpy()
+        start, end = (np.clip(value, 0, size[:, axis]) + before[:, axis] for value in (start, end))
+        boxes[low], boxes[length] = start * scale, (end - start) * scale
+    return boxes
 
 
 def read_manifest(folder):
@@ -155,7 +204,7 @@ def read_manifest(folder):
 
 def read_index(folder):
     """Reads `index.csv` of a packed study as it was written."""
-    text = {"subset": str, "image": str, "sex": str, "view": str, "mode": str}
+    text = dict.fromkeys(("subset", "image", "sex", "view", "mode"), str)
     return read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
 
 
@@ -208,18 +257,18 @@ def load_image_files(study, subset, n_images, study_dir):
         study: a `PackedStudy`.
         subset: "train", "val" or "test".
         n_images: int, or None for all.
-        study_dir: folder of the study in NIH's layout, with or without images.
+        study_dir: folder of the study, with or without images.
 
     Returns:
         List of bytes, PNG or JPEG, in the order of `study.rows(subset)`.
     """
     names = study.rows(subset)["image"].head(n_images)
     try:
-        paths = list_images(study_dir)
+        paths = load_study(study_dir).list_images()
     except FileNotFoundError:
         paths = {}
     if paths.keys() >= set(names):
-        return [paths[name].read_bytes() for name in names]
+        return [load_image(paths[name])[0] for name in names]
     records = tf.data.TFRecordDataset(study.files(subset)).take(len(names)).batch(1)
     pngs = records.map(lambda record: tf.io.encode_png(study.parse(record)[0][0]), tf.data.AUTOTUNE)
     return list(pngs.as_numpy_iterator())
@@ -232,7 +281,7 @@ def resolve_paths(data_dir, run_dir, packed_dir, split, profile, attached="/kagg
     one is named or at its usual place, and its copies of the label files are used where the study itself is missing.
 
     Args:
-        data_dir: folder of a study in NIH layout; only the synthetic study is ever written to.
+        data_dir: folder of a study; only the synthetic study is ever written to.
         run_dir: folder of one training run; made if missing.
         packed_dir: folder of the packed study; empty for `data/packed/<study>-<split>-<profile>`.
         split: name of the split.

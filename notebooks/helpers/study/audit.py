@@ -9,12 +9,10 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from ..runtime.files import as_path
 from . import counts
 from .duplicates import read_images
-from .labels import PATHOLOGIES, load_boxes
+from .labels import list_findings
 from .splits import SUBSETS
-from .study_folder import has_patients
 
 FORMAT = 2  # of the report
 LEAST_LEVELS = 128  # gray levels, half of them; 551 real radiographs span 130 or more, see docs/input_gate.md
@@ -22,31 +20,32 @@ LEAST_LEVELS = 128  # gray levels, half of them; 551 real radiographs span 130 o
 _SAMPLED_SIDE = 32  # places down and across at which the gray levels of a packed image are measured
 
 
-def audit_study(study_dir, metadata, matched, study, duplicates):
+def audit_study(source, matched, study, duplicates):
     """Audits a study, from its label file to the packed images.
 
     Args:
-        study_dir: path of the folder in NIH's layout.
-        metadata: DataFrame of `load_metadata`, all rows of the label file.
+        source: the `Study`, with all rows of the label file.
         matched: `StudyReport` of `match_images`.
         study: the `PackedStudy`.
         duplicates: pairs of `find_study_duplicates`.
 
     Returns:
         Dict that can be written as JSON, tables as lists of dicts, without NaN (None where a share is of nothing):
-        `format`; `study`, `kind` (of `identify_study`), `labels` (the file), `split`, `split_sha256`, `index_sha256`,
-        `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
+        `format`; `study`, `kind` (the layout; of NIH's that of `identify_study`), `labels` (the file), `about`,
+        `split`, `split_sha256`, `index_sha256`, `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
         `narrow` (of `count_narrow`); `strays` (images with boxes and without a row); `limits` (of `list_limits`);
         `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_image`, `patient_overlap`,
         `duplicates`, `duplicate_pairs` (the first 100), `census`, `oddities`, `cooccurrence`, `views`, `follow_up`,
         `images_per_patient` and `ages`, of the functions below and in `counts`. Where the study has no patient ids,
         what counts patients is left out.
     """
-    rows = study.index
-    kind = counts.identify_study(study_dir, metadata)
-    published = counts.compare_counts(study_dir, metadata, rows["image"])
-    if kind != "nih":
-        published["difference"] = None  # it is no fault there
+    rows, metadata, boxes = study.index, source.rows, source.boxes
+    kind, published = source.kind, pd.DataFrame()
+    if kind == "nih":
+        kind = counts.identify_study(source.folder, metadata)
+        published = counts.compare_counts(source.folder, metadata, rows["image"])
+        if kind != "nih":
+            published["difference"] = None  # it is no fault there
     n_images = rows.groupby("patient_id")["patient_id"].transform("size")
     tables = {
         "published": published,
@@ -61,18 +60,17 @@ def audit_study(study_dir, metadata, matched, study, duplicates):
         "images_per_patient": counts.band_table(rows, n_images),
         "ages": counts.age_table(rows),
     }
-    oddities, boxes = find_oddities(metadata), load_boxes(study_dir)
-    if not has_patients(study_dir):
+    oddities = find_oddities(metadata) if source.has_patients else {}
+    if not source.has_patients:
         of_patients = ["patients", "images_per_patient", "patient", "patient_a", "patient_b"]
         tables = {name: table.drop(columns=of_patients, errors="ignore") for name, table in tables.items()}
-        tables["published"] = published[~published["count"].str.contains("patient")]
-        tables |= {name: published.head(0) for name in ("patient_overlap", "follow_up", "images_per_patient")}
-        oddities = {name: oddities[name] for name in ("missing", "converted")}
+        tables |= {name: pd.DataFrame() for name in ("patient_overlap", "follow_up", "images_per_patient")}
     report = {
         "format": FORMAT,
-        "study": as_path(study_dir).name,
+        "study": source.folder.name,
         "kind": kind,
-        "labels": metadata.attrs["source"],
+        "labels": source.source,
+        "about": source.about,
         "split": study.split_name,
         "split_sha256": study.split_sha256,
         "index_sha256": study.index_sha256,
@@ -120,15 +118,16 @@ def count_duplicates(pairs, rows):
 
     Args:
         pairs: DataFrame of `find_study_duplicates`.
-        rows: DataFrame with `image` and the 14 labels.
+        rows: DataFrame with `image` and a column of labels for each finding.
 
     Returns:
         DataFrame of eight rows: `kind` ("exact", "near"), `patient` and `subset` ("same", "other"), `pairs` and
         `images` (int64, an image of several pairs counted once), and `labels_differ` (int64, pairs with different
         findings; of an exact pair at least one image is then mislabeled).
     """
-    labels = rows.set_index("image")[list(PATHOLOGIES)]
-    differ = (labels.loc[pairs["image_a"]].to_numpy() != labels.loc[pairs["image_b"]].to_numpy()).any(axis=1)
+    labels = rows.set_index("image")[[*list_findings(rows)]]
+    labels_a, labels_b = (labels.loc[pairs[name]].to_numpy("float32") for name in ("image_a", "image_b"))
+    differ = (np.abs(labels_a - labels_b) > 0).any(axis=1)  # an unknown label differs from none
     table = []
     for kind, patient, subset in itertools.product(("exact", "near"), ("same", "other"), ("same", "other")):
         chosen = pairs["kind"].eq(kind)
@@ -197,7 +196,7 @@ def find_oddities(metadata):
     """Finds ages, sexes and numbers that contradict each other in a label file.
 
     Args:
-        metadata: DataFrame of `load_metadata`.
+        metadata: DataFrame of `Study.rows`.
 
     Returns:
         Dict from what is odd to `count` (images, or patients where it says so) and up to five `examples`. A patient's
@@ -210,7 +209,7 @@ def find_oddities(metadata):
     name = ordered["image"].str.extract(r"^(\d{8})_(\d{3})\.png$").apply(pd.to_numeric)
     known = name[0].notna()
     shown = ordered[["image", "patient_id", "follow_up", "age", "sex"]]
-    return metadata.attrs["ages"] | {
+    return metadata.attrs.get("ages", {}) | {
         "younger than before": _count_some(shown.loc[aged.index[younger]]),
         "patients of two sexes": _count_some(shown[sexes > 1].drop_duplicates(["patient_id", "sex"]), "patient_id"),
         "follow-up number taken": _count_some(shown[ordered.duplicated(["patient_id", "follow_up"])]),
@@ -223,8 +222,8 @@ def list_limits(rows, boxes):
     """Lists what the later notebooks cannot do with a study.
 
     Args:
-        rows: DataFrame of the packed images with `image`, `subset` and the 14 labels.
-        boxes: DataFrame of `load_boxes`.
+        rows: DataFrame of the packed images with `image`, `subset` and a column of labels for each finding.
+        boxes: DataFrame of `Study.boxes`.
 
     Returns:
         List of sentences; empty if they can do everything.
@@ -237,12 +236,12 @@ def list_limits(rows, boxes):
         "test": ("notebooks 3 and 4 take validation images, on which scores are too high", "have no test AUC"),
     }  # fmt: skip
     for subset, (if_empty, if_alike) in effects.items():
-        labels = rows.loc[rows["subset"].eq(subset), list(PATHOLOGIES)]
-        alike = [name for name in PATHOLOGIES if labels[name].nunique() < 2]
+        labels = rows.loc[rows["subset"].eq(subset), [*list_findings(rows)]]
+        alike = [name for name in labels if labels[name].nunique() < 2]
         if labels.empty:
             limits.append(f"No image is in {subset}: {if_empty}.")
         elif alike:
-            which = ", ".join(alike) if len(alike) < len(PATHOLOGIES) else "all 14 findings"
+            which = ", ".join(alike) if len(alike) < len(labels.columns) else "all findings"
             limits.append(f"Of {which}, the images in {subset} are all alike: they {if_alike}.")
     if not boxes["image"].isin(rows.loc[rows["subset"].isin(["val", "test"]), "image"]).any():
         limits.append("No image in val or test has a box: notebook 4 shows heatmaps and cannot score them.")

@@ -1,7 +1,8 @@
 """Counts the images of a study: by subset, finding, view, follow-up and age, and beside NIH's own published counts.
 
 In the tables, `rows` is a DataFrame such as `PackedStudy.index`: a row an image with `image`, `subset`, `patient_id`,
-`follow_up`, `age`, `sex`, `view` and the 14 labels. Columns that count something are int64, shares are in [0, 1].
+`follow_up`, `age`, `sex`, `view` and a column of 1, 0 or NaN (unknown) for each finding. Columns that count something
+are int64, shares are in [0, 1] and of the images whose label is known.
 """
 
 from types import MappingProxyType
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..runtime.files import as_path
-from .labels import PATHOLOGIES, load_adjudicated, load_boxes
+from .labels import PATHOLOGIES, list_findings, load_adjudicated, load_boxes
 from .splits import SUBSETS
 from .study_folder import load_official_lists
 
@@ -65,7 +66,7 @@ def identify_study(study_dir, metadata):
 
 
 def compare_counts(study_dir, metadata, images):
-    """Counts a study's label file, lists and boxes, and its images on disk, beside NIH's own counts.
+    """Counts label file, lists, boxes and images on disk of a study in NIH's layout, beside NIH's own counts.
 
     Args:
         study_dir: path of the folder in NIH's layout. Without the two lists there is only the part "all"; boxes and
@@ -130,7 +131,7 @@ def subset_table(rows):
         DataFrame, a row a subset: `subset`, `images`, `patients`, `images_per_patient`, and the shares of images
         `no_finding`, `several_findings`, `ap`, `female`; `median_age` (years).
     """
-    n_findings = rows[_NAMES].sum(axis=1)
+    n_findings = rows[[*list_findings(rows)]].sum(axis=1)
     columns = {"no_finding": n_findings.eq(0), "several_findings": n_findings.gt(1)}
     columns |= {"ap": rows["view"].eq("AP"), "female": rows["sex"].eq("F")}
     groups = rows.assign(**columns).groupby("subset")
@@ -145,29 +146,31 @@ def finding_table(rows):
 
     Returns:
         DataFrame, a row for each subset and finding: `subset`, `pathology`, `images` and `patients` (with it),
-        `prevalence` (share of the subset's images) and `ap` (share of the images with it that are AP, NaN for none).
+        `prevalence` (share of the subset's images, NaN where none is known) and `ap` (share of the images with it that
+        are AP, NaN for none).
     """
     table = []
     for subset in SUBSETS:
         images = rows[rows["subset"].eq(subset)]
-        for name in _NAMES if len(images) else ():
+        for name in list_findings(rows) if len(images) else ():
             found = images[images[name].eq(1)]
             share = found["view"].eq("AP").mean() if len(found) else np.nan
-            table.append((subset, name, len(found), found["patient_id"].nunique(), len(found) / len(images), share))
+            prevalence = images[name].mean(skipna=True)
+            table.append((subset, name, len(found), found["patient_id"].nunique(), prevalence, share))
     return pd.DataFrame(table, columns=["subset", "pathology", "images", "patients", "prevalence", "ap"])
 
 
 def findings_per_image(rows):
     """Counts the images that have 0, 1, 2 and more findings: DataFrame of `findings` and a column for each subset."""
-    counts = pd.crosstab(rows[_NAMES].sum(axis=1).astype("int64"), rows["subset"])
+    counts = pd.crosstab(rows[[*list_findings(rows)]].sum(axis=1).astype("int64"), rows["subset"])
     counts = counts.reindex(range(counts.index.max() + 1), fill_value=0).reindex(columns=list(SUBSETS), fill_value=0)
     return counts.rename_axis("findings").rename_axis(None, axis=1).reset_index()
 
 
 def count_together(rows):
-    """Counts images with both of two findings: DataFrame (14, 14), on the diagonal those with the finding."""
-    labels = rows[_NAMES].to_numpy("int64")
-    return pd.DataFrame(labels.T @ labels, index=_NAMES, columns=_NAMES)
+    """Counts images with both of two findings: DataFrame (findings, findings), on the diagonal those with one."""
+    labels = rows[[*list_findings(rows)]].eq(1).astype("int64")
+    return labels.T @ labels
 
 
 def view_table(rows):
@@ -177,9 +180,10 @@ def view_table(rows):
         DataFrame, a row a finding and one for "No Finding": `pathology`, `images_pa` and `images_ap` (with it), `pa`
         and `ap` (prevalences, NaN where there is no image of the view), `ratio` (ap over pa, NaN where pa is 0).
     """
-    labels = rows[_NAMES].assign(**{"No Finding": rows[_NAMES].sum(axis=1).eq(0)}).astype("int64")
+    labels = rows[[*list_findings(rows)]]
+    labels = labels.assign(**{"No Finding": labels.sum(axis=1).eq(0)})
     of_view = {view: labels[rows["view"].eq(view)] for view in ("PA", "AP")}
-    table = pd.DataFrame({f"images_{view.lower()}": of_view[view].sum() for view in of_view})
+    table = pd.DataFrame({f"images_{view.lower()}": of_view[view].eq(1).sum() for view in of_view})
     table = table.assign(pa=of_view["PA"].mean(), ap=of_view["AP"].mean())
     table["ratio"] = table["ap"] / table["pa"].replace(0, np.nan)
     return table.rename_axis("pathology").reset_index()
@@ -199,7 +203,8 @@ def band_table(rows, numbers):
     names = [f"{low}" if low == high else f"{low} to {high}" if high else f"{low} and more"
              for low, high in zip(_BANDS, ends, strict=True)]  # fmt: skip
     bands = pd.Categorical.from_codes(np.searchsorted(_BANDS, numbers, side="right") - 1, names, ordered=True)
-    columns = {"band": bands, "any_finding": rows[_NAMES].any(axis=1), "ap": rows["view"].eq("AP")}
+    any_finding = rows[[*list_findings(rows)]].eq(1).any(axis=1)
+    columns = {"band": bands, "any_finding": any_finding, "ap": rows["view"].eq("AP")}
     groups = rows[["patient_id"]].assign(**columns).groupby("band", observed=True)
     table = groups["patient_id"].agg(images="size", patients="nunique").join(groups[["any_finding", "ap"]].mean())
     return table.reset_index().astype({"band": str})
@@ -214,6 +219,6 @@ def age_table(rows):
     """
     known = rows[rows["age"].notna()]
     columns = {"age": (known["age"] // 10 * 10).astype("int64"), "ap": known["view"].eq("AP")}
-    columns["any_finding"] = known[_NAMES].any(axis=1)
+    columns["any_finding"] = known[[*list_findings(known)]].eq(1).any(axis=1)
     groups = known[["sex"]].assign(**columns).groupby(["age", "sex"])
     return groups.size().rename("images").to_frame().join(groups[["any_finding", "ap"]].mean()).reset_index()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..runtime.files import read_text
-from .study_folder import find_label_file, has_patients, open_study
+from .study_folder import find_label_file, open_study
 
 # fmt: off
 PATHOLOGIES = (
@@ -52,8 +52,7 @@ def load_metadata(study_dir):
     """Loads the study's label file, see `study_folder.find_label_file`.
 
     An age above 100 years or one that cannot be read becomes NaN, since age serves only the subgroup tables; everything
-    else that cannot be read is an error. Only for ChestMNIST's images, sex and view may be "unknown", and the patient
-    is a number of the image.
+    else that cannot be read is an error.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -88,14 +87,13 @@ def load_metadata(study_dir):
 
     ages = _map_values(path, table["Patient Age"], _parse_age).astype("float64")
     findings = _map_values(path, table["Finding Labels"], _parse_findings)
-    unknown = {} if has_patients(study_dir) else {"UNKNOWN": "unknown"}
     columns = {
         "image": table["Image Index"],
         "patient_id": _map_values(path, table["Patient ID"], _parse_number).astype("int64"),
         "follow_up": _map_values(path, table["Follow-up #"], _parse_number).astype("int64"),
         "age": ages,
-        "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES | unknown, "sex")),
-        "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS | unknown, "frontal view")),
+        "sex": _map_values(path, table["Patient Gender"], lambda text: _choose(text, _SEXES, "sex")),
+        "view": _map_values(path, table["View Position"], lambda text: _choose(text, _VIEWS, "frontal view")),
     }
     labels = {name: np.array([name in found for found in findings], dtype="uint8") for name in PATHOLOGIES}
     frame = pd.DataFrame({**columns, **labels})

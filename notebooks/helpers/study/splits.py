@@ -5,30 +5,28 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from .labels import PATHOLOGIES
-from .study_folder import has_patients, load_official_lists, name_some
+from .labels import list_findings
+from .study_folder import name_some
 
 SPLITS = ("official", "random_patients", "leaky_images")
 SUBSETS = ("train", "val", "test")  # of each split
-CHESTMNIST = "chestmnist"  # the only split of ChestMNIST's images: its makers' own, without patient ids
 
 _TEST_SHARE = 0.2  # of the community's 70/10/20
 
 
-def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0):
+def make_split(metadata, split="official", val_share=0.1, seed=0):
     """Assigns every row to train, val or test; the result depends on the rows and the seed, not on the rows' order.
 
-    "official" keeps NIH's test list, the split of most published tables, and takes `val_share` of the other patients
-    for validation, balanced over the findings: where it is possible, a finding with positives of two patients or more
-    is on both sides. "random_patients" is the community's 70/10/20 over patients and "leaky_images" the same over
-    images, which leaves most validation patients in train: for demonstration only. Images of ChestMNIST, which has no
-    patient ids, have only the split of its makers, "chestmnist".
+    "official" is the study's own split, the column `split`: NIH's test list is that of most published tables. Where it
+    has no validation images, `val_share` of the patients outside the test set are taken, balanced over the findings:
+    where it is possible, a finding with positives of two patients or more is on both sides. "random_patients" is the
+    community's 70/10/20 over patients, and "leaky_images" the same over images, which leaves most validation patients
+    in train: for demonstration only.
 
     Args:
-        metadata: DataFrame of `load_metadata` or `match_images`.
-        study_dir: folder in NIH's layout; "official" and "chestmnist" need it.
-        split: one of `SPLITS`, or `CHESTMNIST`.
-        val_share: validation's share in (0, 1), of the images outside the test list for "official", else of all
+        metadata: DataFrame of `Study.rows` or `match_images`.
+        split: one of `SPLITS`.
+        val_share: validation's share in (0, 1), of the images outside the test set for "official", else of all
             patients or images, where it stays below 0.8, since the test share is 0.2.
         seed: seed of the random draw.
 
@@ -36,55 +34,55 @@ def make_split(metadata, study_dir=None, split="official", val_share=0.1, seed=0
         Array of str, one of "train", "val", "test" for each row.
 
     Raises:
-        FileNotFoundError: if a list is missing.
-        ValueError: if an argument is out of range, the split is not one of the study's, an image is in neither list, a
-            patient is in both, or there are too few patients to fill the subsets.
+        ValueError: if an argument is out of range, the study has no split of its own, an image or a patient is in
+            none or in two of its subsets, or there are too few patients to fill the subsets.
     """
-    if split not in (*SPLITS, CHESTMNIST):
-        raise ValueError(f"split is {split!r}; expected one of {', '.join((*SPLITS, CHESTMNIST))}")
-    if study_dir is not None and has_patients(study_dir) == (split == CHESTMNIST):
-        raise ValueError(
-            f"{study_dir}: split {split!r} is not for this study. ChestMNIST's images have no patient ids, so "
-            f"SPLIT = {CHESTMNIST!r} is their only split, and theirs alone"
-        )
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     if not 0 < val_share < (1 if split == "official" else 1 - _TEST_SHARE):
         raise ValueError(f"val_share is {val_share}; expected a share that leaves room for the other subsets")
     if metadata["image"].duplicated().any():
         raise ValueError(f"{metadata['image'][metadata['image'].duplicated()].iloc[0]} is in metadata twice")
-    if split == CHESTMNIST:
-        return _read_subsets(metadata["image"])
     rng = np.random.Generator(np.random.PCG64(seed))
     if split != "official":
         units = metadata["image" if split == "leaky_images" else "patient_id"]
         return _split_at_random(units, val_share, rng)
 
-    train_val, test = load_official_lists(study_dir)
-    in_test = metadata["image"].isin(test)
-    unlisted = metadata["image"][~in_test & ~metadata["image"].isin(train_val)].sort_values().tolist()
+    if "split" not in metadata or not metadata["split"].isin(["test", "val"]).any():
+        raise ValueError(
+            "the study has no split of its own: no column split, of NIH's no train_val_list.txt and test_list.txt, or "
+            "no test images in it. Add it, or choose SPLIT = 'random_patients'"
+        )
+    unlisted = metadata["image"][~metadata["split"].isin([*SUBSETS, "train_val"])].sort_values().tolist()
     if unlisted:
         raise ValueError(
-            f"{study_dir}: {name_some(unlisted)} in neither train_val_list.txt nor test_list.txt; restore NIH's "
-            "lists, or choose split='random_patients'"
+            f"{name_some(unlisted)} in no subset of the study's own split, of NIH's in neither train_val_list.txt nor "
+            "test_list.txt; restore it, or choose SPLIT = 'random_patients'"
         )
-    rest = metadata[~in_test]
-    # groupby sorts by patient, which is what makes the result independent of the rows' order.
-    counts = rest.groupby("patient_id")[list(PATHOLOGIES)].sum().astype("int64")
-    if len(counts) < 2:
-        raise ValueError(
-            f"{study_dir}: {len(counts)} patients outside the test list have images, and train and validation need one "
-            "each; add images, or choose split='random_patients'"
-        )
-    counts["images"] = rest.groupby("patient_id").size()
-    val_patients = counts.index[_choose_val(np.ascontiguousarray(counts.to_numpy().T), val_share, rng)]
-    subsets = np.where(metadata["patient_id"].isin(val_patients), "val", "train")
-    subsets[in_test.to_numpy()] = "test"
+    subsets = metadata["split"].replace("train_val", "train").to_numpy(dtype="<U5")
+    if (subsets == "train").any() and not (subsets == "val").any():
+        val_patients = _draw_val_patients(metadata[subsets == "train"], val_share, rng)
+        subsets[(subsets == "train") & metadata["patient_id"].isin(val_patients).to_numpy()] = "val"
     assert_no_patient_overlap(metadata["patient_id"], subsets)
     return subsets
 
 
-def name_unit(split_name):
-    """Returns what resampling draws in a study of this split, in words: patients, unless it has no patient ids."""
-    return "images (no patient ids)" if split_name == CHESTMNIST else "patients"
+def _draw_val_patients(rows, val_share, rng):
+    """Returns the patients of some rows that go to validation."""
+    # groupby sorts by patient, which is what makes the result independent of the rows' order.
+    counts = rows.groupby("patient_id")[list(list_findings(rows))].sum().astype("int64")
+    if len(counts) < 2:
+        raise ValueError(
+            f"{len(counts)} patients outside the test set have images, and train and validation need one each; add "
+            "images, or choose SPLIT = 'random_patients'"
+        )
+    counts["images"] = rows.groupby("patient_id").size()
+    return counts.index[_choose_val(np.ascontiguousarray(counts.to_numpy().T), val_share, rng)]
+
+
+def name_unit(has_patients):
+    """Returns what resampling draws, in words: patients, or images where nobody knows whose they are."""
+    return "patients" if has_patients else "images (no patient ids)"
 
 
 def assert_no_patient_overlap(patient_ids, split):
@@ -117,14 +115,6 @@ def hash_split(images, split):
     """
     lines = sorted(f"{image}\t{subset}\n" for image, subset in zip(images, split, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _read_subsets(images):
-    """Returns the subsets that ChestMNIST's images have in their names; ValueError for other names."""
-    subsets = images.str.extract(r"^chestmnist-(train|val|test)-\d+[.]png$")[0]
-    if subsets.isna().any():
-        raise ValueError(f"{images[subsets.isna()].iloc[0]} is not an image of ChestMNIST: its name has no subset")
-    return subsets.to_numpy(dtype=str)
 
 
 def _split_at_random(units, val_share, rng):

@@ -5,15 +5,18 @@ Every function takes a folder in NIH's own layout; the images may be only some o
 
 import dataclasses
 import fnmatch
+import os
 
-from ..runtime.files import as_path, read_text
+from ..runtime.files import as_path, is_remote, read_text
 
-CHESTMNIST_MARK = "chestmnist.json"  # in a folder of ChestMNIST's images, which come without patient ids
 LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # NIH's editions, of which the first is corrected
-SMALL_FILES = (  # all that a study has beside its images
+SMALL_FILES = (  # all that a study in NIH's layout has beside its images
     *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
-    *("google2019_nih-chest-xray-labels.csv", "phantom.json", CHESTMNIST_MARK),
+    *("google2019_nih-chest-xray-labels.csv", "phantom.json"),
 )
+
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +36,10 @@ def open_study(study_dir):
     folder = as_path(study_dir)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no study folder {study_dir}; expected a folder with Data_Entry_2017*.csv, images/*.png and "
-            "NIH's two lists: name another, or put NIH's files there"
+            f"there is no study folder {study_dir}; expected a folder with images and their labels, such as labels.csv "
+            "or NIH's files: name another; docs/your_data.md shows what it may hold"
         )
     return folder
-
-
-def has_patients(study_dir):
-    """Returns whether a study says which images belong to one patient: ChestMNIST does not."""
-    return not (as_path(study_dir) / CHESTMNIST_MARK).is_file()
 
 
 def list_images(study_dir):
@@ -80,15 +78,46 @@ def list_images(study_dir):
     return dict(sorted(images.items()))
 
 
+def list_image_files(study_dir):
+    """Lists all PNG, JPEG and DICOM files of a folder, at any depth.
+
+    Args:
+        study_dir: path of the folder, also a link or in a bucket.
+
+    Returns:
+        Dict from an image's path below the folder, with "/", to its path, sorted.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or holds no image.
+    """
+    folder = open_study(study_dir)
+    if is_remote(folder):
+        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if _is_image(path.name)}
+    else:
+        found = {}
+        for place, folders, names in os.walk(folder, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = as_path(place).relative_to(folder).as_posix()
+            for name in filter(_is_image, names):
+                found[name if below == "." else f"{below}/{name}"] = as_path(place) / name
+    if not found:
+        raise FileNotFoundError(f"{study_dir} holds no images; expected PNG, JPEG or DICOM files, in folders or not")
+    return dict(sorted(found.items()))
+
+
+def _is_image(name):
+    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+
+
 def list_small_files(study_dir):
-    """Returns the sorted paths of all but the images, see `SMALL_FILES`; FileNotFoundError without the folder."""
+    """Returns the sorted paths of NIH's files but the images, `SMALL_FILES`; FileNotFoundError without the folder."""
     # Not by `glob`, which in a bucket lists every image to find these few.
     files = open_study(study_dir).iterdir()
     return sorted(path for path in files if any(fnmatch.fnmatchcase(path.name, name) for name in SMALL_FILES))
 
 
 def find_label_file(study_dir):
-    """Finds the study's label file: NIH's corrected edition or else the first one, or that of ChestMNIST's images.
+    """Finds the study's label file: NIH's corrected edition or else the first one.
 
     Args:
         study_dir: folder in NIH's layout.
@@ -102,7 +131,9 @@ def find_label_file(study_dir):
     """
     found = {path.name: path for path in list_small_files(study_dir) if path.name.startswith("Data_Entry_2017")}
     others = sorted(found.keys() - {*LABEL_FILES})
-    if others and [*found] != ["Data_Entry_2017_chestmnist.csv"]:
+    if others == ["Data_Entry_2017_chestmnist.csv"]:
+        raise ValueError(f"{study_dir} holds ChestMNIST as an earlier version wrote it; delete it and fetch it again")
+    if others:
         raise ValueError(
             f"{study_dir} holds {', '.join(others)}, and label files are called {' or '.join(LABEL_FILES)}: give such "
             "a name to the one that is meant, and remove or rename the others"
@@ -159,8 +190,8 @@ def match_images(metadata, images):
     if not present.any():
         example = f", for instance {min(on_disk)}" if on_disk else ""
         raise FileNotFoundError(
-            f"none of the {len(metadata)} images in the label file is on disk; it has {len(on_disk)} others{example}; "
-            "images keep the names that NIH gave them, such as 00000001_000.png"
+            f"none of the {len(metadata)} images in the label file, such as {metadata['image'].iloc[0]}, is on disk; "
+            f"there are {len(on_disk)} others{example}; images keep the names that they have in the label file"
         )
     found = metadata[present].reset_index(drop=True)
     found.attrs = dict(metadata.attrs)

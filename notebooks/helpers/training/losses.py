@@ -1,4 +1,7 @@
-"""Losses on logits for findings of which some are rare; `make_loss` chooses one by name."""
+"""Losses on logits for findings of which some are rare; `make_loss` chooses one by name.
+
+Labels are 1, 0 or NaN, which is unknown: such a label adds nothing to the loss, and no gradient.
+"""
 
 import keras
 import numpy as np
@@ -12,6 +15,12 @@ def smooth(labels, smoothing):
     the two outcomes of one finding.
     """
     return labels * (1.0 - smoothing) + 0.5 * smoothing
+
+
+def mask_unknown(y_true):
+    """Returns labels with 0 in place of NaN, and float32 of the same shape, 1 where a label is known and else 0."""
+    known = ops.logical_not(ops.isnan(y_true))
+    return ops.where(known, y_true, 0.0), ops.cast(known, "float32")
 
 
 @keras.saving.register_keras_serializable("chestxray")
@@ -30,9 +39,10 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns float32 (batch,) from labels and logits (batch, classes)."""
+        y_true, known = mask_unknown(y_true)
         y_true = smooth(y_true, self.label_smoothing)
         positive = y_true * ops.softplus(-y_pred) * ops.convert_to_tensor(self.positive_weights, "float32")
-        return ops.mean(positive + (1.0 - y_true) * ops.softplus(y_pred), axis=-1)
+        return ops.mean(known * (positive + (1.0 - y_true) * ops.softplus(y_pred)), axis=-1)
 
     def get_config(self):
         """Returns the arguments that rebuild the loss."""
@@ -66,17 +76,44 @@ class AsymmetricLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns float32 (batch,) from labels and logits (batch, classes)."""
+        y_true, known = mask_unknown(y_true)
         y_true = smooth(y_true, self.label_smoothing)
         probs = ops.sigmoid(y_pred)
         shifted = ops.maximum(probs - self.margin, 0.0)
         positive = y_true * ops.power(1.0 - probs, self.gamma_positive) * ops.softplus(-y_pred)
         negative = (1.0 - y_true) * ops.power(shifted, self.gamma_negative) * -ops.log(1.0 - shifted + 1e-7)
-        return ops.mean(positive + negative, axis=-1)
+        return ops.mean(known * (positive + negative), axis=-1)
 
     def get_config(self):
         """Returns the arguments that rebuild the loss."""
         names = ("gamma_negative", "gamma_positive", "margin", "label_smoothing")
         return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable("chestxray")
+class FocalLoss(keras.losses.Loss):
+    """Binary focal loss on logits (Lin et al., ICCV 2017) with Keras's focusing exponent of 2 and no class weights.
+
+    Args:
+        label_smoothing: see `smooth`.
+    """
+
+    def __init__(self, label_smoothing=0.0, reduction="sum_over_batch_size", name="focal"):
+        super().__init__(reduction=reduction, name=name)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        """Returns float32 (batch,) from labels and logits (batch, classes)."""
+        y_true, known = mask_unknown(y_true)
+        # Keras takes the mean over the last axis, here of one: what remains is one loss for each label.
+        each = keras.losses.binary_focal_crossentropy(
+            y_true[..., None], y_pred[..., None], from_logits=True, label_smoothing=self.label_smoothing
+        )
+        return ops.mean(known * each, axis=-1)
+
+    def get_config(self):
+        """Returns the arguments that rebuild the loss."""
+        return super().get_config() | {"label_smoothing": self.label_smoothing}
 
 
 def make_loss(name, labels, smoothing=0.0):
@@ -85,7 +122,7 @@ def make_loss(name, labels, smoothing=0.0):
     Args:
         name: "weighted_bce" (a positive counts sqrt(negatives / positives) times, from 1 to 10, which lies between no
             weights and full balance), "bce", "focal" (Lin et al., ICCV 2017) or "asymmetric".
-        labels: float array (images, classes) of the training images.
+        labels: float array (images, classes) of the training images, NaN where unknown.
         smoothing: share in [0, 1) by which each label is moved to one half, the setting LABEL_SMOOTHING; see `smooth`.
 
     Returns:
@@ -97,13 +134,13 @@ def make_loss(name, labels, smoothing=0.0):
     if not 0 <= smoothing < 1:
         raise ValueError(f"LABEL_SMOOTHING is {smoothing}; it must be at least 0 and below 1, such as 0.1.")
     if name == "weighted_bce":
-        positives = np.maximum(labels.sum(0), 1)
-        weights = np.clip(np.sqrt((len(labels) - positives) / positives), 1, 10)
+        positives = np.maximum(np.nansum(labels, 0), 1)
+        weights = np.clip(np.sqrt(((~np.isnan(labels)).sum(0) - positives) / positives), 1, 10)
         return WeightedBinaryCrossentropy(weights, label_smoothing=smoothing)
     if name == "bce":
-        return keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing)
+        return WeightedBinaryCrossentropy(np.ones(labels.shape[1]), label_smoothing=smoothing)
     if name == "focal":
-        return keras.losses.BinaryFocalCrossentropy(from_logits=True, label_smoothing=smoothing)
+        return FocalLoss(label_smoothing=smoothing)
     if name == "asymmetric":
         return AsymmetricLoss(label_smoothing=smoothing)
     raise ValueError(f'LOSS is "{name}"; known are "weighted_bce", "bce", "focal" and "asymmetric".')

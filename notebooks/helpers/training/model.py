@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from ..runtime.files import as_path, hash_file
-from ..study.labels import PATHOLOGIES
 from .backbones import build_network, find_backbone
 from .model_files import ModelFileError, load_weights
 from .run_record import check_study, read_run
@@ -19,8 +18,8 @@ from .run_record import check_study, read_run
 def build_classifier(
     backbone="densenet121",
     *,
+    n_classes=14,
     weights="none",
-    n_classes=len(PATHOLOGIES),
     batch_norm_momentum=0.99,
     output_stride=32,
     blocks=(),
@@ -33,10 +32,10 @@ def build_classifier(
 
     Args:
         backbone: key of `backbones.BACKBONES`.
+        n_classes: int, outputs, one a finding; NIH has 14.
         weights: "none" (random start), "imagenet", or the path of a weights file: of the network without its top, as
             keras.applications has it and `scripts/convert_weights.py` writes it, or of an earlier run on the same
             backbone, whose head is not used.
-        n_classes: int, outputs.
         batch_norm_momentum: float in (0, 1). Keras's 0.99 averages over a few hundred steps, too many for a short run
             from scratch.
         output_stride: input pixels per cell of the last map: 32, the backbones' own, or 16, a DenseNet without its last
@@ -103,14 +102,14 @@ def set_output_bias(model, prevalence):
 
     Args:
         model: from `build_classifier`.
-        prevalence: float array (classes,) in [0, 1]; taken as at least 0.001, at most 0.999.
+        prevalence: float array (classes,) in [0, 1]; taken as at least 0.001, at most 0.999, and as one half where NaN.
     """
-    share = np.clip(np.asarray(prevalence, np.float64), 1e-3, 1 - 1e-3)
+    share = np.clip(np.nan_to_num(np.asarray(prevalence, np.float64), nan=0.5), 1e-3, 1 - 1e-3)
     head = model.get_layer("logits")
     head.bias.assign(np.log(share / (1 - share)).astype("float32"))
 
 
-def load_classifier(run_dir, study=None, classes=PATHOLOGIES):
+def load_classifier(run_dir, study=None):
     """Rebuilds a trained classifier in float32 from `run.json` and `model.weights.h5`.
 
     Weights with the builder load in every Keras 3; a `.keras` file does not load in an older Keras than wrote it.
@@ -118,22 +117,17 @@ def load_classifier(run_dir, study=None, classes=PATHOLOGIES):
     Args:
         run_dir: path of the folder that 02_train_densenet121 wrote.
         study: the `PackedStudy` that the model is to be used on; None skips the check that it was trained on this one.
-        classes: sequence of class names in the order that the caller will use.
 
     Returns:
-        A keras.Model, see `build_classifier`.
+        A keras.Model, see `build_classifier`; its outputs are the `classes` of `read_run`.
 
     Raises:
         FileNotFoundError: there is no finished run in the folder.
         ModelFileError: the weights are damaged or not those recorded in `run.json`.
-        ValueError: the model was trained on other classes, or on the same in another order; or on another split than
-            the study's, so that its test images may have been trained on; or on images of another side, see
-            `check_study`.
+        ValueError: the model was trained for other findings, on another split or at another side, see `check_study`.
     """
     run_dir = as_path(run_dir)
     record = read_run(run_dir)
-    if list(record["classes"]) != list(classes):
-        raise ValueError(f"The model in {run_dir} was trained on {record['classes']}, the data has {list(classes)}.")
     if study is not None:
         check_study(run_dir, record, study)
     weights = run_dir / "model.weights.h5"
@@ -145,7 +139,7 @@ def load_classifier(run_dir, study=None, classes=PATHOLOGIES):
             "02_train_densenet121.ipynb again, or fetch the file again."
         )
     shape = {"output_stride": record["output_stride"], "blocks": record["blocks"]}
-    model = build_classifier(record["backbone"], n_classes=len(classes), **shape)
+    model = build_classifier(record["backbone"], n_classes=len(record["classes"]), **shape)
     load_weights(model, weights)
     return model
 

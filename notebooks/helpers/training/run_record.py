@@ -26,7 +26,7 @@ def read_run(run_dir):
 
 
 def check_study(run_dir, record, study):
-    """Checks that a study has the split of a training, and images from which its size of evaluation can be made.
+    """Checks that a study has findings and split of a training, and images from which its evaluation size can be made.
 
     Args:
         run_dir: path of the run's folder, for the message.
@@ -34,9 +34,14 @@ def check_study(run_dir, record, study):
         study: a `PackedStudy`.
 
     Raises:
-        ValueError: the split is another, so that test images may have been trained on; or the study is packed at
-            another side than that of the training, at which its images would be enlarged or alias.
+        ValueError: the findings are others, or in another order; the split is
+            another, so that test images may have been trained on; or the study is packed at another side than that of the training, at which its images would be enlarged or alias.
     """
+    if list(record["classes"]) != list(study.findings):
+        raise ValueError(
+            f"The model in {run_dir} answers for {', '.join(record['classes'])}, but {study.folder} has labels of "
+            f"{', '.join(study.findings)}. Use the DATA_DIR and PACKED_DIR of its training, or another RUN_DIR."
+        )
     if record["split"]["sha256"] != study.split_sha256:
         raise ValueError(
             f"The model in {run_dir} was trained on split {record['split']['name']} "

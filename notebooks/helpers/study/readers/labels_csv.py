@@ -1,0 +1,55 @@
+"""Images of one's own: `labels.csv` with a row an image and a column a finding, if wanted `boxes.csv`, `study.json`.
+
+Packed studies of every layout but NIH's carry their labels in this form.
+"""
+
+import json
+
+import pandas as pd
+
+from ...runtime.files import read_text
+from ..labels import read_table
+from ..study import ABOUT, BOX_COLUMNS, BOXES, LABELS, make_study, read_header
+from ..study_folder import list_image_files
+
+FILES = LABELS
+
+
+def is_here(folder):
+    """Returns whether a folder has this layout."""
+    return (folder / LABELS).is_file()
+
+
+def load(folder, uncertain):
+    """Loads the study, see `readers.load_study`.
+
+    `labels.csv` has the column `image`, the path below the folder; if known `patient_id`, `split`, `view`, `sex`, `age`
+    (years), `follow_up`; and 1 to 100 other columns, each a finding: 1, 0, empty for unknown, -1 for uncertain.
+    `boxes.csv` has `image`, `finding`, `x`, `y`, `width`, `height` in pixels of the image, from its upper left corner.
+    `study.json` may hold `name`, `labels`, `source` and `terms`, which the model card shows.
+    """
+    path = folder / LABELS
+    header = read_header(read_text(path))
+    if "image" not in header:
+        raise ValueError(f"{path} has no column image, the path of an image below {folder}; it has {', '.join(header)}")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has the column {twice[0]} twice; remove one")
+    table = read_table(path, [name for name in header if name])
+    about = json.loads(read_text(folder / ABOUT)) if (folder / ABOUT).is_file() else {}
+    kind = about.pop("kind", LABELS)
+    return make_study(
+        folder, kind, path, table, lister=list_image_files, boxes=_load_boxes(folder), about=about, uncertain=uncertain
+    )
+
+
+def _load_boxes(folder):
+    path = folder / BOXES
+    if not path.is_file():
+        return None
+    header = read_header(read_text(path))
+    called = "pathology" if "pathology" in header else "finding"
+    boxes = read_table(path, [called if name == "pathology" else name for name in BOX_COLUMNS])
+    boxes = pd.DataFrame(boxes.rename(columns={called: "pathology"}))
+    boxes.attrs = {"source": str(path)}
+    return boxes
