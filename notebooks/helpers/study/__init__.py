@@ -12,7 +12,8 @@ from .labels import (
     load_boxes,
     load_metadata,
 )
-from .splits import CHESTMNIST, assert_no_patient_overlap, hash_split, make_split, name_unit
-from .study_folder import has_patients, list_images, load_official_lists, match_images
+from .readers import load_study
+from .splits import assert_no_patient_overlap, hash_split, make_split, name_unit
+from .study_folder import list_images, load_official_lists, match_images
 from .synthetic import plan_nodule_study, plan_synthetic_study, write_synthetic_study
 from .synthetic_findings import draw_image

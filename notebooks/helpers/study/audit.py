@@ -32,7 +32,8 @@ def audit_study(source, matched, study, duplicates):
     Returns:
         Dict that can be written as JSON, tables as lists of dicts, without NaN (None where a share is of nothing):
         `format`; `study`, `kind` (the layout; of NIH's that of `identify_study`), `labels` (the file), `about`,
-        `split`, `split_sha256`, `index_sha256`, `side`; `rows`, `found`, `missing`, `extra` (counts), `missing_examples`, `extra_examples`, `unreadable`;
+        `split`, `split_sha256`, `index_sha256`, `side`; `rows`, `found`, `missing`, `extra` (counts),
+        `missing_examples`, `extra_examples`, `unreadable`;
         `narrow` (of `count_narrow`); `strays` (images with boxes and without a row); `limits` (of `list_limits`);
         `verdict`; and the tables `published`, `parts`, `findings`, `findings_per_image`, `patient_overlap`,
         `duplicates`, `duplicate_pairs` (the first 100), `census`, `oddities`, `cooccurrence`, `views`, `follow_up`,

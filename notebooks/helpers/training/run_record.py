@@ -34,8 +34,9 @@ def check_study(run_dir, record, study):
         study: a `PackedStudy`.
 
     Raises:
-        ValueError: the findings are others, or in another order; the split is
-            another, so that test images may have been trained on; or the study is packed at another side than that of the training, at which its images would be enlarged or alias.
+        ValueError: the findings are others, or in another order; the split is another, so that test
+            images may have been trained on; or the study is packed at another side than that of the training, at which
+            its images would be enlarged or alias.
     """
     if list(record["classes"]) != list(study.findings):
         raise ValueError(
