@@ -193,7 +193,7 @@ def _build_signatures(run_dir, facts):
         return {"probabilities": probs, "raw_probabilities": raw, "above_threshold": raw >= thresholds}
 
     def rank(answer):
-        top5 = tf.math.top_k(answer["probabilities"], 5)
+        top5 = tf.math.top_k(answer["probabilities"], min(5, len(facts["class_names"])))
         lift = top5.values / tf.gather(np.maximum(prevalence, 1e-3), top5.indices)  # 0 for a finding without images
         names = tf.gather(facts["class_names"], top5.indices)
         return answer | {"top5_label": names, "top5_prob": top5.values, "top5_lift": lift}

@@ -15,7 +15,7 @@ import yaml
 from ..evaluation.thresholds import FEW_POSITIVES
 from ..runtime.files import as_path, read_csv, read_text
 from ..runtime.settings import ROOT, read_json
-from ..study.splits import CHESTMNIST, name_unit
+from ..study.splits import name_unit
 from ..training.backbones import BACKBONES
 from ..training.provenance import flag_start
 
@@ -56,20 +56,20 @@ _NIH = {
   on images of your own before you rely on it, and choose thresholds again there.
 """,
 }
-_CHESTMNIST = _NIH | {
-    "type": "chestmnist",
-    "name": "ChestMNIST",
-    "source": "Images of ChestMNIST, small copies of NIH ChestX-ray14's, in the folder “{study}”.",
-    "terms": f"ChestMNIST: CC BY 4.0; cite Yang et al., MedMNIST v2, Scientific Data 2023. {_NIH['terms']}",
+_OTHER = _NIH | {
+    "source": "Images of the study folder “{study}”.",
+    "study_caveats": """\
+- **Labels are as good as their source.** The model learned their errors and is scored with them; an image without a
+  label may show something else.
+- **One data set.** Nothing here was tested on images of another hospital, where a lower score is to be expected.
+  Measure it on images of your own before you rely on it, and choose thresholds again there.
+- **Scores on this split do not compare** with those on other data sets or other splits.
+""",
+}
+_NO_PATIENTS = {
     "resampling": "images, since the study has no patient ids: images of one patient are alike, so the intervals are "
     "too narrow",
-    "factors": "ChestMNIST\nhas none of these columns, so nothing could be measured by group.",
-    "study_caveats": _NIH["study_caveats"]
-    + """\
-- **A split of its own.** Scores on ChestMNIST's random split do not compare with those on NIH's official test list,
-  which are lower, nor with other random splits. Its images have no patient ids, so intervals are over images. Floors
-  and subgroups by view, sex and age were not measured.
-""",
+    "factors": "Without\npatient ids nothing was measured by group.",
 }
 _SYNTHETIC = _NIH | {
     "type": "synthetic",
@@ -123,9 +123,9 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
             raise FileNotFoundError(f"{run_dir / name} is missing. Run {notebook} for this run.")
     run, aucs = hide_paths(read_json(run_dir / "run.json")), measured_aucs(run_dir)
     split = run["split"]
-    study = _CHESTMNIST if split["name"] == CHESTMNIST else _SYNTHETIC if run["synthetic"] else _NIH
+    study, has_patients = _describe_study(run), bool(split["patients"])
     sizes = {subset: f"{n:,} images" for subset, n in split["films"].items()}
-    if study is not _CHESTMNIST:  # which has no patient ids
+    if has_patients:
         sizes = {subset: f"{size} of {split['patients'].get(subset, 0):,} patients" for subset, size in sizes.items()}
     prevalence = {_plain(name): f"{share:.1%}" for name, share in run["prevalence"].items()}
     start = run.get("weights", {}).get("source", "random")
@@ -133,7 +133,7 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
         start = "keras.applications"
     terms = f" Training began with weights of {start}; their terms apply as well."
     fields = study | {
-        "unit": name_unit(split["name"]),
+        "unit": name_unit(has_patients),
         "title": title_of(run),
         "n_classes": len(run["classes"]),
         "classes": ", ".join(map(_plain, run["classes"])),
@@ -159,6 +159,23 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
         "license_id": license_id,
     }
     return _write_header(run, aucs, study, license_id) + Template(read_text(TEMPLATE)).substitute(fields)
+
+
+def _describe_study(run):
+    """Returns what the card says of the run's study: a dict with the keys of `_NIH`."""
+    if run["synthetic"]:
+        return _SYNTHETIC
+    about = run.get("about") or {"name": _NIH["name"]}  # earlier versions knew NIH's data set only
+    study = _NIH
+    if about.get("name") != _NIH["name"]:
+        source = f" <{about['source']}>" if "source" in about else ""
+        study = _OTHER | {
+            "type": re.sub(r"\W+", "-", run["study"].casefold()).strip("-"),
+            "name": about.get("name", run["study"]),
+            "labels": about.get("labels", "The study does not say where its labels come from."),
+            "terms": f"Images: {about.get('terms', 'the study does not name their terms.')}{source}",
+        }
+    return study | ({} if run["split"]["patients"] else _NO_PATIENTS)
 
 
 def measured_aucs(run_dir):
@@ -204,7 +221,7 @@ def _write_header(run, aucs, study, license_id):
         "library_name": "keras",
         "pipeline_tag": "image-classification",
         "tags": [*_TAGS.split(), _find_backbone(run).network.lower(), *["synthetic"] * run["synthetic"]],
-        **({"datasets": [study["type"]]} if study is _NIH else {}),
+        **({"datasets": [study["type"]]} if "/" in study["type"] else {}),
         "metrics": ["roc_auc"],
         "model-index": [{"name": title_of(run), "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
     }
@@ -219,7 +236,7 @@ def _write_details(run_dir, run, sizes):
         "Study": run["study"] + (" (synthetic)" if run["synthetic"] else ""),
         "Split": f"{split['name']}, SHA-256 `{split['sha256']}`",
         "Images": "; ".join(f"{name}: {size}" for name, size in sizes.items()),
-        "Patients in two subsets": _write_shared_patients(run_dir, split["name"]),
+        "Patients in two subsets": _write_shared_patients(run_dir, split),
         "Training": f"{run['epochs_run']} epochs, best {run['best_epoch'] + 1}, seed {run['seed']}",
         "Weights": f"SHA-256 `{run['weights_sha256']}`",
         "Versions": f"TensorFlow {runtime['tensorflow']}, Keras {runtime['keras']}, Python {runtime['python']}",
@@ -228,10 +245,10 @@ def _write_details(run_dir, run, sizes):
     return _write_pairs(rows)
 
 
-def _write_shared_patients(run_dir, split_name):
-    if split_name == CHESTMNIST:
-        return "unknown: ChestMNIST has no patient ids; its authors split by patient"
-    if split_name == "leaky_images":
+def _write_shared_patients(run_dir, split):
+    if not split["patients"]:
+        return "unknown: the study has no patient ids"
+    if split["name"] == "leaky_images":
         return "**many, on purpose: scores are flattered**"
     train = "train with others: none, or notebook 3 would have refused the split"
     if not (run_dir / "predictions.csv").exists():

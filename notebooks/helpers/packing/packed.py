@@ -87,17 +87,16 @@ class PackedStudy:
 
         Returns:
             DataFrame, one row a box: `image`, `pathology` (str), `x`, `y`, `width`, `height` (float64, from the upper
-            left corner). `attrs` has `source`, and `strays`, the images with boxes that the label file does not list.
-            Empty where the study has none.
+            left corner). `attrs["strays"]` lists images with boxes that the label file does not have; their boxes are
+            left out. Empty where the study has none.
         """
         folder = self.folder / "study"
         if not folder.is_dir():
             return pd.DataFrame(columns=list(BOX_COLUMNS))
         study = load_study(folder)
-        boxes, strays = study.boxes, sorted({*study.boxes["image"]} - {*study.rows["image"]})
-        if study.kind != "nih":
-            boxes = frame_boxes(boxes, self.index)
-        boxes.attrs |= {"strays": strays}
+        is_stray = ~study.boxes["image"].isin(study.rows["image"])
+        boxes = study.boxes[~is_stray] if study.kind == "nih" else frame_boxes(study.boxes, self.index)
+        boxes.attrs["strays"] = sorted({*study.boxes["image"][is_stray]})
         return boxes
 
     def parse(self, records):

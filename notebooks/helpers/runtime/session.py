@@ -24,7 +24,7 @@ NOTEBOOKS = (
 PREPARE, TRAIN, *_, LAST = NOTEBOOKS
 SOURCES = {  # what notebook 00 offers: settings of notebook 1, images in all
     "synthetic": ({"DATA_DIR": "data/phantom"}, 4_000),
-    "ChestMNIST": ({"DATA_DIR": "data/chestmnist", "FETCH": "chestmnist", "SPLIT": "chestmnist"}, 112_120),
+    "ChestMNIST": ({"DATA_DIR": "data/chestmnist", "FETCH": "chestmnist"}, 112_120),
     "one NIH archive": ({"DATA_DIR": "data/nih-archive-1", "FETCH": "nih_box", "ARCHIVES": "1"}, 4_999),
     "attached": ({"DATA_DIR": "data/attached", "FETCH": "kaggle"}, 112_120),
     "all of NIH": ({"DATA_DIR": "data/nih", "FETCH": "nih_box"}, 112_120),
