@@ -7,7 +7,6 @@ import tracemalloc
 import types
 
 import numpy as np
-import pandas as pd
 import pytest
 from faulty_server import FaultyServer, cut_after
 from PIL import Image
@@ -18,18 +17,7 @@ from helpers.fetch.chestmnist import write_chestmnist_study
 from helpers.fetch.downloads import DownloadError
 from helpers.fetch.sources import RemoteFile
 from helpers.packing import pack_study
-from helpers.study import (
-    CHESTMNIST,
-    PATHOLOGIES,
-    audit_study,
-    find_study_duplicates,
-    has_patients,
-    list_images,
-    load_metadata,
-    make_split,
-    match_images,
-    name_unit,
-)
+from helpers.study import PATHOLOGIES, load_study, make_split
 
 QUICK = {"pause": 0.01, "timeout": 5, "retries": 1}
 
@@ -55,73 +43,50 @@ def arrays():
 
 @pytest.fixture
 def study(tmp_path, arrays):
-    write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, about={"source": "here"})
+    write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, origin={"url": "here"})
     return tmp_path / "study"
 
 
 @pytest.mark.parametrize("compress", [True, False])
 def test_images_labels_and_subsets_are_those_of_the_file(tmp_path, arrays, compress):
     write_chestmnist_study(save(tmp_path / "a.npz", arrays, compress), tmp_path / "study", 16)
-    images, rows = list_images(tmp_path / "study"), load_metadata(tmp_path / "study")
-    rows["split"] = make_split(rows, tmp_path / "study", split=CHESTMNIST)
-    assert len(images) == len(rows) == 14
+    study = load_study(tmp_path / "study")
+    images, rows = study.list_images(), study.rows
+    assert study.findings == PATHOLOGIES and len(images) == len(rows) == 14
+    assert list(make_split(rows, "official")) == list(rows["split"])
     for subset in ("train", "val", "test"):
         some = rows[rows["split"].eq(subset)]
-        assert list(some["image"]) == [f"chestmnist-{subset}-{number:06d}.png" for number in range(len(some))]
+        assert list(some["image"]) == [f"images/chestmnist-{subset}-{number:06d}.png" for number in range(len(some))]
         assert np.array_equal(some[list(PATHOLOGIES)], arrays[f"{subset}_labels"])
         pixels = np.stack([np.asarray(Image.open(images[name])) for name in some["image"]])
         assert np.array_equal(pixels, arrays[f"{subset}_images"])
 
 
 def test_no_patients_are_made_up(study):
-    rows = load_metadata(study)
-    assert not has_patients(study) and rows["patient_id"].is_unique
-    assert set(rows["sex"]) == set(rows["view"]) == {"unknown"} and rows["age"].isna().all()
-    mark = json.loads((study / "chestmnist.json").read_text())
-    assert mark["license"] == "CC BY 4.0" and mark["source"] == "here" and "Yang" in mark["citation"]
-    assert mark["counts"] == {"train": 7, "val": 3, "test": 4} and mark["complete"]
-    assert mark["films_a_part"] is None  # the key of studies that were written earlier
-    assert name_unit(CHESTMNIST) == "images (no patient ids)" and name_unit("official") == "patients"
-
-
-def test_unknown_sex_and_view_are_accepted_nowhere_else(study):
-    (study / "chestmnist.json").unlink()
-    with pytest.raises(ValueError, match="row 2: 'unknown' is not a sex"):
-        load_metadata(study)
-
-
-@pytest.mark.parametrize("split", ["official", "random_patients", "leaky_images"])
-def test_it_has_one_split_and_no_other_study_has_that(study, phantom_dir, split):
-    with pytest.raises(ValueError, match=rf"study: split '{split}' is not for this study.*no patient ids"):
-        make_split(load_metadata(study), study, split=split)
-    with pytest.raises(ValueError, match="phantom: split 'chestmnist' is not for this study"):
-        make_split(load_metadata(phantom_dir), phantom_dir, split=CHESTMNIST)
-
-
-def test_images_of_another_name_have_no_subset(study):
-    rows = load_metadata(study)
-    rows.loc[3, "image"] = "00000001_000.png"
-    with pytest.raises(ValueError, match=r"00000001_000\.png is not an image of ChestMNIST"):
-        make_split(rows, study, split=CHESTMNIST)
+    loaded = load_study(study)
+    assert loaded.kind == "chestmnist" and not loaded.has_patients and loaded.rows["patient_id"].is_unique
+    assert set(loaded.rows["sex"]) == set(loaded.rows["view"]) == {"unknown"} and loaded.rows["age"].isna().all()
+    assert "CC BY 4.0" in loaded.about["terms"] and "Yang" in loaded.about["terms"]
+    mark = json.loads((study / "study.json").read_text())["fetched"]
+    assert mark["url"] == "here" and mark["counts"] == {"train": 7, "val": 3, "test": 4} and mark["complete"]
 
 
 @pytest.mark.slow
 def test_it_is_packed_like_any_study(study, tmp_path):
-    rows, matched = match_images(load_metadata(study), images := list_images(study))
-    rows["split"] = make_split(rows, study, split=CHESTMNIST)
-    packed = pack_study(rows, images, tmp_path / "packed", split_name=CHESTMNIST, side=32, study_dir=study)
-    assert not packed.excluded and len(packed.index) == 14 and set(packed.index["view"]) == {"unknown"}
-    assert not has_patients(tmp_path / "packed" / "study")  # the shards alone carry the mark, too
-    report = audit_study(study, load_metadata(study), matched, packed, find_study_duplicates(packed))
-    (line,) = (line for line in report["verdict"] if line["check"] == "patients in two subsets")
-    assert (line["status"], line["found"]) == ("not compared", None)
-    assert json.dumps(report).count("patient") == json.dumps(line).count("patient") + 2  # and two names of empty tables
+    loaded = load_study(study)
+    packed = pack_study(
+        loaded.rows, loaded.list_images(), tmp_path / "packed", split_name="official", side=32, study=loaded
+    )
+    assert not packed.excluded and len(packed.index) == 14 and not packed.has_patients
+    again = load_study(tmp_path / "packed" / "study")  # the shards alone carry labels and terms, too
+    assert again.kind == "chestmnist" and not again.has_patients and again.rows.equals(loaded.rows)
+    assert again.about == loaded.about == packed.about
 
 
 def test_a_quick_look_takes_the_first_images_of_each_subset(tmp_path, arrays):
     write_chestmnist_study(save(tmp_path / "a.npz", arrays), tmp_path / "study", 16, images=4)
-    names = load_metadata(tmp_path / "study")["image"]
-    assert names.str.split("-").str[1].value_counts().to_dict() == {"train": 4, "val": 3, "test": 4}
+    rows = load_study(tmp_path / "study").rows
+    assert rows["split"].value_counts().to_dict() == {"train": 4, "val": 3, "test": 4}
     with pytest.raises(ValueError, match="holds ChestMNIST at 16 pixels, 4 images a subset, not at 16 pixels, all"):
         write_chestmnist_study(tmp_path / "a.npz", tmp_path / "study", 16)
 
@@ -153,7 +118,7 @@ def test_an_interrupted_call_starts_again_and_a_finished_one_is_left(tmp_path, a
         with pytest.raises(KeyboardInterrupt):
             write_chestmnist_study(path, study, 16)
     write_chestmnist_study(path, study, 16)
-    assert len(list_images(study)) == 14 and not list(study.glob("*.part"))
+    assert len(load_study(study).list_images()) == 14 and not list(study.glob("*.part"))
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*")}
     write_chestmnist_study(tmp_path / "none.npz", study, 16)
     assert before == {p: p.stat().st_mtime_ns for p in study.rglob("*")}
@@ -190,6 +155,10 @@ def test_a_damaged_file_and_one_without_arrays_are_refused(tmp_path, arrays):
 def test_another_study_in_the_folder_is_not_touched(phantom_dir, tmp_path, arrays):
     with pytest.raises(ValueError, match="holds another study; name another DATA_DIR"):
         write_chestmnist_study(save(tmp_path / "a.npz", arrays), phantom_dir, 16)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "labels.csv").write_text("image,Nodule\na.png,1\n")
+    with pytest.raises(ValueError, match="own holds another study"):
+        write_chestmnist_study(tmp_path / "a.npz", tmp_path / "own", 16)
 
 
 def test_the_addresses_and_hashes_of_the_sizes():
@@ -216,8 +185,8 @@ def test_it_is_fetched_once_resumed_and_the_file_removed(served, tmp_path):
     folder = fetch_chestmnist(file, tmp_path / "study", 16, **QUICK)
     assert [sent for _, sent, _ in server.asked] == [None, "bytes=2000-"]
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["Data_Entry_2017_chestmnist.csv", "chestmnist.json", "images"]
-    assert json.loads((folder / "chestmnist.json").read_text())["md5"] == file.md5
+    assert names == ["images", "labels.csv", "study.json"]
+    assert json.loads((folder / "study.json").read_text())["fetched"]["md5"] == file.md5
     fetch_chestmnist(file, folder, 16, **QUICK)
     assert len(server.asked) == 2
     fetch_chestmnist(file, tmp_path / "kept", 16, keep_file=True, **QUICK)
@@ -243,9 +212,3 @@ def test_room_is_planned_and_checked(served, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.fetch.downloads.shutil.disk_usage", lambda path: usage)
     with pytest.raises(DownloadError, match=r"bytes are needed and .*Fewer CHESTMNIST_IMAGES or"):
         plan_chestmnist(file, tmp_path / "other", 16)
-
-
-def test_rows_are_ordered_and_columns_are_nih_s(study):
-    table = pd.read_csv(study / "Data_Entry_2017_chestmnist.csv")
-    assert list(table.columns[:4]) == ["Image Index", "Finding Labels", "Follow-up #", "Patient ID"]
-    assert list(table["Patient ID"]) == list(range(1, 15)) and table["Finding Labels"].str.len().gt(0).all()

@@ -16,8 +16,7 @@ from helpers.fetch import (
 from helpers.fetch.downloads import DownloadError
 from helpers.fetch.sources import KAGGLE_MOUNTS, is_known_metadata, parse_archives
 from helpers.runtime import hash_file
-from helpers.study import has_patients, list_images, load_metadata
-from helpers.study.counts import identify_study
+from helpers.study import list_images, load_metadata, load_study
 
 
 def lay_study(folder, images="images_001/images"):
@@ -91,19 +90,14 @@ def test_a_study_elsewhere_appears_by_links(tmp_path, phantom_dir):
         link_study(phantom_dir, "gs://bucket/nih")
 
 
-def test_what_marks_a_study_comes_along_with_it(tmp_path, phantom_dir):
-    """Without its mark, a synthetic image would count as real, and ChestMNIST's images would have patients."""
-    chestmnist = lay_study(tmp_path / "input" / "mine", "images")
-    (chestmnist / "chestmnist.json").write_text("{}")
-    link_study(chestmnist, tmp_path / "mnist")
-    assert not has_patients(tmp_path / "mnist")
+def test_what_marks_synthetic_images_comes_along_with_them(tmp_path, phantom_dir):
     link_study(phantom_dir, tmp_path / "synthetic")
-    assert identify_study(tmp_path / "synthetic", load_metadata(tmp_path / "synthetic")) == "synthetic"
+    assert load_study(tmp_path / "synthetic").is_synthetic
 
 
 def test_images_of_another_kind_are_not_mixed_with_those_linked_to(tmp_path):
-    (lay_study(tmp_path / "data", "images") / "chestmnist.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"data holds another study, by its chestmnist\.json: name another DATA_DIR"):
+    (lay_study(tmp_path / "data", "images") / "labels.csv").write_text("")
+    with pytest.raises(ValueError, match=r"data holds another study, by its labels\.csv: name another DATA_DIR"):
         link_study(lay_study(tmp_path / "nih"), tmp_path / "data")
     assert not (tmp_path / "data" / "images_001").exists()
 

@@ -181,7 +181,7 @@ def test_nothing_is_fetched_beside_another_process_into_a_bucket_or_into_another
     for call in (plan_fetch, fetch_study):
         with pytest.raises(ValueError, match="Fetch into a local DATA_DIR; PACKED_DIR may be in the bucket"):
             call(study, "gs://bucket/nih", side=SIDE)
-        for mark in ("chestmnist.json", "phantom.json"):
+        for mark in ("labels.csv", "phantom.json"):
             (tmp_path / mark).mkdir(exist_ok=True)
             (tmp_path / mark / mark).write_text("{}")
             with pytest.raises(ValueError, match=f"holds another study, by its {mark}: name another DATA_DIR"):

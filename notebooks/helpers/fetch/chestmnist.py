@@ -1,9 +1,9 @@
 """ChestMNIST: the images of ChestX-ray14 at small sizes, with a split of its own and without patient IDs.
 
 MedMNIST (Yang et al., Scientific Data 2023) publishes all 112,120 images at 64, 128 or 224 pixels in one file. It
-becomes a study in NIH's layout, marked by `chestmnist.json`. By this mark the notebooks know that there are no
-patients: there is one split, intervals are over images, and there are no floors or subgroups by view, sex and age. The
-split is the community's random one by patient, so its scores do not compare with those on NIH's official list.
+becomes a study with `labels.csv`, which has neither patients, view, sex nor age: see docs/your_data.md for what is then
+not reported. The split is the community's random one by patient, so its scores do not compare with those on NIH's
+official list.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from PIL import Image
 
 from ..runtime.files import local_draft, read_text, remove_folder, write_text
 from ..study.labels import PATHOLOGIES
-from ..study.study_folder import CHESTMNIST_MARK
+from ..study.splits import SUBSETS
+from ..study.study import ABOUT, LABELS
 from .archives import ArchiveError
 from .downloads import assert_space, download_file
 from .sources import RemoteFile, parse_mirror
@@ -33,14 +34,16 @@ _FILES = {  # by pixels: MD5 from MedMNIST's own list, whose order of findings i
     224: ("45bd33e6f06c3e8cdb481c74a89152aa", 3_900_000_000),
 }
 _IMAGES = 112_120
-_TERMS = {
-    "license": "CC BY 4.0",
-    "citation": "Yang et al., MedMNIST v2, Scientific Data 2023; Wang et al., ChestX-ray8, CVPR 2017",
-    "provider": "NIH Clinical Center",
+_ABOUT = {
+    "kind": "chestmnist",
+    "name": "ChestMNIST",
+    "labels": "Those of NIH ChestX-ray14, mined from radiology reports by a program; 0: a finding was not mentioned.",
+    "not_read": "Nothing; patient, view, sex and age are not in the file.",
+    "source": CHESTMNIST_PAGE,
+    "terms": "CC BY 4.0, from the NIH Clinical Center. Cite Yang et al., MedMNIST v2, Scientific Data 2023, and Wang "
+    "et al., ChestX-ray8, CVPR 2017.",
 }
-_SUBSETS = ("train", "val", "test")
 _CHUNK = 256  # images in memory at a time
-_COLUMNS = "Image Index|Finding Labels|Follow-up #|Patient ID|Patient Age|Patient Gender|View Position"
 
 
 def list_chestmnist_file(side, mirror=""):
@@ -74,7 +77,7 @@ def plan_chestmnist(file, folder, side, *, images=None, packed_side=None, packed
     n_images = min(_IMAGES, 3 * images) if images else _IMAGES
     is_written = _is_written(folder, side, images)
     if is_written:
-        n_images = sum(json.loads(read_text(folder / CHESTMNIST_MARK))["counts"].values())
+        n_images = sum(_read_mark(folder)["counts"].values())
     kept, packed = n_images * side * side, n_images * ((packed_side or side) ** 2 + RECORD)
     if is_written:
         return DiskPlan(0, kept, kept, packed)
@@ -85,7 +88,7 @@ def plan_chestmnist(file, folder, side, *, images=None, packed_side=None, packed
 
 
 def fetch_chestmnist(file, folder, side, *, images=None, keep_file=False, progress=None, **options):
-    """Downloads ChestMNIST and writes it as a study in NIH's layout; one that is there is left as it is.
+    """Downloads ChestMNIST and writes it as a study; one that is there is left as it is.
 
     Args:
         file: `RemoteFile` of `list_chestmnist_file`.
@@ -111,25 +114,24 @@ def fetch_chestmnist(file, folder, side, *, images=None, keep_file=False, progre
     path = folder / file.name
     with claim_folder(folder):
         download_file(file.url, path, file.sha256, file.size, progress, md5=file.md5, **options)
-        about = {"source": file.url, "file": file.name, "md5": file.md5}
-        write_chestmnist_study(path, folder, side, images=images, about=about, progress=progress)
+        origin = {"url": file.url, "md5": file.md5}
+        write_chestmnist_study(path, folder, side, images=images, origin=origin, progress=progress)
         if not keep_file:
             path.unlink()
     return folder
 
 
-def write_chestmnist_study(npz, folder, side, *, images=None, about=None, progress=None):
-    """Writes ChestMNIST's file as a study: `images/*.png`, a label file in NIH's columns, `chestmnist.json`.
+def write_chestmnist_study(npz, folder, side, *, images=None, origin=None, progress=None):
+    """Writes ChestMNIST's file as a study: `images/*.png`, `labels.csv`, `study.json`.
 
-    Arrays are read in pieces, never whole, which at 224 pixels would be 5.6 GB. There being no patients, every image
-    gets a patient ID of its own, and age, sex and view are unknown. After an interruption it starts again.
+    Arrays are read in pieces, never whole, which at 224 pixels would be 5.6 GB. After an interruption it starts again.
 
     Args:
         npz: path of the file.
         folder: path of the study's folder; made if missing.
         side: pixels, of its images.
         images: most images of each subset; None for all.
-        about: dict of what else `chestmnist.json` records, such as `source` and `md5`.
+        origin: dict of what `study.json` records of the file, such as `url` and `md5`.
         progress: callable such as `tqdm`, called with `total=`, `unit=` and `desc=`, returning an object with
             `update(n)` and `close()`.
 
@@ -141,16 +143,15 @@ def write_chestmnist_study(npz, folder, side, *, images=None, about=None, progre
     folder = local_folder(folder)
     if _is_written(folder, side, images):
         return
-    # The key "films_a_part" is the one of earlier versions, whose folders are read, too.
-    mark = {"complete": False, "side": side, "films_a_part": images, **(about or {}), **_TERMS}
-    write_text(folder / CHESTMNIST_MARK, json.dumps(mark, indent=1) + "\n")  # first: from now on the folder is ours
+    mark = {"complete": False, "side": side, "images": images, **(origin or {})}
+    _write_mark(folder, mark)  # first: from now on the folder is ours
     draft, final = folder / "images.part", folder / "images"
     remove_folder(draft)
     remove_folder(final)
     draft.mkdir()
     try:
         with zipfile.ZipFile(npz) as archive, contextlib.ExitStack() as stack:
-            arrays = {subset: _Images(archive, subset, side, images, stack) for subset in _SUBSETS}
+            arrays = {subset: _Images(archive, subset, side, images, stack) for subset in SUBSETS}
             n_images = sum(len(array.labels) for array in arrays.values())
             assert_space(folder, n_images * side * side)
             bar = progress(total=n_images, unit="image", desc="Writing images") if progress else None
@@ -162,10 +163,10 @@ def write_chestmnist_study(npz, folder, side, *, images=None, about=None, progre
             f"{npz}: damaged, or not a file of MedMNIST ({error}); remove it and download it again"
         ) from error
     os.replace(draft, final)
-    with local_draft(folder / "Data_Entry_2017_chestmnist.csv") as path, path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([_COLUMNS.split("|"), *rows])
+    with local_draft(folder / LABELS) as path, path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["image", "split", *PATHOLOGIES], *rows])
     counts = {subset: len(array.labels) for subset, array in arrays.items()}
-    write_text(folder / CHESTMNIST_MARK, json.dumps(mark | {"complete": True, "counts": counts}, indent=1) + "\n")
+    _write_mark(folder, mark | {"complete": True, "counts": counts})
 
 
 class _Images:
@@ -213,7 +214,7 @@ def _read_header(archive, file, name):
 
 
 def _write_images(arrays, folder, bar):
-    """Writes the images as PNGs and returns their rows of the label file."""
+    """Writes the images as PNGs and returns their rows of `labels.csv`."""
     rows = []
 
     def write(image, name):
@@ -227,26 +228,32 @@ def _write_images(arrays, folder, bar):
                 written = [pool.submit(write, image, name) for image, _, name in chunk]
                 for future in written:
                     future.result()
-                for _, labels, name in chunk:
-                    found = [finding for finding, value in zip(PATHOLOGIES, labels, strict=True) if value]
-                    findings = "|".join(found) or "No Finding"
-                    rows.append([name, findings, 0, len(rows) + 1, "", "unknown", "unknown"])
+                rows += [[f"images/{name}", subset, *map(int, labels)] for _, labels, name in chunk]
                 if bar is not None:
                     bar.update(len(chunk))
     return rows
 
 
+def _read_mark(folder):
+    """Returns what `study.json` says of the fetch; {} where it is not of ChestMNIST."""
+    path = folder / ABOUT
+    return json.loads(read_text(path)).get("fetched", {}) if path.is_file() else {}
+
+
+def _write_mark(folder, mark):
+    write_text(folder / ABOUT, json.dumps({**_ABOUT, "fetched": mark}, indent=1) + "\n")
+
+
 def _is_written(folder, side, images):
     """Returns whether the study is complete; ValueError where the folder holds another."""
-    mark = folder / CHESTMNIST_MARK
-    if mark.exists():
-        held = json.loads(read_text(mark))
-        if (held["side"], held["films_a_part"]) != (side, images):
+    held = _read_mark(folder)
+    if held:
+        if (held["side"], held["images"]) != (side, images):
             raise ValueError(
-                f"{folder} holds ChestMNIST at {held['side']} pixels, {held['films_a_part'] or 'all'} images a subset, "
+                f"{folder} holds ChestMNIST at {held['side']} pixels, {held['images'] or 'all'} images a subset, "
                 f"not at {side} pixels, {images or 'all'} images: name another DATA_DIR, or delete that folder"
             )
         return held["complete"]
-    if folder.exists() and (any(folder.glob("Data_Entry_2017*")) or any(folder.glob("images*"))):
+    if any(any(folder.glob(pattern)) for pattern in ("Data_Entry_2017*", "images*", LABELS, ABOUT)):
         raise ValueError(f"{folder} holds another study; name another DATA_DIR for ChestMNIST, such as data/chestmnist")
     return False

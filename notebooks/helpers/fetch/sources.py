@@ -13,7 +13,8 @@ import re
 
 from ..runtime.files import as_path, is_remote
 from ..runtime.packages import explain_offline
-from ..study.study_folder import CHESTMNIST_MARK, SMALL_FILES
+from ..study.study import LABELS
+from ..study.study_folder import SMALL_FILES
 from .downloads import DownloadError, assert_space
 
 BOX_PAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
@@ -45,7 +46,7 @@ _METADATA = (  # name, id in Box, SHA-256 in the mirror
     ("test_list.txt", 256055473534, "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"),
     ("BBox_List_2017.csv", 219760940956, "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
 )
-_MARKS = ("phantom.json", CHESTMNIST_MARK)  # of studies that are not NIH's
+_MARKS = ("phantom.json", LABELS)  # of studies that are not NIH's
 _KAGGLE_BYTES = 2 * 45_000_000_000  # kagglehub keeps the archive until it is unpacked
 
 
@@ -157,7 +158,7 @@ def parse_archives(text):
 
 
 def assert_no_other_images(folder, allowed=()):
-    """Raises ValueError if a folder holds synthetic images or ChestMNIST's, which must not be mixed with others.
+    """Raises ValueError if a folder holds synthetic images or a `labels.csv`, which must not be mixed with others.
 
     Args:
         folder: path of the folder that a study is fetched or linked into.
@@ -287,7 +288,7 @@ def link_study(source, folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     assert_no_other_images(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
-    patterns = ("images*", *SMALL_FILES)  # these include the marks of synthetic images and of ChestMNIST's
+    patterns = ("images*", *SMALL_FILES)  # these include the mark of synthetic images
     for entry in sorted(source.iterdir()):
         if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue

@@ -114,7 +114,7 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
         raise ValueError(f"{path}, rows {first} and {line}: {table.loc[line, 'image']} is listed twice; keep one row")
     rows = pd.DataFrame({"image": table["image"]})
     has_patients = "patient_id" in table
-    rows["patient_id"] = _read_patients(path, table["patient_id"]) if has_patients else np.arange(len(table))
+    rows["patient_id"] = _read_patients(path, table["patient_id"]) if has_patients else 0
     rows["follow_up"] = _read_numbers(path, table, "follow_up", whole=True).fillna(0).astype("int64")
     rows["age"] = _read_numbers(path, table, "age")
     rows["sex"] = _read_words(path, table, "sex", {"m": "M", "f": "F", "male": "M", "female": "F"})
@@ -128,6 +128,8 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
             raise ValueError(f"{path}, column split: {error}; a model would recognize them") from None
     labels = {name: _read_labels(path, table[name], uncertain) for name in findings}
     rows = pd.concat([rows, pd.DataFrame(labels)], axis=1).sort_values("image", ignore_index=True)
+    if not has_patients:
+        rows["patient_id"] = np.arange(len(rows))  # in this order, so that a copy of the table gives the same numbers
     boxes = check_boxes(boxes, findings) if boxes is not None else pd.DataFrame(columns=list(BOX_COLUMNS))
     return Study(folder, kind, path.name, rows, has_patients, lister, boxes, dict(about or {}))
 

@@ -17,7 +17,7 @@ from ..packing.decoding import decode_image, resize_image
 from ..packing.image_files import ImageError, inspect_image
 from ..runtime.files import as_path, hash_file, read_csv
 from ..study.labels import BOX_FRAME, NODULE_CLASSES, PATHOLOGIES, load_boxes, load_metadata
-from ..study.splits import CHESTMNIST, SUBSETS
+from ..study.splits import SUBSETS
 from ..study.study_folder import list_images, match_images, name_some
 from .openi import load_openi_images
 
@@ -68,8 +68,6 @@ def load_nih_cohort(study, boxes=None, subsets=SUBSETS):
     Raises:
         ValueError: there are images of one class only, or the study has no patient ids.
     """
-    if study.split_name == CHESTMNIST:
-        raise ValueError(f"{study.folder}: ChestMNIST has no patient ids, so no folds can be made by patient")
     every = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
     rows = _select_nodules(every[every["subset"].isin(subsets)])[["image", "patient_id", "label"]]
     rows = rows.reset_index(drop=True)

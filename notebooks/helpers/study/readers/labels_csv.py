@@ -36,11 +36,20 @@ def load(folder, uncertain):
     if twice:
         raise ValueError(f"{path} has the column {twice[0]} twice; remove one")
     table = read_table(path, [name for name in header if name])
-    about = json.loads(read_text(folder / ABOUT)) if (folder / ABOUT).is_file() else {}
+    about = _load_about(folder / ABOUT)
     kind = about.pop("kind", LABELS)
     return make_study(
         folder, kind, path, table, lister=list_image_files, boxes=_load_boxes(folder), about=about, uncertain=uncertain
     )
+
+
+def _load_about(path):
+    """Returns the sentences of a `study.json`, without what else a program may have written there."""
+    try:
+        about = json.loads(read_text(path)) if path.is_file() else {}
+        return {key: value for key, value in about.items() if isinstance(value, str)}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{path} is not an object of JSON, such as {{"name": "..."}}: {error}') from None
 
 
 def _load_boxes(folder):
