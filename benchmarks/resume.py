@@ -198,12 +198,12 @@ def kill_again_and_again(kills, packed, folder, backend, peer=False):
 def pack_small_study(folder):
     """Writes and packs the synthetic study of the small run; returns its folder."""
     from helpers.packing import pack_study
-    from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
+    from helpers.study import list_images, load_study, make_split, match_images, write_synthetic_study
 
     write_synthetic_study(folder / "study", n_images=90, size=64, seed=5)
     images = list_images(folder / "study")
-    rows, _ = match_images(load_metadata(folder / "study"), images)
-    rows["split"] = make_split(rows, folder / "study", val_share=0.15)
+    rows, _ = match_images(load_study(folder / "study").rows, images)
+    rows["split"] = make_split(rows, val_share=0.15)
     pack_study(rows, images, folder / "packed", split_name="official", side=48, shard_images=16)
     return folder / "packed"
 

@@ -56,7 +56,7 @@ from helpers.study import (
     find_duplicates,
     hash_images,
     list_images,
-    load_metadata,
+    load_study,
     make_split,
     match_images,
     write_synthetic_study,
@@ -137,7 +137,7 @@ def read_metadata(study):
 
     def task():
         images = list_images(study)
-        rows, _ = match_images(load_metadata(study), images)
+        rows, _ = match_images(load_study(study).rows, images)
         return len(rows), {"matched.pickle": rows, "images.pickle": pd.Series(images)}
 
     return task
@@ -148,7 +148,7 @@ def split(study):
     rows = pd.read_pickle(study / "matched.pickle")
 
     def task():
-        rows["split"] = make_split(rows, study, split="official", val_share=0.1, seed=SEED)
+        rows["split"] = make_split(rows, val_share=0.1, seed=SEED)
         return len(rows), {"rows.pickle": rows}
 
     return task

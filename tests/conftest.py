@@ -66,11 +66,12 @@ def phantom_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def rows_and_paths(phantom_dir):
     """The rows of `phantom_dir` with their official split, and the paths of its images."""
-    from helpers.study import list_images, load_metadata, make_split, match_images
+    from helpers.study import load_study, make_split, match_images
 
-    paths = list_images(phantom_dir)
-    rows, _ = match_images(load_metadata(phantom_dir), paths)
-    rows["split"] = make_split(rows, phantom_dir, val_share=0.15)
+    study = load_study(phantom_dir)
+    paths = study.list_images()
+    rows, _ = match_images(study.rows, paths)
+    rows["split"] = make_split(rows, val_share=0.15)
     return rows, paths
 
 

@@ -151,11 +151,11 @@ def _check_devices(folder, n_devices, one, many):
 def make_study(folder):
     """Packs a small synthetic study, whose validation images do not fill batches of 8; returns its folder."""
     from helpers.packing import pack_study
-    from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
+    from helpers.study import list_images, load_study, make_split, match_images, write_synthetic_study
 
     write_synthetic_study(folder / "phantom", n_images=60, size=64, seed=5, n_workers=1)
     images = list_images(folder / "phantom")
-    rows, _ = match_images(load_metadata(folder / "phantom"), images)
-    rows["split"] = make_split(rows, folder / "phantom", val_share=0.25)
+    rows, _ = match_images(load_study(folder / "phantom").rows, images)
+    rows["split"] = make_split(rows, val_share=0.25)
     pack_study(rows, images, folder / "packed", split_name="official", side=48, shard_images=16)
     return folder / "packed"

@@ -70,12 +70,12 @@ def open_batches(setup, folder):
     if setup["images"] == "packed":
         from helpers.packing import pack_study
         from helpers.pipeline import make_train_dataset
-        from helpers.study import list_images, load_metadata, make_split, match_images, write_synthetic_study
+        from helpers.study import list_images, load_study, make_split, match_images, write_synthetic_study
 
         write_synthetic_study(folder / "study", 12 * batch, side * 8 // 7, n_workers=1)
         images = list_images(folder / "study")
-        rows, _ = match_images(load_metadata(folder / "study"), images)
-        rows["split"] = make_split(rows, folder / "study")
+        rows, _ = match_images(load_study(folder / "study").rows, images)
+        rows["split"] = make_split(rows)
         study = pack_study(rows, images, folder / "packed", split_name="official", side=side * 8 // 7)
         return iter(make_train_dataset(study, side, batch, seed=0, epochs=100_000))
     rng = np.random.default_rng(0)

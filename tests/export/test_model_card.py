@@ -263,7 +263,8 @@ def test_links_of_the_claim_page_lead_to_files_and_headings():
 def test_a_run_on_chestmnist_claims_no_patients(tmp_path):
     folder = make_run(tmp_path / "run", synthetic=False, study="chestmnist")
     run = json.loads((folder / "run.json").read_text())
-    run["split"] |= {"name": "chestmnist", "patients": {}}
+    run["split"] |= {"patients": {}}
+    run["about"] = {"name": "ChestMNIST", "terms": "CC BY 4.0", "source": "https://medmnist.com", "labels": "NIH's."}
     write_json(folder / "run.json", run)
     for name in ("03_subgroups_auc", "03_gaps"):
         (folder / "figures" / f"{name}.csv").unlink()
@@ -272,6 +273,6 @@ def test_a_run_on_chestmnist_claims_no_patients(tmp_path):
     header, _, text = card.partition("\n---\n")
     assert "chestmnist" in header and "alkzar90" not in header
     assert "train: 1,200 images; val" in text and "resampled images" in text and "over images (no patient ids)" in text
-    assert "Scores on ChestMNIST's random split do not compare" in text and "CC BY 4.0" in text
+    assert "Scores on this split do not compare" in text and "CC BY 4.0 <https://medmnist.com>" in text
     assert not re.search(r"\d patients|over patients|resampled patients", text)
     assert "By view, sex and age: not measured." in text and "sex, age, view and images a patient" not in text

@@ -30,7 +30,7 @@ from helpers.packing.records import ENCODINGS
 from helpers.pipeline import Augmentation, make_eval_dataset, make_train_dataset
 from helpers.runtime.files import local_draft
 from helpers.runtime.settings import ROOT
-from helpers.study import draw_image, list_images, load_metadata
+from helpers.study import draw_image, list_images, load_metadata, load_study
 
 pytestmark = pytest.mark.slow
 
@@ -300,7 +300,7 @@ def attached(rows_and_paths, phantom_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("attached")
     rows, images = rows_and_paths
     made = root / "made"
-    pack_study(rows, images, made, split_name="official", side=48, shard_images=16, study_dir=phantom_dir)
+    pack_study(rows, images, made, split_name="official", side=48, shard_images=16, study=load_study(phantom_dir))
     folder = shutil.copytree(made, root / "input" / "somebody" / "packed")
     shutil.rmtree(made)
     for foreign, content in (("a", '{"manifest_version": 3}'), ("b", "no JSON"), ("c", "[1]")):
@@ -325,7 +325,7 @@ def test_a_packed_study_carries_the_label_files_and_is_packed_again_without_a_wr
     rows, images = rows_and_paths
     before = read_stamps(folder)
     options = {"split_name": "official", "side": 48, "shard_images": 16}
-    again = pack_study(rows, images, folder, study_dir=phantom_dir, **options)
+    again = pack_study(rows, images, folder, study=load_study(phantom_dir), **options)
     assert read_stamps(folder) == before and again.index.equals(study.index)
 
 
@@ -338,7 +338,7 @@ def test_an_altered_copy_of_a_label_file_is_named_and_repaired(rows_and_paths, p
     with pytest.raises(ValueError, match=r"study/test_list\.txt is missing or altered"):
         load_packed_study(folder)
     options = {"split_name": "official", "side": 48, "shard_images": 16}
-    pack_study(*rows_and_paths, folder, study_dir=phantom_dir, **options)
+    pack_study(*rows_and_paths, folder, study=load_study(phantom_dir), **options)
     assert copy.read_bytes() == (phantom_dir / "test_list.txt").read_bytes()
 
 

@@ -156,8 +156,10 @@ def test_packed_bytes_and_keys_are_those_of_earlier_studies(study):
         content = b"".join(Path(file).read_bytes() for file in study.files(subset))
         assert hashlib.sha256(content).hexdigest().startswith(sha256)
     manifest = json.loads((study.folder / "manifest.json").read_text())
-    keys = "asked_sha256 classes counts encoding format index_sha256 name seed shard_films shards side split"
-    assert sorted(manifest) == [*keys.split(), "split_sha256", "study_files"]
+    keys = (
+        "about asked_sha256 classes counts encoding format has_patients index_sha256 name seed shard_films shards side"
+    )
+    assert sorted(manifest) == [*keys.split(), "split", "split_sha256", "study_files"]
     assert sorted(manifest["shards"][0]) == ["bytes", "count", "excluded", "file", "key", "sha256", "subset"]
     facts = ["width", "height", "mode", "n_bytes"]
     assert list(study.index) == ["subset", *METADATA, *PATHOLOGIES, *facts]
@@ -533,7 +535,7 @@ def test_another_order_of_the_classes_is_refused(copy):
     swapped = [PATHOLOGIES[1], PATHOLOGIES[0], *PATHOLOGIES[2:]]
     for classes in (swapped, PATHOLOGIES[:13]):
         change_manifest(copy, classes=classes)
-        with pytest.raises(ValueError, match=r"manifest\.json has the classes .*Atelectasis") as error:
+        with pytest.raises(ValueError, match=r"manifest\.json names the findings .*Atelectasis") as error:
             load_packed_study(copy)
         assert str(copy) in str(error.value)
 

@@ -41,6 +41,7 @@ from helpers.study import (
     load_boxes,
     load_metadata,
     load_official_lists,
+    load_study,
     make_split,
     match_images,
     write_synthetic_study,
@@ -84,8 +85,8 @@ def remote_study(requests, phantom_dir):
 def remote_packed(remote_study):
     """The study packed from the bucket into the bucket, as `packed` is on disk."""
     images = list_images(remote_study)
-    rows, _ = match_images(load_metadata(remote_study), images)
-    rows["split"] = make_split(rows, remote_study, val_share=0.15)
+    rows, _ = match_images(load_study(remote_study).rows, images)
+    rows["split"] = make_split(rows, val_share=0.15)
     pack = (rows, images, "gs://bucket/packed")
     return pack_study(*pack, split_name="official", side=48, shard_images=16), pack
 

@@ -12,8 +12,8 @@ def nih_folder(shared_data):
 @pytest.fixture(scope="session")
 def nih(nih_folder):
     """All rows of NIH's label file, with `subset` of the official split; never changed by a test."""
-    from helpers.study import load_metadata, make_split
+    from helpers.study import load_study, make_split
 
-    metadata = load_metadata(nih_folder)
-    metadata["subset"] = make_split(metadata, nih_folder)
+    metadata = load_study(nih_folder).rows
+    metadata["subset"] = make_split(metadata)
     return metadata

@@ -1,5 +1,6 @@
 """Tests of study.audit: NIH's own metadata, and a study damaged in every way."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from helpers.study import (
     PATHOLOGIES,
     audit_study,
     find_study_duplicates,
-    list_images,
     load_metadata,
+    load_study,
     make_split,
     match_images,
 )
@@ -113,8 +114,7 @@ def test_census_of_files():
 def damaged(phantom_dir, tmp_path_factory):
     """A study with something wrong of every kind: its report, its packed study, and names of what was done."""
     folder = shutil.copytree(phantom_dir, tmp_path_factory.mktemp("damaged") / "study")
-    metadata = load_metadata(folder)
-    names = metadata["image"].tolist()
+    names = load_metadata(folder)["image"].tolist()
     images = folder / "images"
     path = next(folder.glob("Data_Entry_2017*.csv"))
     lines = path.read_text().splitlines()
@@ -140,11 +140,12 @@ def damaged(phantom_dir, tmp_path_factory):
     with (folder / "BBox_List_2017.csv").open("a") as file:
         file.write("99999998_000.png,Mass,1,2,3,4,,,\n99999998_000.png,Nodule,1,2,3,4,,,\n")
 
-    metadata, paths = load_metadata(folder), list_images(folder)
-    rows, matched = match_images(metadata, paths)
-    rows["split"] = make_split(rows, folder)
+    source = load_study(folder)
+    paths = source.list_images()
+    rows, matched = match_images(source.rows, paths)
+    rows["split"] = make_split(rows)
     study = pack_study(rows, paths, folder.parent / "packed", split_name="official", side=48, shard_images=32)
-    return audit_study(folder, metadata, matched, study, find_study_duplicates(study)), study, done
+    return audit_study(source, matched, study, find_study_duplicates(study)), study, done
 
 
 def test_every_damage_is_named(damaged):
@@ -227,7 +228,8 @@ def test_counts_other_than_nihs_and_patients_in_two_subsets_are_wrong(nih, nih_f
         "shards": {},
     }
     nothing = find_study_duplicates(damaged[1]).head(0)
-    report = audit_study(nih_folder, metadata, matched, SimpleNamespace(index=rows, **facts), nothing)
+    source = dataclasses.replace(load_study(nih_folder), rows=metadata)
+    report = audit_study(source, matched, SimpleNamespace(index=rows, **facts), nothing)
     wrong = {line["check"]: line for line in report["verdict"] if line["status"] == "wrong"}
     assert set(wrong) == {"counts other than NIH's", "patients in two subsets"}
     assert "Hernia (all) 226, not 227" in wrong["counts other than NIH's"]["detail"]

@@ -25,11 +25,9 @@ def make_metadata(n_patients, seed=0, share=0.1, max_images=6):
     return frame
 
 
-def write_lists(folder, frame, n_test):
-    in_test = frame["patient_id"] <= n_test
-    (folder / "test_list.txt").write_text("\n".join(frame["image"][in_test]))
-    (folder / "train_val_list.txt").write_text("\n".join(frame["image"][~in_test]))
-    return folder
+def with_lists(frame, n_test):
+    """The frame with a split of its own, as NIH's lists are: the first patients are in test."""
+    return frame.assign(split=np.where(frame["patient_id"] <= n_test, "test", "train_val"))
 
 
 def val_coverage(frame, subsets):
@@ -44,7 +42,7 @@ def val_coverage(frame, subsets):
 
 def test_official_split_keeps_the_test_list_and_balances_val(tmp_path):
     frame = make_metadata(1500)
-    subsets = make_split(frame, write_lists(tmp_path, frame, 300))
+    subsets = make_split(with_lists(frame, 300))
     assert isinstance(subsets, np.ndarray)
     np.testing.assert_array_equal(subsets == "test", frame["patient_id"] <= 300)
     assert_no_patient_overlap(frame["patient_id"], subsets)
@@ -57,21 +55,19 @@ def test_official_split_keeps_the_test_list_and_balances_val(tmp_path):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_split_depends_on_rows_and_seed_but_not_on_order(tmp_path, split):
-    frame = make_metadata(200)
-    write_lists(tmp_path, frame, 40)
-    subsets = pd.Series(make_split(frame, tmp_path, split, seed=5), index=frame["image"])
+    frame = with_lists(make_metadata(200), 40)
+    subsets = pd.Series(make_split(frame, split, seed=5), index=frame["image"])
     shuffled = frame.sample(frac=1, random_state=1)
-    again = pd.Series(make_split(shuffled, tmp_path, split, seed=5), index=shuffled["image"])
+    again = pd.Series(make_split(shuffled, split, seed=5), index=shuffled["image"])
     pd.testing.assert_series_equal(again[subsets.index], subsets)
-    other = pd.Series(make_split(frame, tmp_path, split, seed=6), index=frame["image"])
+    other = pd.Series(make_split(frame, split, seed=6), index=frame["image"])
     assert not other.equals(subsets)
     assert set(subsets) == {"train", "val", "test"}
 
 
 def test_splits_are_the_same_on_every_machine(tmp_path):
-    frame = make_metadata(200)
-    write_lists(tmp_path, frame, 40)
-    digests = [hash_split(frame["image"], make_split(frame, tmp_path, split))[:12] for split in SPLITS]
+    frame = with_lists(make_metadata(200), 40)
+    digests = [hash_split(frame["image"], make_split(frame, split))[:12] for split in SPLITS]
     assert digests == ["9b77a9962499", "e077963a6c46", "7fee53deaa3c"]
 
 
@@ -90,7 +86,7 @@ def test_community_and_leaky_splits():
 @pytest.mark.parametrize("seed", range(8))
 def test_small_studies_have_every_repeated_pathology_on_both_sides(tmp_path, seed):
     frame = make_metadata(25, seed, share=0.25, max_images=1)
-    subsets = make_split(frame, write_lists(tmp_path, frame, 0), seed=seed)
+    subsets = make_split(with_lists(frame, 0), seed=seed)
     assert val_coverage(frame, subsets) == []
     assert 1 <= (subsets == "val").sum() < 15
     assert not (subsets == "test").any()
@@ -99,30 +95,36 @@ def test_small_studies_have_every_repeated_pathology_on_both_sides(tmp_path, see
 def test_studies_without_findings_and_with_two_patients(tmp_path):
     frame = make_metadata(2, share=0)
     for val_share in (0.01, 0.99):
-        subsets = make_split(frame, write_lists(tmp_path, frame, 0), val_share=val_share)
+        subsets = make_split(with_lists(frame, 0), val_share=val_share)
         assert frame.groupby(subsets)["patient_id"].nunique().to_dict() == {"train": 1, "val": 1}
     with pytest.raises(ValueError, match="1 patients"):
-        make_split(frame, write_lists(tmp_path, frame, 1))
+        make_split(with_lists(frame, 1))
     with pytest.raises(ValueError, match="too few"):
         make_split(frame, split="random_patients")
 
 
-def test_split_refuses_what_would_leak(tmp_path):
-    frame = make_metadata(20)
-    write_lists(tmp_path, frame, 5)
-    train_val = tmp_path / "train_val_list.txt"
-    listed = train_val.read_text().split()
-    train_val.write_text("\n".join(listed[1:]))
-    with pytest.raises(ValueError, match=rf"1 image is \({listed[0]}\) in neither .*random_patients"):
-        make_split(frame, tmp_path)
+def test_split_refuses_what_would_leak():
+    frame = with_lists(make_metadata(20), 5)
+    first = frame.index[frame["split"].eq("train_val")][0]
+    unlisted = frame.assign(split=frame["split"].mask(frame.index == first, ""))
+    with pytest.raises(ValueError, match=rf"1 image is \({frame['image'][first]}\) in no subset .*random_patients"):
+        make_split(unlisted)
     patient = frame["patient_id"].value_counts().drop(range(1, 6)).idxmax()
-    moved = frame["image"][frame["patient_id"] == patient].iloc[0]
-    train_val.write_text("\n".join(name for name in listed if name != moved))
-    (tmp_path / "test_list.txt").write_text("\n".join([*frame["image"][frame["patient_id"] <= 5], moved]))
+    moved = frame.index[frame["patient_id"] == patient][0]
     with pytest.raises(ValueError, match=rf"1 patients .* {patient} \(test\+(train|val)\)"):
-        make_split(frame, tmp_path)
+        make_split(frame.assign(split=frame["split"].mask(frame.index == moved, "test")))
     with pytest.raises(ValueError, match="twice"):
         make_split(pd.concat([frame, frame[:1]]), split="random_patients")
+    with pytest.raises(ValueError, match="no split of its own"):
+        make_split(make_metadata(20))
+
+
+def test_a_study_s_own_validation_images_stay():
+    frame = with_lists(make_metadata(60), 20)
+    frame["split"] = frame["split"].mask(frame["patient_id"].between(21, 30), "val").replace("train_val", "train")
+    np.testing.assert_array_equal(make_split(frame, seed=3), frame["split"])
+    only_test = frame[frame["split"].eq("test")]  # another hospital's images, on which nothing is trained
+    assert set(make_split(only_test)) == {"test"}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_split_refuses_what_would_leak(tmp_path):
 )
 def test_split_refuses_arguments_out_of_range(tmp_path, split, val_share):
     with pytest.raises(ValueError, match=r"expected (one|a share)"):
-        make_split(make_metadata(20), tmp_path, split, val_share)
+        make_split(with_lists(make_metadata(20), 5), split, val_share)
 
 
 def test_overlap_names_up_to_five_patients():
@@ -163,7 +165,7 @@ def test_nih_official_split(nih):
 def test_partial_nih_downloads_split(nih, nih_folder, shared_data, folder, n_images):
     frame, report = match_images(nih, list_images(shared_data / folder))
     assert (report.n_rows, report.n_found, report.n_extra) == (112120, n_images, 0)
-    subsets = make_split(frame, nih_folder)
+    subsets = make_split(frame)
     assert_no_patient_overlap(frame["patient_id"], subsets)
     assert set(subsets) == {"train", "val", "test"}
     assert val_coverage(frame, subsets) == []

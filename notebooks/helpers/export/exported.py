@@ -108,7 +108,7 @@ class OpenExport(NamedTuple):
 
     Attributes:
         predict_pixels: takes pixels, float32 (n, height, width, 1) in [0, 255]; returns a dict with `probabilities` and
-            `raw_probabilities`, float32 (n, 14), and `above_threshold`, bool (n, 14).
+            `raw_probabilities`, float32 (n, findings), and `above_threshold`, bool of that shape.
         predict_file: takes the bytes of one PNG or JPEG; returns the same dict for it.
         facts: dict from `describe_export`.
     """
@@ -181,7 +181,7 @@ def compare_export(path, batches, expected, image, *, repeats=30):
     Args:
         path: path of the exported model, see `open_export`.
         batches: iterable of float32 arrays (n, side, side, 1) in [0, 255], the images as packed.
-        expected: float array (images, 14), Keras's calibrated probabilities of the same images.
+        expected: float array (images, findings), Keras's calibrated probabilities of the same images.
         image: bytes of one PNG or JPEG, of 1024 pixels for the usual latency.
         repeats: int, timed predictions of the one image.
 

@@ -102,12 +102,12 @@ def export_model(run_dir, formats=tuple(FORMATS)):
     Signatures of the SavedModel, for batches of one or more images:
 
     - `serving_default` takes `image_bytes`, PNG or JPEG files, 8 or 16 bits, gray or RGB, from 16 pixels a side to 33
-      million pixels. Returns `probabilities` (n, 14, calibrated), `raw_probabilities`, `above_threshold` (bool, decided
-      on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift` (n, 5), the
-      probability over the finding's share of the training images.
-    - `explain` takes the same. Returns `maps` (n, h, w, 14), class activation maps whose mean is the logit; `heatmaps`,
-      the maps minus the mean maps of many images (`reference_maps.json` of notebook 4); `films`, the images as the
-      network sees them, uint8 squares (n, eval_size, eval_size, 1).
+      million pixels. Returns `probabilities` (n, findings, calibrated), `raw_probabilities`, `above_threshold` (bool,
+      decided on the raw ones), and for the five most probable findings `top5_label`, `top5_prob` and `top5_lift`
+      (n, 5, or fewer), the last the probability over the finding's share of the training images.
+    - `explain` takes the same. Returns `maps` (n, h, w, findings), class activation maps whose mean is the logit;
+      `heatmaps`, the maps minus the mean maps of many images (`reference_maps.json` of notebook 4); `films`, the
+      images as the network sees them, uint8 squares (n, eval_size, eval_size, 1).
     - `pixels` takes `pixels`, float32 (n, height, width, 1), 0 to 255, gray images of one size. Returns the same as
       `serving_default`; other values, also shares from 0 to 1, are an error.
     - `metadata` takes nothing. Returns `describe_export` as constants.

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from ..runtime.files import as_path, hash_file, measure_file, read_csv
 from ..runtime.settings import read_json, resolve_path
-from ..study.labels import BOX_FRAME
+from ..study.labels import BOX_FRAME, list_findings
 from ..study.readers import load_study
 from ..study.splits import SUBSETS, assert_no_patient_overlap
 from ..study.study import BOX_COLUMNS
@@ -118,8 +118,8 @@ def load_packed_study(folder):
 
     Raises:
         FileNotFoundError: no manifest, or a shard is missing.
-        ValueError: a file differs from the manifest, the format is not that of this code, or one patient is in two
-            subsets of a split that is meant to be by patient.
+        ValueError: a file differs from the manifest, the findings are not those of the index, the format is not that of
+            this code, or one patient is in two subsets of a split that is meant to be by patient.
     """
     folder = as_path(folder)
     manifest = read_manifest(folder)
@@ -130,6 +130,11 @@ def load_packed_study(folder):
         )
     _assert_files_are_intact(folder, manifest)
     index = read_index(folder)
+    if manifest["classes"] != list(list_findings(index)):
+        raise ValueError(
+            f"{folder / 'manifest.json'} names the findings {', '.join(manifest['classes'])}, index.csv has "
+            f"{', '.join(list_findings(index))}. Delete that folder and run 01_prepare_data.ipynb."
+        )
     assert_split_by_patient(folder, manifest["split"], index["patient_id"], index["subset"])
     return PackedStudy(
         folder=folder,

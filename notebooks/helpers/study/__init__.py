@@ -7,7 +7,6 @@ from .labels import (
     BOX_FRAME,
     NODULE_CLASSES,
     PATHOLOGIES,
-    list_findings,
     load_adjudicated,
     load_boxes,
     load_metadata,

@@ -242,7 +242,8 @@ def list_limits(rows, boxes):
         if labels.empty:
             limits.append(f"No image is in {subset}: {if_empty}.")
         elif alike:
-            which = ", ".join(alike) if len(alike) < len(labels.columns) else "all findings"
+            every = len(alike) == len(labels.columns) > 1
+            which = f"all {len(alike)} findings" if every else ", ".join(alike)
             limits.append(f"Of {which}, the images in {subset} are all alike: they {if_alike}.")
     if not boxes["image"].isin(rows.loc[rows["subset"].isin(["val", "test"]), "image"]).any():
         limits.append("No image in val or test has a box: notebook 4 shows heatmaps and cannot score them.")

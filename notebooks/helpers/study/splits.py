@@ -48,10 +48,10 @@ def make_split(metadata, split="official", val_share=0.1, seed=0):
         units = metadata["image" if split == "leaky_images" else "patient_id"]
         return _split_at_random(units, val_share, rng)
 
-    if "split" not in metadata or not metadata["split"].isin(["test", "val"]).any():
+    if "split" not in metadata:
         raise ValueError(
-            "the study has no split of its own: no column split, of NIH's no train_val_list.txt and test_list.txt, or "
-            "no test images in it. Add it, or choose SPLIT = 'random_patients'"
+            "the study has no split of its own: no column split in labels.csv, of NIH's no train_val_list.txt and "
+            "test_list.txt. Add it, or choose SPLIT = 'random_patients'"
         )
     unlisted = metadata["image"][~metadata["split"].isin([*SUBSETS, "train_val"])].sort_values().tolist()
     if unlisted:
