@@ -1,4 +1,4 @@
-"""Notebooks 1 to 5 on images of one's own: `labels.csv` with other findings, unknown labels, with and without patients."""
+"""Notebooks 1 to 5 on images of one's own: other findings, unknown labels, with and without patients."""
 
 import json
 

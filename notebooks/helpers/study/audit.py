@@ -57,7 +57,7 @@ def audit_study(source, matched, study, duplicates):
         "duplicates": count_duplicates(duplicates, rows),
         "duplicate_pairs": duplicates.head(100),
         "views": counts.view_table(rows),
-        "follow_up": counts.band_table(rows, rows["follow_up"]),
+        "follow_up": counts.band_table(rows, rows["follow_up"]).head(None if rows["follow_up"].any() else 0),
         "images_per_patient": counts.band_table(rows, n_images),
         "ages": counts.age_table(rows),
     }

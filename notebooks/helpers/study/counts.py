@@ -129,16 +129,22 @@ def subset_table(rows):
 
     Returns:
         DataFrame, a row a subset: `subset`, `images`, `patients`, `images_per_patient`, and the shares of images
-        `no_finding`, `several_findings`, `ap`, `female`; `median_age` (years).
+        `no_finding`, `several_findings`, and of those whose view or sex is known `ap` and `female`, NaN where none is;
+        `median_age` (years).
     """
     n_findings = rows[[*list_findings(rows)]].sum(axis=1)
     columns = {"no_finding": n_findings.eq(0), "several_findings": n_findings.gt(1)}
-    columns |= {"ap": rows["view"].eq("AP"), "female": rows["sex"].eq("F")}
+    columns |= {"ap": _match(rows["view"], "AP"), "female": _match(rows["sex"], "F")}
     groups = rows.assign(**columns).groupby("subset")
     table = groups["patient_id"].agg(images="size", patients="nunique")
     table["images_per_patient"] = table["images"] / table["patients"]
     table = table.join(groups[list(columns)].mean()).assign(median_age=groups["age"].median())
     return table.reindex([subset for subset in SUBSETS if subset in table.index]).reset_index()
+
+
+def _match(column, value):
+    """Returns 1 where a column of words has the value, 0 where it has another, NaN where it is unknown."""
+    return column.eq(value).astype("float64").where(column.ne("unknown"))
 
 
 def finding_table(rows):
@@ -154,7 +160,7 @@ def finding_table(rows):
         images = rows[rows["subset"].eq(subset)]
         for name in list_findings(rows) if len(images) else ():
             found = images[images[name].eq(1)]
-            share = found["view"].eq("AP").mean() if len(found) else np.nan
+            share = _match(found["view"], "AP").mean()
             prevalence = images[name].mean(skipna=True)
             table.append((subset, name, len(found), found["patient_id"].nunique(), prevalence, share))
     return pd.DataFrame(table, columns=["subset", "pathology", "images", "patients", "prevalence", "ap"])
@@ -204,7 +210,7 @@ def band_table(rows, numbers):
              for low, high in zip(_BANDS, ends, strict=True)]  # fmt: skip
     bands = pd.Categorical.from_codes(np.searchsorted(_BANDS, numbers, side="right") - 1, names, ordered=True)
     any_finding = rows[[*list_findings(rows)]].eq(1).any(axis=1)
-    columns = {"band": bands, "any_finding": any_finding, "ap": rows["view"].eq("AP")}
+    columns = {"band": bands, "any_finding": any_finding, "ap": _match(rows["view"], "AP")}
     groups = rows[["patient_id"]].assign(**columns).groupby("band", observed=True)
     table = groups["patient_id"].agg(images="size", patients="nunique").join(groups[["any_finding", "ap"]].mean())
     return table.reset_index().astype({"band": str})
@@ -218,7 +224,7 @@ def age_table(rows):
         `any_finding` and `ap` (shares of images).
     """
     known = rows[rows["age"].notna()]
-    columns = {"age": (known["age"] // 10 * 10).astype("int64"), "ap": known["view"].eq("AP")}
+    columns = {"age": (known["age"] // 10 * 10).astype("int64"), "ap": _match(known["view"], "AP")}
     columns["any_finding"] = known[[*list_findings(known)]].eq(1).any(axis=1)
     groups = known[["sex"]].assign(**columns).groupby(["age", "sex"])
     return groups.size().rename("images").to_frame().join(groups[["any_finding", "ap"]].mean()).reset_index()
