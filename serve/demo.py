@@ -71,8 +71,8 @@ def build_demo(model):
                 with gr.Tabs():
                     with gr.Tab("Five most probable"):
                         top5 = gr.HTML(elem_id="top5", padding=False)
-                    with gr.Tab("All 14"):
-                        everything = gr.HTML(elem_id="all14", padding=False)
+                    with gr.Tab(f"All {len(model.facts['class_names'])}"):
+                        everything = gr.HTML(elem_id="all", padding=False)
                 finding = gr.Dropdown([], label="Heatmap of", interactive=True, elem_id="finding")
                 opacity = gr.Slider(0, 1, 0.6, step=0.01, label="Opacity of the heatmap", elem_id="opacity")
                 gr.HTML(page.show_legend(), padding=False)

@@ -122,7 +122,7 @@ def test_the_page_shows_the_predictions_of_the_model(opened, demo, image, upload
         assert text.endswith("above" if expected["above_threshold"][index] else "below")
         assert f"{100 * demo.model.facts['thresholds'][index]:.1f} %" in text
     opened.get_by_role("tab", name="All 14").click()
-    everything = {name: prob for name, prob, _ in read_table(opened, "all14")}
+    everything = {name: prob for name, prob, _ in read_table(opened, "all")}
     assert list(everything) == sorted(everything, key=everything.get, reverse=True)
     probs = [everything[name] for name in demo.model.facts["class_names"]]
     np.testing.assert_allclose(probs, expected["probabilities"], atol=1e-6)
@@ -147,7 +147,7 @@ def test_numbers_of_a_model_of_synthetic_images_say_what_they_are_worth(tiny_mod
 def test_on_a_phone_the_tables_are_whole(opened, image, width):
     opened.set_viewport_size({"width": width, "height": 844})
     upload(opened, image)
-    for place, tab in (("top5", "Five most probable"), ("all14", "All 14")):
+    for place, tab in (("top5", "Five most probable"), ("all", "All 14")):
         opened.get_by_role("tab", name=tab).click()
         read_table(opened, place)
         table = opened.locator(f"#{place} .cxr-wide")

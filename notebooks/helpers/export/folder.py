@@ -81,7 +81,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
         model: an `ExportedModel`.
         images: path of a folder on a local disk, or of one image.
         out: path of the CSV to write, on a local disk. One row an image: `file` (see `list_image_files`), `bytes`,
-            `modified` (UTC), `findings` (those above their thresholds), `warnings`, then `prob_<Pathology>`
+            `modified` (UTC), `findings` (those above their thresholds, with "|"), `warnings`, then `prob_<Pathology>`
             (calibrated) and `threshold_<Pathology>`. Beside it are written `<out>_model.json`, which describes the
             model and the folder, and `<out>_unreadable.csv`, the files that cannot be read, with reasons.
         batch_size: int, images a step.
@@ -239,7 +239,7 @@ def _predict(model, batch, status):
         "file": names,
         "bytes": [status[name][0] for name in names],
         "modified": [status[name][1] for name in names],
-        "findings": [" ".join(classes[above]) for above in answer["above_threshold"]],
+        "findings": ["|".join(classes[above]) for above in answer["above_threshold"]],
         "warnings": [
             "; ".join([*image.notes, *(warning.reason for warning in found)])
             for image, found in zip(images, gate, strict=True)
