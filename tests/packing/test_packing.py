@@ -439,3 +439,23 @@ def test_a_full_disk_ends_packing_with_the_remedy_and_keeps_finished_shards(nois
     pack_study(*noise, tmp_path, **SETTINGS)
     assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in finished.items())
     assert (tmp_path / "manifest.json").read_bytes() == (study.folder / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (64, 64), (41, 83)])
+def test_a_box_in_pixels_of_the_image_lies_on_the_same_thing_when_packed(tmp_path, shape):
+    pixels = np.full(shape, 40, np.uint8)
+    pixels[10:30, 20:36] = 250
+    (tmp_path / "study").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "study" / "a.png")
+    (tmp_path / "study" / "labels.csv").write_text("image,split,Mass\na.png,test,1\n")
+    (tmp_path / "study" / "boxes.csv").write_text("image,finding,x,y,width,height\na.png,Mass,20,10,16,20\n")
+    study = load_study(tmp_path / "study")
+    rows = study.rows.assign(split="test")
+    packed = pack_study(rows, study.list_images(), tmp_path / "packed", split_name="official", side=96, study=study)
+    (box,) = packed.load_boxes().itertuples()
+    (image,) = [image for image, *_ in read_images(packed, "test")]
+    scale = 96 / 1024
+    y, x = np.nonzero(np.asarray(image)[..., 0] > 145)
+    found = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    given = scale * np.array([box.x, box.y, box.x + box.width, box.y + box.height])
+    assert np.abs(found - given).max() <= 1.0  # the pixels of the packed image are that coarse

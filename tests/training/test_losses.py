@@ -82,3 +82,30 @@ def test_smoothing_out_of_range_is_refused(smoothing):
 def test_unknown_loss_is_refused_by_name():
     with pytest.raises(ValueError, match='LOSS is "hinge"'):
         make_loss("hinge", np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_unknown_label_adds_nothing_and_has_no_gradient(name, labels_and_logits):
+    """Losses are means over all labels of a batch: of an unknown one the part is 0, of the others it stays."""
+    import tensorflow as tf
+
+    labels, logits = labels_and_logits
+    unknown = np.zeros(labels.shape, bool)
+    unknown[1, 2] = unknown[4, 0] = unknown[:, 3] = True
+    loss = make_loss(name, np.where(unknown, np.nan, labels), 0.1)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs := tf.constant(logits))
+        value = loss(np.where(unknown, np.nan, labels).astype("float32"), inputs)
+    gradient = tape.gradient(value, inputs).numpy()
+    assert np.isfinite(gradient).all() and (gradient[unknown] == 0).all() and (gradient[~unknown] != 0).all()
+    one = [[float(loss(labels[i : i + 1, :] * 0 + np.where(np.arange(4) == j, labels[i, j], np.nan), logits[i : i + 1]))
+            for j in range(4)] for i in range(7)]  # fmt: skip
+    assert float(value) == pytest.approx(np.array(one)[~unknown].sum() / 7, rel=1e-5)
+
+
+def test_loss_weights_count_known_labels_only():
+    labels = np.zeros((1000, 2), "float32")
+    labels[:50] = 1
+    labels[500:, 1] = np.nan
+    weights = make_loss("weighted_bce", labels).positive_weights
+    assert weights == pytest.approx([np.sqrt(950 / 50), np.sqrt(450 / 50)])

@@ -135,7 +135,8 @@ def make_loss(name, labels, smoothing=0.0):
         raise ValueError(f"LABEL_SMOOTHING is {smoothing}; it must be at least 0 and below 1, such as 0.1.")
     if name == "weighted_bce":
         positives = np.maximum(np.nansum(labels, 0), 1)
-        weights = np.clip(np.sqrt(((~np.isnan(labels)).sum(0) - positives) / positives), 1, 10)
+        negatives = np.maximum((~np.isnan(labels)).sum(0) - positives, 0)
+        weights = np.clip(np.sqrt(negatives / positives), 1, 10)
         return WeightedBinaryCrossentropy(weights, label_smoothing=smoothing)
     if name == "bce":
         return WeightedBinaryCrossentropy(np.ones(labels.shape[1]), label_smoothing=smoothing)
