@@ -70,7 +70,7 @@ def parse_arguments():
 def add_options(parser, run_dir):
     """Adds the options of study, folder, profile and settings to a parser; `run_dir` explains the folder."""
     recalled = "default: that of the run, if it is not new, else"
-    parser.add_argument("--data-dir", default="", help=f"study in NIH layout ({recalled} the synthetic one)")
+    parser.add_argument("--data-dir", default="", help=f"folder of the study ({recalled} the synthetic one)")
     parser.add_argument("--run-dir", default="", help=run_dir)
     parser.add_argument("--profile", default="", metavar="quick|full|best", help=f"{recalled} quick")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the notebooks")
