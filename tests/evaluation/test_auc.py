@@ -59,7 +59,7 @@ def test_single_class_columns_and_empty_input_are_nan():
         ([[0, 1], [1, 0]], [[0.1, 0.2], [0.3, np.nan]], "score nan in row 1, class 1"),
         ([[0, 1], [1, 0]], [[0.1, np.inf], [0.3, 0.4]], "score inf in row 0, class 1"),
         ([[0, 1], [2, 0]], [[0.1, 0.2], [0.3, 0.4]], "label 2 in row 1, class 0"),
-        ([[0, np.nan], [1, 0]], [[0.1, 0.2], [0.3, 0.4]], "label nan in row 0, class 1"),
+        ([[0, np.nan], [1, -1]], [[0.1, 0.2], [0.3, 0.4]], "label -1.0 in row 1, class 1; expected 0, 1 or NaN"),
         ([[0, 1]], [[0.1, 0.2], [0.3, 0.4]], r"\(1, 2\).*\(2, 2\)"),
         ([[[0]]], [[[0.5]]], r"\(1, 1, 1\)"),
     ],

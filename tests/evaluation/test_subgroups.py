@@ -25,10 +25,12 @@ def study():
 def test_groups_cover_the_study(study):
     rows, _, _ = study
     masks = list_subgroups(rows)
-    for attribute, expected in (("sex", 600), ("view", 600), ("images", 600), ("age", rows["age"].notna().sum())):
+    for attribute, expected in (("sex", 600), ("view", 600), ("age", rows["age"].notna().sum())):
         assert sum(mask.sum() for (a, _), mask in masks.items() if a == attribute) == expected
     assert masks["age", "40 to 59"].sum() == rows["age"].between(40, 59.9).sum()
-    assert masks["images", "2 to 5"].all() and not masks["images", "1"].any()
+    assert not [group for attribute, group in masks if attribute == "images"]  # all patients have two images
+    unknown = rows.assign(age=np.nan, sex="unknown", view=np.where(rows.index < 9, "PA", "unknown"))
+    assert [*list_subgroups(unknown)] == [("view", "PA")]
 
 
 def test_table_has_every_cell_and_equals_sklearn(study):
@@ -57,4 +59,6 @@ def test_gap_finds_the_group_that_is_served_worse(study):
     unfair, fair = table.loc[("sex", "b")], table.loc[("sex", "a")]
     assert (unfair["highest"], unfair["lowest"]) == ("M", "F") and unfair["gap_low"] > 0.2
     assert fair["gap"] < 0.15 and fair["gap_low"] < 0.05
-    assert table.loc[("images", "a"), ["highest", "gap", "gap_low"]].isna().all()
+    one = {("view", "PA"): masks["view", "PA"]}
+    table = gap_table(y, score, np.array([0.5, 0.5]), one, rows["patient_id"], ["a", "b"], n_resamples=10)
+    assert table[["highest", "gap", "gap_low"]].isna().all(axis=None)

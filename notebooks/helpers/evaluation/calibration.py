@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, sparse
 from scipy.special import expit, logit
-from scipy.stats import binomtest, rankdata
+from scipy.stats import binomtest
 
-from .auc import check_scores
+from .auc import check_scores, rank_known
 from .bootstrap import draw_patients, number_patients, ratio, refuse_where
 
 N_BINS = 10  # of the reliability curve and the calibration error
@@ -33,15 +33,17 @@ def fit_platt(y_true, logits):
         Tuple `(slope, intercept)` of (classes,) float64; 1 and 0 without positives or without negatives, where there is
         nothing to fit.
     """
-    y, logits = check_scores(y_true, logits)
-    slope, intercept = np.ones(y.shape[1]), np.zeros(y.shape[1])
-    for c in np.flatnonzero(y.any(axis=0) & ~y.all(axis=0)):
-        n_pos, n_neg = y[:, c].sum(), (~y[:, c]).sum()
-        target = np.where(y[:, c], (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2))
-        center, spread = logits[:, c].mean(), logits[:, c].std()
+    positive, negative, logits = check_scores(y_true, logits)
+    slope, intercept = np.ones(logits.shape[1]), np.zeros(logits.shape[1])
+    for c in np.flatnonzero(positive.any(axis=0) & negative.any(axis=0)):
+        known = positive[:, c] | negative[:, c]
+        y, x = positive[known, c], logits[known, c]
+        n_pos, n_neg = y.sum(), (~y).sum()
+        target = np.where(y, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2))
+        center, spread = x.mean(), x.std()
         weights = (0.0, logit(target.mean()))
         if spread > 0:  # constant logits leave no slope to fit
-            weights = _fit_sigmoid((logits[:, c] - center) / spread, target)
+            weights = _fit_sigmoid((x - center) / spread, target)
             slope[c] = weights[0] / spread
         intercept[c] = weights[1] - slope[c] * center
     return slope, intercept
@@ -75,11 +77,12 @@ def reliability_curve(y_true, probs):
         DataFrame with a row a bin, by rising probability: `mean_prob`, `frequency` (share of positives), `n` (images),
         `low` and `high`, the 95 % interval of the frequency (Wilson, JASA 1927), which takes images as independent.
     """
-    y, probs = _check_probs(y_true, probs)
-    if y.shape[1] != 1:
-        raise ValueError(f"{y.shape[1]} classes; expected one")
-    bins = np.unique(_bins(probs), return_inverse=True)[1].ravel()
-    n, k = np.bincount(bins), np.bincount(bins, weights=y[:, 0])
+    positive, known, probs = _check_probs(y_true, probs)
+    if probs.shape[1] != 1:
+        raise ValueError(f"{probs.shape[1]} classes; expected one")
+    positive, probs = positive[known][:, None], probs[known][:, None]
+    bins = np.unique(_bins(probs, np.ones_like(positive)), return_inverse=True)[1].ravel()
+    n, k = np.bincount(bins), np.bincount(bins, weights=positive[:, 0])
     tests = [binomtest(int(part), int(whole)) for part, whole in zip(k, n, strict=True)]
     intervals = np.array([test.proportion_ci(0.95, "wilson") for test in tests]).reshape(-1, 2)
     columns = {"mean_prob": np.bincount(bins, weights=probs[:, 0]) / n, "frequency": k / n, "n": n}
@@ -99,11 +102,11 @@ def calibration_error(y_true, probs):
         probs: (n, classes) probabilities.
 
     Returns:
-        (classes,) float64 in [0, 1]; NaN without images.
+        (classes,) float64 in [0, 1]; NaN without images of known label.
     """
-    y, probs = _check_probs(y_true, probs)
-    excess = _bin_sums(y - probs, _bins(probs), np.zeros(len(y), dtype="int64"), 1)
-    return ratio(np.abs(excess.toarray()).reshape(-1, N_BINS).sum(axis=1), len(y))
+    positive, known, probs = _check_probs(y_true, probs)
+    excess = _bin_sums((positive - probs) * known, _bins(probs, known), np.zeros(len(probs), dtype="int64"), 1)
+    return ratio(np.abs(excess.toarray()).reshape(-1, N_BINS).sum(axis=1), known.sum(axis=0))
 
 
 def bootstrap_calibration_error(y_true, probs, groups, n_resamples=1000, seed=0):
@@ -113,15 +116,15 @@ def bootstrap_calibration_error(y_true, probs, groups, n_resamples=1000, seed=0)
     resampling: where probabilities are good, an interval of them can lie above the estimate.
 
     Returns:
-        (n_resamples, classes) float64 in [0, 1]; NaN without images.
+        (n_resamples, classes) float64 in [0, 1]; NaN without images of known label.
     """
-    y, probs = _check_probs(y_true, probs)
-    patient_of_row, n_patients = number_patients(groups, len(y))
-    excess = _bin_sums(y - probs, _bins(probs), patient_of_row, n_patients)
-    images = np.bincount(patient_of_row, minlength=n_patients)
-    result = np.full((n_resamples, y.shape[1]), np.nan)
+    positive, known, probs = _check_probs(y_true, probs)
+    patient_of_row, n_patients = number_patients(groups, len(probs))
+    excess = _bin_sums((positive - probs) * known, _bins(probs, known), patient_of_row, n_patients)
+    images = np.stack([np.bincount(patient_of_row, of_class, n_patients) for of_class in known.T])
+    result = np.full((n_resamples, probs.shape[1]), np.nan)
     for resamples, times in draw_patients(n_patients, n_resamples, seed):
-        distances = np.abs(excess @ times).reshape(y.shape[1], N_BINS, -1)
+        distances = np.abs(excess @ times).reshape(probs.shape[1], N_BINS, -1)
         result[resamples] = ratio(distances.sum(axis=1), images @ times).T
     return result
 
@@ -152,17 +155,21 @@ def _fit_sigmoid(x, target):
 
 
 def _check_probs(y_true, probs):
-    y, probs = check_scores(y_true, probs)
+    """Returns where labels are positive and where they are known, (n, classes) bool, and the probabilities."""
+    positive, negative, probs = check_scores(y_true, probs)
     refuse_where((probs < 0) | (probs > 1), probs, "probability", "a number in [0, 1]")
-    return y, probs
+    return positive, positive | negative, probs
 
 
-def _bins(probs):
-    """Numbers each class's bins by the midrank of the probability, which equal probabilities share."""
+def _bins(probs, known):
+    """Numbers each class's bins by the midrank of the probability, which equal probabilities share.
+
+    Only rows of known label count; the others are in the last bin.
+    """
     if not len(probs):
         return np.zeros(probs.shape, dtype="int64")
-    twice = np.rint(2 * rankdata(probs, axis=0)).astype("int64")  # whole numbers, so that no bin edge is rounded
-    return (twice - 1) * N_BINS // (2 * len(probs))
+    twice = np.rint(2 * rank_known(probs, known)).astype("int64")  # whole numbers, so that no bin edge is rounded
+    return np.minimum((twice - 1) * N_BINS // np.maximum(2 * known.sum(axis=0), 1), N_BINS - 1)
 
 
 def _bin_sums(values, bins, patient_of_row, n_patients):

@@ -38,13 +38,13 @@ def confusion_at(y_true, y_score, thresholds):
     Raises:
         ValueError: if `thresholds` has another shape.
     """
-    y, score = check_scores(y_true, y_score)
+    positive, negative, score = check_scores(y_true, y_score)
     thresholds = np.asarray(thresholds, dtype="float64")
-    if thresholds.shape not in ((), (y.shape[1],)):
-        raise ValueError(f"thresholds has shape {thresholds.shape}; expected () or ({y.shape[1]},)")
+    if thresholds.shape not in ((), (score.shape[1],)):
+        raise ValueError(f"thresholds has shape {thresholds.shape}; expected () or ({score.shape[1]},)")
     called = score >= thresholds
-    tp, fp = (called & y).sum(axis=0), (called & ~y).sum(axis=0)
-    fn, tn = (~called & y).sum(axis=0), (~called & ~y).sum(axis=0)
+    tp, fp = (called & positive).sum(axis=0), (called & negative).sum(axis=0)
+    fn, tn = (~called & positive).sum(axis=0), (~called & negative).sum(axis=0)
     rates = {"sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp), "ppv": (tp, tp + fp), "npv": (tn, tn + fn)}
     known = ~np.isnan(thresholds)
     return {
@@ -79,11 +79,12 @@ def choose_thresholds(y_true, y_score, method="youden", sensitivity=None):
         raise ValueError(f"method {method!r} with sensitivity {sensitivity}; they go together, or neither is given")
     if sensitivity is not None and not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity is {sensitivity}; expected a share above 0 and at most 1")
-    y, score = check_scores(y_true, y_score)
-    result = np.full(y.shape[1], np.nan)
-    for c in np.flatnonzero(y.any(axis=0) & ~y.all(axis=0)):
-        order = np.argsort(-score[:, c], kind="stable")
-        sorted_y, sorted_score = y[order, c], score[order, c]
+    positive, negative, score = check_scores(y_true, y_score)
+    result = np.full(score.shape[1], np.nan)
+    for c in np.flatnonzero(positive.any(axis=0) & negative.any(axis=0)):
+        known = np.flatnonzero(positive[:, c] | negative[:, c])
+        order = known[np.argsort(-score[known, c], kind="stable")]
+        sorted_y, sorted_score = positive[order, c], score[order, c]
         last = np.flatnonzero(np.append(np.diff(sorted_score) != 0, True))  # of the images that share a score
         tp = np.cumsum(sorted_y)[last]
         # Thresholds descend, and the first of equal merits wins.
@@ -110,15 +111,18 @@ def rates_table(y_true, y_score, thresholds, groups, class_names, n_resamples=10
         DataFrame with a row a class: `pathology`, `threshold`, `tp`, `fp`, `fn`, `tn`, then `sensitivity`,
         `specificity`, `ppv` and `npv`, each followed by its `_low` and `_high`. Rates that nothing defines are NaN.
     """
-    y, score = check_scores(y_true, y_score)
-    counts = confusion_at(y, score, thresholds)
+    positive, negative, score = check_scores(y_true, y_score)
+    counts = confusion_at(y_true, y_score, thresholds)
     table = pd.DataFrame({"pathology": list(class_names)})
-    table["threshold"] = np.broadcast_to(np.asarray(thresholds, dtype="float64"), y.shape[1:])
+    table["threshold"] = np.broadcast_to(np.asarray(thresholds, dtype="float64"), score.shape[1:])
     for name in ("tp", "fp", "fn", "tn"):
         table[name] = counts[name]
     called = score >= thresholds
-    of = {"sensitivity": (called, y), "specificity": (~called, ~y), "ppv": (y, called), "npv": (~y, ~called)}
-    hits, cases = (np.hstack(parts) for parts in zip(*((a & b, b) for a, b in of.values()), strict=True))
+    right = called & positive, ~called & negative
+    known = positive | negative
+    of = {"sensitivity": (right[0], positive), "specificity": (right[1], negative)}
+    of |= {"ppv": (right[0], called & known), "npv": (right[1], ~called & known)}
+    hits, cases = (np.hstack(parts) for parts in zip(*of.values(), strict=True))
     samples = np.split(bootstrap_ratio(hits, cases, groups, n_resamples, seed), len(of), axis=1)
     for name, values in zip(of, samples, strict=True):
         table[name] = counts[name]
@@ -140,7 +144,7 @@ def top_k_hits(y_true, y_score, k):
     Returns:
         (n, classes) bool.
     """
-    y, score = check_scores(y_true, y_score)
-    named = np.zeros(y.shape, dtype=bool)
+    positive, _, score = check_scores(y_true, y_score)
+    named = np.zeros(score.shape, dtype=bool)
     np.put_along_axis(named, np.argsort(-score, axis=1, kind="stable")[:, :k], True, axis=1)
-    return named & y
+    return named & positive

@@ -11,7 +11,14 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ..evaluation.auc import bootstrap_auc, check_scores, roc_auc
-from ..evaluation.bootstrap import bootstrap_ratio, draw_patients, interval_around, number_patients, ratio
+from ..evaluation.bootstrap import (
+    bootstrap_ratio,
+    draw_patients,
+    interval_around,
+    number_patients,
+    ratio,
+    refuse_where,
+)
 
 _CLASSES = ("normal", "nodule")
 _FIGURES = (
@@ -180,7 +187,8 @@ def _resample(labels, probs, groups, n_resamples, seed):
     """
     y, probs = np.asarray(labels), np.asarray(probs, dtype="float64")
     probs = probs[:, None] if probs.ndim == 1 else probs
-    truth, probs = check_scores(np.tile(y[:, None], probs.shape[1]), probs)
+    truth, negative, probs = check_scores(np.tile(y[:, None], probs.shape[1]), probs)
+    refuse_where(~(truth | negative), np.broadcast_to(y[:, None], probs.shape), "label", "0 or 1")
     patients, n_patients = number_patients(groups, len(y))
     called = probs >= 0.5
     outcomes = np.hstack([called & truth, called & ~truth, ~called & truth, ~called & ~truth])
