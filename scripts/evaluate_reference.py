@@ -22,7 +22,7 @@ from renew_results import ROOT, renew_pages, shrink_figure
 from run_notebooks import execute_into
 from sklearn.metrics import roc_auc_score
 
-from helpers.evaluation import LABELS, PROBS, auc_table, confusion_at, predict_without_pixels, roc_auc
+from helpers.evaluation import auc_table, confusion_at, name_columns, predict_without_pixels, roc_auc
 from helpers.runtime import resolve_path
 from helpers.study import ADJUDICATED, PATHOLOGIES, load_adjudicated, load_metadata, load_official_lists
 
@@ -39,6 +39,7 @@ COPIED = {  # from the folder of the evaluation, under which name
     "figures/03_roc.png": "roc.png",
     "figures/03_subgroups_auc.png": "subgroups.png",
 }
+PROBS, LABELS = name_columns(PATHOLOGIES)
 HERNIA = PATHOLOGIES.index("Hernia")  # 11 images of 5 patients in the list, none of them AP: its AUC says little
 N_RESAMPLES = 200  # of patients, for the intervals of weighted AUCs
 

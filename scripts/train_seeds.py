@@ -116,25 +116,27 @@ def measure(run_dir, seeds, average, bootstrap):
     import pandas as pd
     from scipy.special import logit
 
-    from helpers.evaluation import LABELS, PROBS, bootstrap_auc, interval_around, roc_auc, with_mean
-    from helpers.study import PATHOLOGIES
+    from helpers.evaluation import bootstrap_auc, interval_around, roc_auc, with_mean
 
     def load(folder):
         rows = read_csv(folder / "predictions.csv")
         return rows[rows["split"].eq("test")].sort_values("image", ignore_index=True)
 
     tables = [load(run_dir / f"seed-{seed}") for seed in range(seeds)] + [load(average)]
-    rows, keys = tables[-1], ["image", "patient_id", *LABELS]
+    rows = tables[-1]
+    findings = [name.removeprefix("prob_") for name in rows if name.startswith("prob_")]
+    of_probs, of_labels = ([f"{kind}_{name}" for name in findings] for kind in ("prob", "label"))
+    keys = ["image", "patient_id", *of_labels]
     for seed, table in enumerate(tables[:-1]):
         if not table[keys].equals(rows[keys]):
             sys.exit(f"seed-{seed} was measured on other images than {average.name}: all need the same packed study.")
-    y, probs = rows[LABELS].to_numpy(), [table[PROBS].to_numpy() for table in tables]
+    y, probs = rows[of_labels].to_numpy(), [table[of_probs].to_numpy() for table in tables]
     draws = (rows["patient_id"], bootstrap["n_resamples"], bootstrap["seed"])
     samples = np.array([with_mean(bootstrap_auc(y, scores, *draws)) for scores in probs])
     aucs = np.array([with_mean(roc_auc(y, scores)) for scores in probs])
     single, single_samples = aucs[:-1].mean(axis=0), samples[:-1].mean(axis=0)
-    n_pos = y.sum(axis=0)
-    result = pd.DataFrame({"pathology": [*PATHOLOGIES, "mean"], "n_pos": [*n_pos, n_pos.sum()]})
+    n_pos = (y == 1).sum(axis=0)
+    result = pd.DataFrame({"pathology": [*findings, "mean"], "n_pos": [*n_pos, n_pos.sum()]})
     result = result.assign(**{f"seed_{seed}": aucs[seed] for seed in range(seeds)})
     result["mean"], result["sd"] = single, aucs[:-1].std(axis=0, ddof=1) if seeds > 1 else np.nan
     result["min"], result["max"] = aucs[:-1].min(axis=0), aucs[:-1].max(axis=0)

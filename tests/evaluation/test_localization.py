@@ -322,7 +322,7 @@ def scored_study(seed=0):
 def test_table_values_and_intervals_by_a_plain_loop():
     boxes, scores, controls = scored_study()
     table = localization_table(scores, controls, n_resamples=60, seed=4, level=0.9)
-    names = ["Atelectasis", "Mass", "Nodule"]  # In the order of PATHOLOGIES.
+    names = ["Atelectasis", "Mass", "Nodule"]  # sorted by name
     assert table["pathology"].tolist() == [*names, "mean"]
     table = table.set_index("pathology")
     for name in names:

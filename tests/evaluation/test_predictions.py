@@ -7,20 +7,21 @@ import pandas as pd
 import pytest
 
 from helpers.evaluation.predictions import (
-    CONTRACT,
-    LABELS,
-    PROBS,
     add_to_leaderboard,
     gather_scores,
     join_predictions,
     load_predictions,
+    name_columns,
 )
-from helpers.study import PATHOLOGIES, load_metadata, load_official_lists
+from helpers.study import PATHOLOGIES, load_official_lists, load_study
+
+PROBS, LABELS = name_columns(PATHOLOGIES)
+CONTRACT = ["image", "patient_id", "split", *PROBS, *LABELS]
 
 
 @pytest.fixture(scope="module")
 def study(phantom_dir):
-    return load_metadata(phantom_dir), load_official_lists(phantom_dir)
+    return load_study(phantom_dir).rows, load_official_lists(phantom_dir)
 
 
 def make_predictions(metadata, seed=0):
@@ -50,7 +51,7 @@ def test_any_csv_is_joined_with_the_study(tmp_path, study, style):
         frame["note"] = "text, with comma"
     if style == "spelled":
         frame = frame.rename(columns={"Pleural_Thickening": "pleural thickening", "Infiltration": "Infiltrate"})
-    predictions, report = load_predictions(write(tmp_path, frame), metadata, lists)
+    predictions, report = load_predictions(write(tmp_path, frame), metadata)
     assert list(predictions.columns[: len(CONTRACT)]) == CONTRACT
     expected = full.sort_values("image", ignore_index=True).assign(split="official-test")
     pd.testing.assert_frame_equal(predictions[CONTRACT], expected, check_dtype=False)
@@ -69,16 +70,16 @@ def test_subsets_are_named_after_their_images(tmp_path, study):
         (lists[1], "official-test"),
         (lists[0] | lists[1], "mixed"),
     ):
-        predictions, _ = load_predictions(write(tmp_path, of_list(bare, names)), metadata, lists)
+        predictions, _ = load_predictions(write(tmp_path, of_list(bare, names)), metadata)
         assert set(predictions["split"]) == {expected} and predictions.attrs["subsets"] == {expected: ""}
     frame["split"] = np.where(frame["image"].isin(lists[1]), "test", "val")
-    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata)
     assert predictions.attrs["subsets"] == {"official-train_val": "val", "official-test": "test"}
     assert set(predictions.loc[predictions["split"].eq("official-test"), "image"]) == lists[1]
     # A random split: both subsets hold images of both lists, and keep their own names beside.
     halves = [sorted(set(of_list(frame, names)["patient_id"]))[::2] for names in lists]
     frame["split"] = np.where(frame["patient_id"].isin(halves[0] + halves[1]), "test", "val")
-    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata)
     assert predictions.attrs["subsets"] == {"mixed-val": "val", "mixed-test": "test"}
 
 
@@ -86,18 +87,18 @@ def test_subsets_go_by_usual_names_and_what_was_written_is_read_again(tmp_path, 
     metadata, lists = study
     frame = make_predictions(metadata)
     frame["split"] = np.where(frame["image"].isin(lists[1]), "Testing", "Validation")
-    predictions, _ = load_predictions(write(tmp_path, frame), metadata, lists)
+    predictions, _ = load_predictions(write(tmp_path, frame), metadata)
     assert predictions.attrs["subsets"] == {"official-train_val": "val", "official-test": "test"}
-    again, _ = load_predictions(write(tmp_path, predictions[CONTRACT]), metadata, lists)
+    again, _ = load_predictions(write(tmp_path, predictions[CONTRACT]), metadata)
     pd.testing.assert_frame_equal(again, predictions)
     assert again.attrs["subsets"] == predictions.attrs["subsets"]
 
 
 def test_other_columns_beside_the_bare_names_do_not_matter(tmp_path, study):
-    metadata, lists = study
+    metadata, _ = study
     frame = make_predictions(metadata)[["image", *PROBS]].rename(columns={"image": "IMAGE"})
     frame.columns = frame.columns.str.removeprefix("prob_")
-    predictions, _ = load_predictions(write(tmp_path, frame.assign(prob_max=0.5)), metadata, lists)
+    predictions, _ = load_predictions(write(tmp_path, frame.assign(prob_max=0.5)), metadata)
     np.testing.assert_array_equal(predictions[PROBS], frame.sort_values("IMAGE")[list(PATHOLOGIES)])
 
 
@@ -107,7 +108,7 @@ def test_what_does_not_match_is_counted(tmp_path, study):
     stray = frame.iloc[:2].assign(image=["stray_1.png", "stray_2.png"])
     other = frame.iloc[3:].reset_index(drop=True)
     other.loc[0, "label_Mass"] = 1 - other.loc[0, "label_Mass"]
-    predictions, report = load_predictions(write(tmp_path, pd.concat([other, stray])), metadata, lists)
+    predictions, report = load_predictions(write(tmp_path, pd.concat([other, stray])), metadata)
     assert (report.n_rows, report.n_joined, report.n_unknown) == (len(frame) - 1, len(frame) - 3, 2)
     assert report.unknown == ("stray_1.png", "stray_2.png")
     assert report.n_unscored == 3 and report.unscored == tuple(sorted(frame["image"].iloc[:3]))
@@ -122,20 +123,20 @@ def test_what_does_not_match_is_counted(tmp_path, study):
      ("high", "not a prob"), ("inf", "not a prob")],
 )  # fmt: skip
 def test_bad_probabilities_are_refused_by_row_and_column(tmp_path, study, value, hint):
-    metadata, lists = study
+    metadata, _ = study
     frame = make_predictions(metadata).drop(columns="split").astype(str)
     frame.loc[4, "prob_Edema"] = value
     with pytest.raises(ValueError, match=rf"file.csv, row 6 \({frame['image'][4]}\), column prob_Edema: .*{hint}"):
-        load_predictions(write(tmp_path, frame), metadata, lists)
+        load_predictions(write(tmp_path, frame), metadata)
 
 
 def test_bad_files_are_refused_by_name(tmp_path, study):
-    metadata, lists = study
+    metadata, _ = study
     frame = make_predictions(metadata).drop(columns="split")
 
     def refused(changed, message):
         with pytest.raises(ValueError, match=message):
-            load_predictions(write(tmp_path, changed), metadata, lists)
+            load_predictions(write(tmp_path, changed), metadata)
 
     refused(frame.drop(columns="prob_Hernia"), r"file.csv has no probabilities for Hernia; .*prob_Hernia")
     refused(frame.rename(columns={"image": "file"}), r"file.csv has no column image or Image Index; rename")
@@ -150,10 +151,10 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
     refused(frame.assign(**{"Image Index": frame["image"]}), "several columns of image names, image and Image Index")
     (tmp_path / "semicolon.csv").write_text(frame.to_csv(index=False, sep=";"))
     with pytest.raises(ValueError, match=r"semicolon.csv: its columns are not separated by commas"):
-        load_predictions(tmp_path / "semicolon.csv", metadata, lists)
+        load_predictions(tmp_path / "semicolon.csv", metadata)
     (tmp_path / "latin.csv").write_bytes(frame.assign(note="naïve").to_csv(index=False).encode("cp1252"))
     with pytest.raises(ValueError, match=r"latin.csv is not text in UTF-8"):
-        load_predictions(tmp_path / "latin.csv", metadata, lists)
+        load_predictions(tmp_path / "latin.csv", metadata)
     one_patient = frame["patient_id"].duplicated(keep=False).to_numpy().argmax()
     split = ["val"] * len(frame)
     split[one_patient] = "test"
@@ -161,48 +162,46 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
         frame.assign(split=split),
         rf"file.csv: 1 patients are in more than one subset: {frame['patient_id'][one_patient]}",
     )
-    with pytest.raises(ValueError, match=r"file.csv: 1 image is .* in neither"):
-        load_predictions(write(tmp_path, frame), metadata, (lists[0], lists[1] - {max(lists[1])}))
+    with pytest.raises(ValueError, match=r"file.csv: \d+ images are .* in no subset of the study's own split"):
+        load_predictions(write(tmp_path, frame), metadata.replace({"split": {"test": ""}}))
     with pytest.raises(FileNotFoundError, match="no file of predictions"):
-        load_predictions(tmp_path / "absent.csv", metadata, lists)
+        load_predictions(tmp_path / "absent.csv", metadata)
 
 
 @pytest.mark.parametrize("name", ["pred_{}", "{}_pred", "{} (sigmoid)", "P({})", "y_score {}"])
 def test_columns_are_found_whatever_stands_beside_the_name_and_two_sets_are_refused(tmp_path, study, name):
     """Labels of another edition under the bare names must not be taken for the model's answers."""
-    metadata, lists = study
+    metadata, _ = study
     full = make_predictions(metadata)[["image", *PROBS]]
     frame = full.rename(columns=dict(zip(PROBS, map(name.format, PATHOLOGIES), strict=True)))
-    predictions, _ = load_predictions(write(tmp_path, frame.assign(label_Mass=1)), metadata, lists)
+    predictions, _ = load_predictions(write(tmp_path, frame.assign(label_Mass=1)), metadata)
     np.testing.assert_array_equal(predictions[PROBS], full.sort_values("image")[PROBS])
     both = frame.join(metadata[list(PATHOLOGIES)])
     some = ["Atelectasis", name.format("Atelectasis")]
-    with pytest.raises(ValueError, match="several columns for each pathology, such as") as error:
-        load_predictions(write(tmp_path, both), metadata, lists)
+    with pytest.raises(ValueError, match="several columns for each finding, such as") as error:
+        load_predictions(write(tmp_path, both), metadata)
     assert all(column in str(error.value) for column in some)
 
 
 @pytest.mark.parametrize("name", ["prob_{}", "Prob_{}", "{}_prob", "PROBABILITY {}"])
 def test_columns_called_probabilities_are_taken_whatever_else_there_is(tmp_path, study, name):
-    metadata, lists = study
+    metadata, _ = study
     full = make_predictions(metadata)[["image", *PROBS]]
     frame = full.rename(columns=dict(zip(PROBS, map(name.format, PATHOLOGIES), strict=True)))
     frame = frame.join(metadata[list(PATHOLOGIES)]).join(metadata[list(PATHOLOGIES)].add_suffix("_target"))
-    predictions, report = load_predictions(write(tmp_path, frame), metadata, lists)
+    predictions, report = load_predictions(write(tmp_path, frame), metadata)
     np.testing.assert_array_equal(predictions[PROBS], full.sort_values("image")[PROBS])
     assert report.notes == ()
 
 
 def test_labels_and_decisions_are_refused_and_hardly_plausible_columns_are_noted(tmp_path, study):
-    metadata, lists = study
+    metadata, _ = study
     frame, truth = make_predictions(metadata), metadata[list(PATHOLOGIES)].to_numpy()
     frame = frame[["image", *PROBS]]
     rng = np.random.default_rng(0)
 
     def load(values):
-        return load_predictions(
-            write(tmp_path, frame.assign(**dict(zip(PROBS, values.T, strict=True)))), metadata, lists
-        )
+        return load_predictions(write(tmp_path, frame.assign(**dict(zip(PROBS, values.T, strict=True)))), metadata)
 
     for values in (truth, np.where(rng.random(truth.shape) < 0.01, 1 - truth, truth), 0.1 + 0.8 * truth):
         with pytest.raises(ValueError, match=r"file.csv: no column has more than two values.*before a threshold"):
@@ -225,7 +224,7 @@ def test_labels_and_decisions_are_refused_and_hardly_plausible_columns_are_noted
 def test_labels_written_as_words_are_compared(tmp_path, study):
     frame = make_predictions(study[0])
     frame[LABELS] = frame[LABELS].astype(bool)
-    assert load_predictions(write(tmp_path, frame.drop(columns="split")), *study)[1].n_relabeled == 0
+    assert load_predictions(write(tmp_path, frame.drop(columns="split")), study[0])[1].n_relabeled == 0
 
 
 def test_join_refuses_an_image_twice(study):

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.evaluation import load_predictions
 from helpers.runtime.settings import ROOT
-from helpers.study import load_adjudicated, load_metadata, load_official_lists
+from helpers.study import load_adjudicated, load_metadata, load_official_lists, load_study
 
 sys.path.append(str(ROOT / "scripts"))
 
@@ -38,7 +38,7 @@ def test_the_committed_comparison_is_that_of_the_published_predictions(shared_da
     if not path.is_file():
         pytest.skip(f"needs {path}, the predictions of jrzech/reproduce-chexnet, which are not part of the repository")
     metadata, lists = load_metadata(folder), load_official_lists(folder)
-    predictions, _ = load_predictions(path, metadata, lists)
+    predictions, _ = load_predictions(path, load_study(folder).rows)
     monkeypatch.setattr(reference, "N_RESAMPLES", 2)
     drop = reference.explain_drop(predictions.drop(columns=["view"]), metadata, lists[1])
     committed = pd.read_csv(reference.OUT / "drop.csv")

@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 from chain import DENSENET, XVISION, check_artifacts, check_localization, check_nodules, name_folders, run_chain
 
-from helpers.evaluation import LABELS, PROBS, add_to_leaderboard, load_predictions
+from helpers.evaluation import add_to_leaderboard, load_predictions, name_columns
 from helpers.packing import load_packed_study, pack_study, resolve_paths
 from helpers.pipeline import make_eval_dataset, make_train_dataset
 from helpers.runtime.files import (
@@ -224,9 +224,10 @@ def test_a_missing_image_is_left_out_and_an_unreachable_bucket_is_an_error(
 def test_figures_tables_leaderboard_and_predictions_are_those_on_disk(folder, tmp_path, phantom_dir):
     from matplotlib.figure import Figure
 
-    metadata, lists = load_metadata(phantom_dir), load_official_lists(phantom_dir)
+    metadata, lists = load_study(phantom_dir).rows, load_official_lists(phantom_dir)
     table = metadata[["image"]].assign(split="test")
-    table[PROBS] = np.random.default_rng(0).random((len(table), 14))
+    probs, labels = name_columns(PATHOLOGIES)
+    table[probs] = np.random.default_rng(0).random((len(table), 14))
     table = table[table["image"].isin(lists[1])]
     keys = dict.fromkeys(("study", "split", "part", "images_sha256"), "a")
     read = []
@@ -238,12 +239,12 @@ def test_figures_tables_leaderboard_and_predictions_are_those_on_disk(folder, tm
         write_csv(place / "predictions.csv", table, index=False)
         for run, auc in (("007", 0.5), ("008", 0.6), ("007", 0.7)):
             board = add_to_leaderboard(place / "leaderboard.csv", keys | {"run": run, "mean_auc": auc})
-        read.append((board, *load_predictions(str(place / "predictions.csv"), metadata, lists)))
+        read.append((board, *load_predictions(str(place / "predictions.csv"), metadata)))
     for name in ("figures/one.png", "figures/one.csv", "run.json", "predictions.csv", "leaderboard.csv"):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
     for remote, local in zip(*read, strict=True):
         assert remote.equals(local) if isinstance(remote, pd.DataFrame) else remote == local
-    assert set(LABELS) <= set(read[0][1].columns)
+    assert set(labels) <= set(read[0][1].columns)
 
 
 def test_a_model_comes_back_from_a_bucket(folder):

@@ -7,14 +7,12 @@ from .floors import measure_leakage, predict_by_ridge, predict_without_pixels
 from .heatmaps import build_activation_model, explain_images, grad_cam, list_centers, make_shifts, resize_maps
 from .localization import boxed_findings, center_prior, localization_table, location_prior, score_maps
 from .predictions import (
-    CONTRACT,
-    LABELS,
-    PROBS,
     add_to_leaderboard,
     assert_no_labels,
     gather_scores,
     join_predictions,
     load_predictions,
+    name_columns,
     read_predictions,
 )
 from .saliency import gradient_map, occlusion_map, smooth_grad, smooth_maps

@@ -8,9 +8,10 @@ model may recognize the patient instead of the disease. All are measured here on
 import numpy as np
 import pandas as pd
 
-from ..study.labels import PATHOLOGIES
+from ..study.labels import list_findings
 from ..study.splits import assert_no_patient_overlap, make_split
-from .auc import roc_auc
+from .auc import known_together, roc_auc
+from .bootstrap import ratio
 
 METADATA_COLUMNS = ("age", "sex", "view", "follow_up")
 
@@ -22,19 +23,20 @@ _N_COMPONENTS = 100  # of 20 to 200, these separated the patients of an earlier 
 def predict_without_pixels(train, rows, columns=METADATA_COLUMNS):
     """Predicts the findings from metadata alone; the AUC of these scores is the floor for any model of the images.
 
-    Fits a random forest to the 14 labels at once; `columns=("view",)` measures what the projection alone gives away.
-    Age may be NaN. Learned from ChestX-ray14's official training and validation patients, the mean AUC on its test list
-    is 0.575 from the view and 0.629 from all four columns.
+    Fits a random forest to all findings at once; findings that are known on other rows get one of their own.
+    `columns=("view",)` measures what the projection alone gives away. Age may be NaN. Learned from ChestX-ray14's
+    official training and validation patients, the mean AUC on its test list is 0.575 from the view and 0.629 from all
+    four columns.
 
     Args:
         train: DataFrame of rows to learn from, as `load_metadata` gives them, with `patient_id`, `columns` and a column
-            of 0 and 1 for each of `PATHOLOGIES`.
+            of 0, 1 and NaN for each finding.
         rows: DataFrame of rows to score, with `patient_id` and `columns`; its labels are not read.
         columns: names of the columns to learn from; numbers are used as they are, text as categories.
 
     Returns:
-        (rows, 14) float64 probabilities; constant where `train` has fewer than 40 rows, and for a pathology of which it
-        has no positives.
+        (rows, findings) float64 probabilities; constant where `train` has fewer than 40 rows, and for a finding of
+        which it has no positives; 0 for one of which it knows no label.
 
     Raises:
         ValueError: if `train` is empty, or a patient is in both, since the follow-ups would give the answer away; names
@@ -46,27 +48,34 @@ def predict_without_pixels(train, rows, columns=METADATA_COLUMNS):
         raise ValueError("there are no rows to learn from")
     patients = np.concatenate([train["patient_id"], rows["patient_id"]])
     assert_no_patient_overlap(patients, np.repeat(["train", "rows"], [len(train), len(rows)]))
-    if not len(rows):
-        return np.empty((0, len(PATHOLOGIES)))
-    # On one core: it takes seconds, and threads that wait for a busy core would take minutes.
-    forest = RandomForestRegressor(50, min_samples_leaf=max(20, len(train) // 400), random_state=0, n_jobs=1)
-    forest.fit(_encode(train, train, columns), train[list(PATHOLOGIES)].to_numpy("float64"))
-    return forest.predict(_encode(rows, train, columns))
+    labels = train[[*list_findings(train)]].to_numpy("float64")
+    scores = np.zeros((len(rows), labels.shape[1]))
+    inputs, encoded = (_encode(frame, train, columns) for frame in (train, rows))
+    for classes, known in known_together(~np.isnan(labels)):
+        if known.any() and len(rows):
+            target = labels[known][:, classes]
+            # On one core: it takes seconds, and threads that wait for a busy core would take minutes.
+            forest = RandomForestRegressor(50, min_samples_leaf=max(20, len(target) // 400), random_state=0, n_jobs=1)
+            forest.fit(inputs[known], target if len(classes) > 1 else target.ravel())
+            scores[:, classes] = forest.predict(encoded).reshape(len(rows), len(classes))
+    return scores
 
 
 def predict_by_ridge(train_features, train_labels, features):
     """Predicts the findings by ridge regression on features that nothing was trained for, such as thumbnails.
 
     The features are standardized over the training images. The penalty is the best of six by the error of leaving one
-    training image out, which has a closed form (generalized cross-validation).
+    training image out, which has a closed form (generalized cross-validation). Findings that are known on the same
+    images share one fit and one penalty.
 
     Args:
         train_features: float array (n, features) of the images to learn from.
-        train_labels: array (n, classes) of 0 and 1.
+        train_labels: array (n, classes) of 0, 1 and NaN for unknown.
         features: float array (m, features) of the images to score.
 
     Returns:
-        (m, classes) float64 scores, no probabilities; constant where all labels of a class are equal.
+        (m, classes) float64 scores, no probabilities; constant where all labels of a class are equal or fewer than 2
+        are known.
 
     Raises:
         ValueError: there are fewer than 2 images to learn from.
@@ -77,30 +86,36 @@ def predict_by_ridge(train_features, train_labels, features):
 
     if len(train_features) < 2:
         raise ValueError(f"{len(train_features)} images are too few to learn from")
-    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 6)))
-    ridge.fit(np.asarray(train_features, "float32"), np.asarray(train_labels, "float32"))
-    return ridge.predict(np.asarray(features, "float32")).astype("float64")
+    train_features, labels = (np.asarray(values, "float32") for values in (train_features, train_labels))
+    scores = np.zeros((len(features), labels.shape[1]))
+    for classes, known in known_together(~np.isnan(labels)):
+        if known.sum() > 1:
+            ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 6)))
+            ridge.fit(train_features[known], labels[known][:, classes])
+            scores[:, classes] = ridge.predict(np.asarray(features, "float32")).reshape(len(features), len(classes))
+    return scores
 
 
 def measure_leakage(thumbnails, rows, seeds=range(5), n_neighbors=5, max_images=_MAX_IMAGES):
     """Measures how much too good a split by image makes a model look that can only recognize images it has seen.
 
-    The model names the findings of the nearest training images. Their distance is taken between whitened principal
-    components of the standardized thumbnails, where what all chests share counts no more than what is a patient's own.
+    The model names the findings of the nearest training images, as far as they are known. Distances are taken between
+    whitened principal components of the standardized thumbnails, where what all chests share counts no more than what
+    is a patient's own.
     Each seed splits the same images twice, by "random_patients" and by "leaky_images" (see `make_split`), into a fifth
     to test on and the rest to look up. Of more than `max_images`, each seed draws whole patients at random. Where
     thumbnails do not tell patients apart, `recognized_by_image` is small and there is nothing to gain.
 
     Args:
         thumbnails: uint8 array (n, side, side), sides of 16 pixels recognize best; up to 64 are accepted.
-        rows: DataFrame of the n images, as `load_metadata` gives them: `image`, `patient_id` and the 14 labels.
+        rows: DataFrame of the n images, as `load_metadata` gives them: `image`, `patient_id` and the findings.
         seeds: seeds of the splits, one row of the result each.
         n_neighbors: images to look up.
         max_images: most images to take, of patients drawn at random.
 
     Returns:
         DataFrame, one row a seed: `seed`, `n_images`; `auc_by_patient` and `auc_by_image`, mean test AUC over the
-        pathologies that are defined in both; `flattery`, the second less the first; `known_by_patient` and
+        findings that are defined in both; `flattery`, the second less the first; `known_by_patient` and
         `known_by_image`, the share of test images whose patient has others among the training images, the first being
         0; `recognized_by_image`, the share of those known whose nearest training image is one of the same patient.
 
@@ -115,7 +130,7 @@ def measure_leakage(thumbnails, rows, seeds=range(5), n_neighbors=5, max_images=
     x = thumbnails.reshape(n_images, -1).astype("float32")
     x -= x.mean(axis=1, keepdims=True)
     x /= np.maximum(x.std(axis=1, keepdims=True), 1e-6)
-    labels, patients = rows[list(PATHOLOGIES)].to_numpy("float64"), rows["patient_id"].to_numpy()
+    labels, patients = rows[[*list_findings(rows)]].to_numpy("float64"), rows["patient_id"].to_numpy()
     results = []
     for seed in seeds:
         taken = _draw_patients(patients, max_images, seed)
@@ -156,7 +171,7 @@ def _encode(frame, train, columns):
 
 
 def _recognize(x, labels, patients, in_test, n_neighbors):
-    """Returns the 14 AUCs of looking up the nearest images, and the shares of test images known and recognized."""
+    """Returns the AUCs of looking up the nearest images, and the shares of test images known and recognized."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
@@ -170,7 +185,11 @@ def _recognize(x, labels, patients, in_test, n_neighbors):
         whiten.transform(x[~in_test])
     )
     nearest = memory.kneighbors(whiten.transform(x[in_test]), return_distance=False)
-    scores = labels[~in_test][nearest].mean(axis=1)
+    usual, scores = (
+        ratio(np.nansum(values, axis=axis), (~np.isnan(values)).sum(axis=axis))
+        for values, axis in ((labels[~in_test], 0), (labels[~in_test][nearest], 1))
+    )
+    scores = np.nan_to_num(np.where(np.isnan(scores), usual, scores))  # where no neighbor's label is known
     known = np.isin(patients[in_test], patients[~in_test])
     same = patients[~in_test][nearest[:, 0]] == patients[in_test]
     return roc_auc(labels[in_test], scores), known.mean(), same[known].mean() if known.any() else np.nan

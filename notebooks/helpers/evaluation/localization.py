@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..study.labels import BOX_FRAME, PATHOLOGIES
+from ..study.labels import BOX_FRAME
 from .auc import with_mean
 from .bootstrap import bootstrap_ratio, interval_around
 
@@ -154,12 +154,13 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
         level: share of the resamples inside an interval.
 
     Returns:
-        DataFrame with a row a pathology that has boxes and a last row `mean`; no row at all without boxes. `pathology`,
-        `n_boxes`, `n_images`, `n_patients`; for `pointing` and `energy` the mean over images with `_low` and `_high`
-        and, for each control, say center, `pointing_center` and the model's lead `pointing_minus_center` with `_low`
-        and `_high`, whose resamples draw the same patients for both; means over images of `area`, `reachable`, `iou`,
-        `iobb` and `n_predicted`; and `iou_...`, `iobb_...`, the shares of the boxes that are found. In the row `mean`
-        the counts are totals and all else means over the pathologies, which weigh the same.
+        DataFrame with a row a pathology that has boxes, sorted by name, and a last row `mean`; no row at all without
+        boxes. `pathology`, `n_boxes`, `n_images`, `n_patients`; for `pointing` and `energy` the mean over images with
+        `_low` and `_high` and, for each control, say center, `pointing_center` and the model's lead
+        `pointing_minus_center` with `_low` and `_high`, whose resamples draw the same patients for both; means over
+        images of `area`, `reachable`, `iou`, `iobb` and `n_predicted`; and `iou_...`, `iobb_...`, the shares of the
+        boxes that are found. In the row `mean` the counts are totals and all else means over the pathologies, which
+        weigh the same.
 
     Raises:
         ValueError: if a control was scored on other findings.
@@ -169,7 +170,7 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
     for name, control in controls.items():
         if not np.array_equal(control[["image", "pathology"]].to_numpy(), keys):
             raise ValueError(f"control {name!r} has other findings, or another order of them, than the scores")
-    names = sorted(set(scores["pathology"]), key=PATHOLOGIES.index)
+    names = sorted(set(scores["pathology"]))
     of_class = (scores["pathology"].to_numpy(object)[:, None] == np.array(names, object)).astype("float64")
 
     def estimate(values, weights=1.0):

@@ -1,11 +1,10 @@
 """Predictions as one table, from any model's CSV, and the leaderboard, which keeps the scores of several runs.
 
-A table of predictions has a row an image: `image`, `patient_id`, `split`, then `prob_<Pathology>` in [0, 1] and
-`label_<Pathology>` of 0 and 1 for each of the 14, in that order, then `follow_up`, `age`, `sex`, `view`. Here `split`
-names the subset that an image is in.
+A table of predictions has a row an image: `image`, `patient_id`, `split`, then for each finding of the study
+`prob_<Finding>` in [0, 1], then for each `label_<Finding>` of 0, 1 and NaN for unknown, in the study's order, then
+`follow_up`, `age`, `sex`, `view`. Here `split` names the subset that an image is in.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -16,17 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..runtime.files import as_path, lock_folder, read_csv, read_text, write_csv
-from ..study.labels import PATHOLOGIES, parse_pathology, read_table
+from ..study.labels import COLUMNS, list_findings, read_table
 from ..study.splits import assert_no_patient_overlap
 from ..study.study_folder import name_some
 from .auc import roc_auc
 
-PROBS = [f"prob_{name}" for name in PATHOLOGIES]
-LABELS = [f"label_{name}" for name in PATHOLOGIES]
-CONTRACT = ["image", "patient_id", "split", *PROBS, *LABELS]  # the columns of RUN_DIR/predictions.csv
-
 _LABEL_WORDS = {"label", "labels", "true", "truth", "target", "targets", "gt"}  # in names of columns of labels
-_METADATA = ["follow_up", "age", "sex", "view"]
 _SAME_IMAGES = ["study", "split", "part", "images_sha256"]  # must agree for two scores to compare; `part` is the subset
 
 
@@ -34,7 +28,7 @@ _SAME_IMAGES = ["study", "split", "part", "images_sha256"]  # must agree for two
 class JoinReport:
     """Counts how a CSV of predictions and a study's label file match; `unknown` and `unscored` name the first five.
 
-    `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the official lists
+    `n_unknown` images of the CSV are not in the label file and are left out; `n_unscored` images of the study's subsets
     that are scored have no prediction. `n_relabeled` images carry labels in the CSV that differ from the study's; the
     study's labels are used. `notes` are sentences about values that are hardly probabilities.
     """
@@ -49,12 +43,17 @@ class JoinReport:
     notes: tuple[str, ...]
 
 
+def name_columns(findings):
+    """Returns the columns of probabilities and those of labels in a table of predictions, two lists."""
+    return [f"prob_{name}" for name in findings], [f"label_{name}" for name in findings]
+
+
 def join_predictions(rows, probs, split):
     """Builds a table of predictions from a study's rows and the probabilities of a model.
 
     Args:
         rows: DataFrame of metadata as `load_metadata` gives it, one row an image.
-        probs: (n, 14) probabilities in [0, 1], in the order of `rows` and of `PATHOLOGIES`.
+        probs: (n, findings) probabilities in [0, 1], in the order of `rows` and of their findings.
         split: (n,) subset of each image.
 
     Returns:
@@ -67,25 +66,27 @@ def join_predictions(rows, probs, split):
     if len(twice):
         raise ValueError(f"{twice.iloc[0]} is predicted twice")
     columns = {"image": rows["image"], "patient_id": rows["patient_id"], "split": np.asarray(split)}
-    columns |= dict(zip(PROBS, np.asarray(probs, dtype="float64").T, strict=True))
-    columns |= {f"label_{name}": rows[name].astype("int64") for name in PATHOLOGIES}
-    return pd.DataFrame(columns | {name: rows[name] for name in _METADATA}).reset_index(drop=True)
+    findings = list_findings(rows)
+    of_probs, of_labels = name_columns(findings)
+    columns |= dict(zip(of_probs, np.asarray(probs, dtype="float64").T, strict=True))
+    for column, name in zip(of_labels, findings, strict=True):
+        columns[column] = rows[name].astype("float64" if rows[name].isna().any() else "int64")
+    return pd.DataFrame(columns | {name: rows[name] for name in COLUMNS[2:]}).reset_index(drop=True)
 
 
-def load_predictions(path, metadata, lists):
+def load_predictions(path, metadata):
     """Loads the predictions of any model and joins labels, patients and views from the study's metadata.
 
-    The CSV needs a column `image` or `Image Index` and a column of probabilities for each of the 14 pathologies, named
+    The CSV needs a column `image` or `Image Index` and a column of probabilities for each finding of the study, named
     after it, with or without `prob_` or the like; other columns are skipped. Where it has a column `split`, such as
     that of our own predictions.csv, its subsets are kept apart, and of several one must be called "test"; thresholds
-    and calibration may be chosen on "val". Subsets are named after the list that their images are in: `official-test`,
-    `official-train_val`, or `mixed` with images of both lists; two subsets that would get one name keep their own in
-    addition, such as `mixed-val` and `mixed-test`.
+    and calibration may be chosen on "val". Subsets are named after the study's own split: `official-test`,
+    `official-train_val`, or `mixed` with images of both; two subsets that would get one name keep their own in
+    addition, such as `mixed-val` and `mixed-test`. Of a study without a split they keep their names, or are `all`.
 
     Args:
         path: path of the CSV.
-        metadata: DataFrame of `load_metadata`.
-        lists: pair of sets of image names, of `load_official_lists`.
+        metadata: DataFrame of the study's images, `Study.rows`.
 
     Returns:
         Tuple of the DataFrame of predictions, sorted by image, with `attrs["subsets"]`, a dict from the name of each
@@ -94,50 +95,54 @@ def load_predictions(path, metadata, lists):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is lacking or could be one of several, an image is listed twice or in neither list, a
-            probability is not a number in [0, 1], a patient is in two subsets, or no image is one of the study; names
-            the file, row and column. Or if the values are labels or decisions, see `assert_no_labels`.
+        ValueError: if a column is lacking or could be one of several, an image is listed twice or in no subset of the
+            study's split, a probability is not a number in [0, 1], a patient is in two subsets, or no image is one of
+            the study; names the file, row and column. Or if the values are labels or decisions, see `assert_no_labels`.
     """
-    table = read_predictions(path)
+    findings = list_findings(metadata)
+    probs, _ = name_columns(findings)
+    table = read_predictions(path, findings)
     notes = tuple(table.attrs["notes"])
     known = table["image"].isin(metadata["image"])
     if not known.any():
         raise ValueError(
             f"{path}: none of its {len(table)} images, such as {table['image'].iloc[0]}, is in the study's label file; "
-            "images keep the names that NIH gave them, such as 00000001_000.png, without folders"
+            f"images keep the names that they have there, such as {metadata['image'].iloc[0]}"
         )
     unknown = table["image"][~known].tolist()
     table = table[known].sort_values("image")
     rows = metadata.set_index("image").loc[table["image"]].reset_index()
-    assert_no_labels(path, rows[list(PATHOLOGIES)], table[PROBS])
-    relabeled = _count_relabeled(table, rows)
-    in_train_val, in_test = (table["image"].isin(names).to_numpy() for names in lists)
-    unlisted = table["image"][~in_train_val & ~in_test].tolist()
+    assert_no_labels(path, rows[[*findings]], table[probs])
+    relabeled = _count_relabeled(table, rows, findings)
+    own = metadata.get("split", pd.Series("all", metadata.index))
+    unlisted = rows["image"][rows["image"].isin(metadata["image"][own.eq("")])].tolist()
     if unlisted:
-        raise ValueError(f"{path}: {name_some(unlisted)} in neither train_val_list.txt nor test_list.txt of the study")
+        raise ValueError(f"{path}: {name_some(unlisted)} in no subset of the study's own split")
+    in_test = rows["image"].isin(metadata["image"][own.eq("test")]).to_numpy()
     try:
         assert_no_patient_overlap(rows["patient_id"], table["split"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}; the score of such a subset would be too good") from None
-    names = _name_subsets(table["split"], in_test)
-    predictions = join_predictions(rows, table[PROBS], table["split"].map(names))
+    names = {called: called or "all" for called in pd.unique(table["split"])}
+    names = _name_subsets(table["split"], in_test) if "split" in metadata else names
+    predictions = join_predictions(rows, table[probs], table["split"].map(names))
     predictions.attrs["subsets"] = {name: called for called, name in names.items()}
 
-    scored_lists = (names for names, inside in zip(lists, (in_train_val, in_test), strict=True) if inside.any())
-    wanted = set().union(*scored_lists)
-    unscored = sorted((wanted & set(metadata["image"])) - set(table["image"]))
+    wanted = own.ne("") & own.eq("test").isin(in_test)  # all images of the lists of which some are scored
+    unscored = sorted(set(metadata["image"][wanted]) - set(table["image"]))
     counts = len(known), len(table), len(unknown), len(unscored), relabeled
     return predictions, JoinReport(*counts, tuple(unknown[:5]), tuple(unscored[:5]), notes)
 
 
-def read_predictions(path):
+def read_predictions(path, findings):
     """Reads and checks a CSV of predictions, without a study.
 
     Args:
         path: path of the CSV, see `load_predictions`.
+        findings: names of the findings.
 
     Returns:
-        DataFrame indexed by the rows of the file as a text editor counts them: `image`, `prob_<Pathology>` of all 14,
+        DataFrame indexed by the rows of the file as a text editor counts them: `image`, `prob_<Finding>` of all,
         `split` ("test", "val" or another word; "" without such a column) and, as text, the `label_` columns that it
         has. `attrs["notes"]` is a list of sentences about values that are hardly probabilities.
 
@@ -159,8 +164,9 @@ def read_predictions(path):
         )
     if len(images) > 1:
         raise ValueError(f"{path} has several columns of image names, {' and '.join(images)}; keep one")
-    columns = _find_columns(path, header)
-    known = {name.casefold(): name for name in ("split", *LABELS)}
+    columns = _find_columns(path, header, findings)
+    of_probs, of_labels = name_columns(findings)
+    known = {name.casefold(): name for name in ("split", *of_labels)}
     extra = {name: known[name.casefold()] for name in header if name.casefold() in known}
     names = {images[0]: "image"} | {column: f"prob_{name}" for name, column in columns.items()} | extra
     table = read_table(path, list(names)).rename(columns=names)
@@ -171,10 +177,10 @@ def read_predictions(path):
         if name in first:
             raise ValueError(f"{path}: {name} is listed twice, in rows {first[name]} and {line}; keep one")
         first[name] = line
-    for column in PROBS:
+    for column in of_probs:
         table[column] = _parse_probs(path, table, column, columns[column.removeprefix("prob_")])
     table["split"] = _parse_split(path, table["split"]) if "split" in table else ""
-    table.attrs["notes"] = _check_values(path, table[PROBS].set_axis(list(columns.values()), axis=1))
+    table.attrs["notes"] = _check_values(path, table[of_probs].set_axis(list(columns.values()), axis=1))
     return table
 
 
@@ -186,12 +192,11 @@ def assert_no_labels(path, labels, probs):
 
     Args:
         path: path of the CSV, for the message.
-        labels: (n, 14) of 0 and 1.
-        probs: (n, 14) probabilities.
+        labels: (n, findings) of 0, 1 and NaN for unknown.
+        probs: (n, findings) probabilities.
     """
     labels, probs = np.asarray(labels), np.asarray(probs)
-    n_pos = labels.sum(axis=0)
-    aucs = roc_auc(labels, probs)[np.minimum(n_pos, len(labels) - n_pos) >= 5]
+    aucs = roc_auc(labels, probs)[np.minimum((labels == 1).sum(axis=0), (labels == 0).sum(axis=0)) >= 5]
     if len(aucs) and aucs.mean() > 0.99:
         raise ValueError(
             f"{path}: its probabilities are the study's labels, or nearly: the mean AUC would be {aucs.mean():.4f}. "
@@ -298,48 +303,55 @@ def _parse_split(path, split):
     return split
 
 
-def _find_columns(path, header):
-    """Finds the column of each pathology among sets of columns, which differ by what their names have beside it.
+def _find_columns(path, header, findings):
+    """Finds the column of each finding among sets of columns, which differ by what their names have beside it.
 
     Names are compared in any case and spelling: `prob_Mass`, `Mass_pred`, `P(Mass)`. Sets that are called labels do not
     count; of several others, the only one that is called probabilities is taken.
     """
-    sets = {}
+    sets, known = {}, {_split_words(name): name for name in findings}
+    if "Infiltration" in findings:
+        known.setdefault(("infiltrate",), "Infiltration")  # as NIH's box list has it
     for column in header:
-        words = re.findall("[a-z0-9]+", column.casefold())
+        words = _split_words(column)
         for start, stop in itertools.combinations(range(len(words) + 1), 2):
-            with contextlib.suppress(ValueError):
+            if name := known.get(words[start:stop]):
                 beside = *words[:start], "X", *words[stop:]
-                sets.setdefault(beside, {}).setdefault(parse_pathology(" ".join(words[start:stop])), []).append(column)
+                sets.setdefault(beside, {}).setdefault(name, []).append(column)
     sets = {beside: found for beside, found in sets.items() if not _LABEL_WORDS & {*beside}}
-    whole = [beside for beside, found in sets.items() if len(found) == len(PATHOLOGIES)]
+    whole = [beside for beside, found in sets.items() if len(found) == len(findings)]
     named = [beside for beside in whole if any(word.startswith("prob") for word in beside)]
     whole = named if len(named) == 1 else whole
     if len(whole) > 1:
-        some = [sets[beside][PATHOLOGIES[0]][0] for beside in whole]
+        some = [sets[beside][findings[0]][0] for beside in whole]
         raise ValueError(
-            f"{path} has several columns for each pathology, such as {' and '.join(some)}; call those with the "
-            f"model's probabilities prob_{PATHOLOGIES[0]} and so on, or remove the others"
+            f"{path} has several columns for each finding, such as {' and '.join(some)}; call those with the "
+            f"model's probabilities prob_{findings[0]} and so on, or remove the others"
         )
     columns = sets[whole[0]] if whole else max(sets.values(), key=len, default={})
-    lacking = [name for name in PATHOLOGIES if name not in columns]
+    lacking = [name for name in findings if name not in columns]
     if lacking:
         raise ValueError(
-            f"{path} has no probabilities for {', '.join(lacking)}; expected a column for each of the 14 pathologies, "
+            f"{path} has no probabilities for {', '.join(lacking)}; expected a column for each finding of the study, "
             f"all named like {lacking[0]} or all like prob_{lacking[0]}. It has {', '.join(header)}"
         )
     for name, found in columns.items():
         if len(found) > 1:
             raise ValueError(f"{path}: the columns {' and '.join(found)} both name {name}; keep one")
-    return {name: columns[name][0] for name in PATHOLOGIES}
+    return {name: columns[name][0] for name in findings}
 
 
-def _count_relabeled(table, rows):
+def _split_words(text):
+    return tuple(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def _count_relabeled(table, rows, findings):
     differs = np.zeros(len(rows), dtype=bool)
-    for name in PATHOLOGIES:
+    for name in findings:
         if f"label_{name}" in table:
             given = table[f"label_{name}"].str.casefold().replace({"true": "1", "false": "0"})
-            differs |= pd.to_numeric(given, errors="coerce").to_numpy() != rows[name].to_numpy()
+            given, own = pd.to_numeric(given, errors="coerce").to_numpy(), rows[name].to_numpy()
+            differs |= (given != own) & ~(np.isnan(given) & np.isnan(own))
     return int(differs.sum())
 
 
