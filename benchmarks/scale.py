@@ -37,13 +37,12 @@ from renew_page import renew_page
 
 from helpers import evaluation
 from helpers.evaluation import (
-    LABELS,
-    PROBS,
     apply_platt,
     auc_table,
     bootstrap_calibration_error,
     fit_platt,
     list_subgroups,
+    name_columns,
     rates_table,
     subgroup_table,
 )
@@ -65,6 +64,7 @@ from helpers.study import (
 SIDE, CROP, BATCH, N_DRAWN = 64, 56, 128, 512  # pixels, pixels, images, images
 SHARE, SEED = 0.1, 0
 BOOTSTRAP = {"n_resamples": 1000, "seed": SEED}
+PROBS, LABELS = name_columns(PATHOLOGIES)
 
 
 def write_studies(metadata, folder):
