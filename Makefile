@@ -14,6 +14,8 @@ IMAGES ?=
 SOURCE ?= phantom
 SOURCE_DIR ?=
 OUT ?=
+# Not from the environment: machines of a cluster may have a variable of this name.
+CLUSTER =
 PORT ?= 8501
 
 ENV ?= .venv
@@ -27,15 +29,18 @@ export RUNTIME ?= auto
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
+# Ray, where one of the targets that can use a cluster is given one.
+cluster := $(if $(CLUSTER),$(ENV)/cluster)
+
 # Make ignores variables that it does not know, so `make run EPOCHS=3` would train the defaults. What a target does not take is
 # refused on the command line; the environment may hold anything.
 study := DATA_DIR RUN_DIR PROFILE SET
 takes-run := $(study)
-takes-prepare := $(study)
+takes-prepare := CLUSTER $(study)
 takes-seeds := SEEDS $(study)
 takes-evaluate := PREDICTIONS $(study)
-takes-xvision := SOURCE SOURCE_DIR $(study)
-takes-predict := IMAGES RUN_DIR OUT
+takes-xvision := SOURCE SOURCE_DIR CLUSTER $(study)
+takes-predict := IMAGES RUN_DIR OUT CLUSTER
 takes-results := RUN_DIR MACHINE_WAS
 takes-reference := PREDICTIONS DATA_DIR
 takes-serve := RUN_DIR PORT
@@ -59,8 +64,8 @@ $(if $(unknown),$(error `make $(goals)` takes $(or $(strip $(takes)),no variable
 run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
 
-prepare: $(ENV)/run  ## notebook 1 alone, also a part of its packing on each of several hosts: make prepare [DATA_DIR=...] [PROFILE=full|best] [SET="PART=3/8"]
-	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
+prepare: $(ENV)/run $(cluster)  ## notebook 1 alone, also on a Ray cluster: make prepare [CLUSTER=auto|ADDRESS] [DATA_DIR=...] [PROFILE=full|best] [SET="SIDE=320"]
+	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "CLUSTER=$(CLUSTER)" $(SET)
 
 seeds: $(ENV)/run  ## trains several seeds, or resumes; mean, spread, their average: make seeds [SEEDS=5] [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="VIEWS=25"]
 	$(VENV)/python scripts/train_seeds.py --seeds $(SEEDS) --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
@@ -68,11 +73,11 @@ seeds: $(ENV)/run  ## trains several seeds, or resumes; mean, spread, their aver
 evaluate: $(ENV)/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
 	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
 
-xvision: $(ENV)/run  ## notebook 6 alone: make xvision [SOURCE=folder SOURCE_DIR=/path/to/images] [RUN_DIR=...] [PROFILE=full] [SET="BACKBONES=VGG16"]
-	$(VENV)/python scripts/run_notebooks.py --only 06_xvision_vgg16_nodules --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "SOURCE=$(SOURCE)" "SOURCE_DIR=$(SOURCE_DIR)" $(SET)
+xvision: $(ENV)/run $(cluster)  ## notebook 6 alone: make xvision [SOURCE=folder SOURCE_DIR=/path/to/images] [CLUSTER=auto|ADDRESS] [RUN_DIR=...] [PROFILE=full] [SET="BACKBONES=VGG16"]
+	$(VENV)/python scripts/run_notebooks.py --only 06_xvision_vgg16_nodules --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "SOURCE=$(SOURCE)" "SOURCE_DIR=$(SOURCE_DIR)" "CLUSTER=$(CLUSTER)" $(SET)
 
-predict: $(ENV)/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]
-	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)"
+predict: $(ENV)/run $(cluster)  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv] [CLUSTER=auto|ADDRESS]
+	$(VENV)/python scripts/predict.py "$(IMAGES)" --run-dir "$(RUN_DIR)" --out "$(OUT)" --cluster "$(CLUSTER)"
 
 test-fast: $(ENV)/dev  ## the tests to run before a commit: about 2 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
@@ -137,6 +142,10 @@ $(ENV)/run: requirements.txt
 
 $(ENV)/serve: $(ENV)/run requirements/serve.txt
 	$(call install,$(VENV)) -r requirements/serve.txt
+	@touch $@
+
+$(ENV)/cluster: $(ENV)/run requirements/cluster.txt
+	$(call install,$(VENV)) -r requirements/cluster.txt
 	@touch $@
 
 $(ENV)/dev: $(ENV)/serve requirements/dev.txt

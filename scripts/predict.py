@@ -1,6 +1,6 @@
 """Predicts a folder of images, PNG, JPEG and DICOM mixed, with an exported model. Continues an interrupted run.
 
-Usage: predict.py IMAGES [--run-dir DIR] [--out FILE]
+Usage: predict.py IMAGES [--run-dir DIR] [--out FILE] [--cluster auto|ADDRESS]
 """
 
 import argparse
@@ -25,6 +25,7 @@ def parse_arguments():
     parser.add_argument("images", help="a folder of images, searched with its subfolders, or one image")
     parser.add_argument("--run-dir", default="", help="run whose saved_model predicts (default: models/densenet121)")
     parser.add_argument("--out", default="", help="CSV to write (default: predicted/<name of IMAGES>.csv in the run)")
+    parser.add_argument("--cluster", default="", help="Ray cluster that shares the work: auto, or its address")
     return parser.parse_args()
 
 
@@ -38,8 +39,8 @@ def main():
     out = resolve_path(arguments.out) if arguments.out else run_dir / "predicted" / f"{images.name}.csv"
     try:
         model = ExportedModel(run_dir / "saved_model")
-        done = predict_folder(model, images, out, progress=tqdm)
-    except (OSError, ValueError) as error:
+        done = predict_folder(model, images, out, progress=tqdm, cluster=arguments.cluster)
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command continues from here.")

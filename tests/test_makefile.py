@@ -43,7 +43,7 @@ def dry_run(*words, **environment):
         (["prepare", "PART=3/8", "RUN_DIR=x"], 'not PART. .* go into SET="PART=3/8"'),
         (["evaluate", "PREDICTION=x.csv"], "takes PREDICTIONS DATA_DIR RUN_DIR PROFILE SET, not PREDICTION. Variables"),
         (["run", "PREDICTIONS=x.csv"], "not PREDICTIONS. Variables"),
-        (["predict", "IMAGES=x", "EPOCHS=3"], "`make predict` takes IMAGES RUN_DIR OUT, not EPOCHS. Variables"),
+        (["predict", "IMAGES=x", "EPOCHS=3"], "`make predict` takes IMAGES RUN_DIR OUT CLUSTER, not EPOCHS. Variables"),
         (["lint", "epochs=3"], "`make lint` takes no variable, not epochs. Variables"),
     ],
 )
@@ -56,6 +56,13 @@ def test_variables_of_help_settings_and_environment_are_taken():
     assert "--set EPOCHS=3 " in dry_run("run", "SET=EPOCHS=3 SEED=1", "RUNTIME=jax", "ENV=x", "SHELL=/bin/sh")[0]
     assert "--seeds 2 " in dry_run("seeds", "SEEDS=2", EPOCHS="3", CUDA_VISIBLE_DEVICES="0")[0]
     assert '--data-dir "a"' in dry_run("run", DATA_DIR="a")[0]
+
+
+def test_a_cluster_is_taken_from_the_command_line_alone_and_brings_ray():
+    for target in ("prepare", "xvision", "predict"):
+        assert "requirements/cluster.txt" in dry_run(target, "CLUSTER=auto", "ENV=x")[0]
+        printed, _ = dry_run(target, "ENV=x", CLUSTER="the name of a machine")
+        assert "cluster.txt" not in printed and "the name" not in printed
 
 
 def test_the_commands_of_the_pages_are_taken():

@@ -43,6 +43,10 @@ class ExportedModel:
             raise ValueError(f"{folder} has no signatures {', '.join(sorted(missing))}. Export the model again.")
         self.facts = {name: value.tolist() for name, value in self._call("metadata").items()}
 
+    def __reduce__(self):
+        """Is opened anew by a worker of a cluster, from the same folder."""
+        return ExportedModel, (self.folder,)
+
     def predict(self, files):
         """Predicts encoded images.
 

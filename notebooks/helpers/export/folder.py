@@ -16,6 +16,7 @@ import tensorflow as tf
 from ..packing.decoding import decode_image
 from ..packing.dicom import load_image
 from ..packing.image_files import ImageError
+from ..runtime.cluster import map_tasks, refuse_own_disk
 from ..runtime.files import lock_folder, read_text, write_text
 from ..runtime.settings import read_json, write_json
 from ..training.model_files import hash_model
@@ -70,7 +71,7 @@ def _escape(name):
     return name if name.isprintable() and "\\" not in name else name.encode("unicode_escape").decode()
 
 
-def predict_folder(model, images, out, *, batch_size=32, progress=None):
+def predict_folder(model, images, out, *, batch_size=32, progress=None, cluster=""):
     """Predicts all images of a folder, or the rest of them after an interrupted call.
 
     Threads read and decode images two batches ahead of the model. The rows of a batch are written as soon as it is
@@ -87,6 +88,8 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
         batch_size: int, images a step.
         progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with
             `update(n)` and `close()`.
+        cluster: "", "auto" or an address, see `runtime.cluster.map_tasks`; images and model are then on a disk that all
+            machines share.
 
     Returns:
         A namespace: `out`, `unreadable_csv` (path or None); counts `images`, `predicted` (in this call), `earlier`;
@@ -97,6 +100,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
         ValueError: `out` holds predictions of another model or folder, or is another file; or the side of the model's
             images is too small for the input gate.
         OSError: `out` cannot be written.
+        RuntimeError: the cluster fails, see `map_tasks`; the rows that are written stay.
     """
     out = Path(out)
     unreadable_csv, note = out.with_name(f"{out.stem}_unreadable.csv"), out.with_name(f"{out.stem}_model.json")
@@ -104,10 +108,10 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None):
     folder = Path(images) if Path(images).is_dir() else Path(images).parent
     busy = f"Another process predicts the images in {folder}. This one waits until it ends."
     with lock_folder(folder, busy, wait=True):
-        return _predict_files(model, files, images, (out, unreadable_csv, note), batch_size, progress)
+        return _predict_files(model, files, images, (out, unreadable_csv, note), batch_size, progress, cluster)
 
 
-def _predict_files(model, files, images, beside, batch_size, progress):
+def _predict_files(model, files, images, beside, batch_size, progress, cluster):
     """Does what `predict_folder` says, for listed files; `beside` are the paths of what is written."""
     out, unreadable_csv, note = beside
     table = _open_table(model, images, out, note)
@@ -124,18 +128,23 @@ def _predict_files(model, files, images, beside, batch_size, progress):
         if bar:
             stack.callback(bar.close)
         file = stack.enter_context(out.open("a", encoding="utf-8", newline=""))
-        pool = ThreadPoolExecutor(os.cpu_count())
-        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for images not yet read
-        for batch in _read_ahead(pool, todo, batch_size, model.facts["side"]):
-            unreadable += [(name, image.reason) for name, image in batch if image.reason]
-            readable = [(name, image) for name, image in batch if not image.reason]
-            if readable:
-                rows = _predict(model, readable, status)
+        batches = (todo[start : start + batch_size] for start in range(0, len(todo), batch_size))
+        n_threads, paths = 1 if cluster else os.cpu_count(), dict(files)
+        results = map_tasks(_prepare_predicting, batches, model, n_threads, cluster=cluster)
+        stack.callback(results.close)  # at an interrupt, too
+        for rows, failed in results:
+            for name, reason in failed if cluster else ():
+                if not _read(paths[name], model.facts["side"]).reason:
+                    refuse_own_disk(paths[name], reason)
+            unreadable += failed
+            if len(rows):
+                rows.insert(1, "bytes", [status[name][0] for name in rows["file"]])
+                rows.insert(2, "modified", [status[name][1] for name in rows["file"]])
                 rows.to_csv(file, index=False, header=False, lineterminator="\n")
                 file.flush()
                 warned += rows.loc[rows["warnings"].ne(""), ["file", "warnings"]].itertuples(index=False, name=None)
             if bar:
-                bar.update(len(batch))
+                bar.update(len(rows) + len(failed))
     columns = ["file", "reason"]
     failures = pd.DataFrame(unreadable, columns=columns)
     if len(failures):
@@ -184,9 +193,23 @@ def _open_table(model, images, out, note):
     raise ValueError(f"{out} is not a CSV of this model and this folder. Choose another file, or remove it.")
 
 
-def _read_ahead(pool, todo, batch_size, side):
+def _prepare_predicting(model, n_threads):
+    """Returns the function from batches of (name, path) to rows and (name, reason) of what cannot be read."""
+
+    def predict(batches):
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(n_threads)
+            stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for images not yet read
+            for batch in _read_ahead(pool, batches, model.facts["side"]):
+                readable = [(name, image) for name, image in batch if not image.reason]
+                failed = [(name, image.reason) for name, image in batch if image.reason]
+                yield _predict(model, readable) if readable else (), failed
+
+    return predict
+
+
+def _read_ahead(pool, batches, side):
     """Yields batches of (name, result of `_read`), while the next two are being read."""
-    batches = (todo[start : start + batch_size] for start in range(0, len(todo), batch_size))
     ahead = deque()
     for batch in batches:
         ahead.append([(name, pool.submit(_read, path, side)) for name, path in batch])
@@ -229,7 +252,7 @@ def _check_plain(path):
         raise ImageError("not a plain file but a pipe or a device; copy its content into a file")
 
 
-def _predict(model, batch, status):
+def _predict(model, batch):
     names, images = zip(*batch, strict=True)
     squares = np.stack([image.image for image in images])
     answer = model.predict_pixels(squares)
@@ -237,8 +260,6 @@ def _predict(model, batch, status):
     classes = np.array(model.facts["class_names"])
     rows = {
         "file": names,
-        "bytes": [status[name][0] for name in names],
-        "modified": [status[name][1] for name in names],
         "findings": ["|".join(classes[above]) for above in answer["above_threshold"]],
         "warnings": [
             "; ".join([*image.notes, *(warning.reason for warning in found)])

@@ -107,8 +107,13 @@ class ImageFiles:
             n_threads: threads that read and decode; None for one a core.
         """
         self._paths = {image: str(path) for image, path in paths.items()}
-        self._read = _make_reader(side, encoding)
+        self._kind = side, encoding  # and not the reader itself, which cannot be sent to a worker
         self._n_threads = n_threads or count_cores()
+
+    def select(self, images):
+        """Returns the same for some of the images, read by one thread: what a worker of a cluster gets."""
+        side, encoding = self._kind
+        return ImageFiles({image: self._paths[image] for image in images}, side, encoding=encoding, n_threads=1)
 
     def lacking(self, images):
         """Returns those of the images that have no path."""
@@ -154,7 +159,9 @@ class ImageFiles:
     def _make_dataset(self, images):
         paths = tf.data.Dataset.from_tensor_slices([self._paths[image] for image in images]).enumerate()
         data = paths.map(
-            lambda number, path: (number, *self._read(path)), num_parallel_calls=self._n_threads, deterministic=True
+            lambda number, path: (number, *_make_reader(*self._kind)(path)),
+            num_parallel_calls=self._n_threads,
+            deterministic=True,
         )
         options = tf.data.Options()
         options.threading.private_threadpool_size = self._n_threads
@@ -177,7 +184,7 @@ class ImageFiles:
 
     def _decode_copy(self, file):
         try:
-            image, facts = self._read(str(file))
+            image, facts = _make_reader(*self._kind)(str(file))
         except tf.errors.InvalidArgumentError:
             return "the pixels cannot be decoded: the file is damaged or cut short; export or copy it again"
         except tf.errors.OpError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from ..runtime.cluster import map_tasks, refuse_own_disk
 from ..runtime.files import as_path, hash_file, local_draft, lock_folder, measure_file, write_text
 from ..study.labels import COLUMNS, list_findings
 from ..study.splits import SUBSETS, hash_split
@@ -66,6 +67,7 @@ def pack_study(
     progress=None,
     encoding="raw",
     part=None,
+    cluster="",
     study=None,
 ):
     """Packs images into TFRecord shards, shard by shard; an interrupted run resumes where it stopped.
@@ -77,8 +79,9 @@ def pack_study(
 
     Several processes, also on several hosts, pack a `part` of the shards each, into one folder or into folders whose
     files are then copied together; a call without `part` afterwards checks them, packs what is lacking and writes index
-    and manifest. Of two calls without `part`, one waits for the other, see `files.lock_folder`. Memory does not grow
-    with the study's images, see `image_stream`.
+    and manifest. On a Ray cluster each worker packs a shard at a time, but caches, which need no decoding, are packed
+    here. Of two calls without `part`, one waits for the other, see `files.lock_folder`. Memory does not grow with the
+    study's images, see `image_stream`.
 
     Args:
         rows: DataFrame with `image`, `patient_id`, `follow_up`, `age`, `sex`, `view`, a column of 1, 0 or NaN (unknown)
@@ -94,6 +97,8 @@ def pack_study(
             `close()`.
         encoding: of the images, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
         part: tuple (i, n) to pack every n-th shard from the i-th, see `parse_part`; None for all, and for the manifest.
+        cluster: "", "auto" or an address, see `runtime.cluster.map_tasks`; `images` and `folder` are then on a disk
+            that all machines share, or in a bucket.
         study: the `Study` that the images are of: its name and what it is about are kept in the manifest, and its
             labels and boxes are written to `study/`; None for neither.
 
@@ -105,6 +110,7 @@ def pack_study(
             two subsets of a split that is meant to be by patient; rows have no image in `images`; or none can be read.
         OSError: the disk is full; finished shards stay.
         tf.errors.OpError: the bucket that the images' files are in cannot be reached.
+        RuntimeError: the cluster fails, see `map_tasks`; finished shards stay.
     """
     folder = as_path(folder)
     if encoding not in ENCODINGS:
@@ -125,7 +131,15 @@ def pack_study(
         plans = _plan_shards(rows, source, settings, part)
         bar = progress(total=sum(len(plan.rows) for plan in plans), unit="image") if progress else None
         shards = _find_current_shards(folder, plans, source, held, bar)
-        _write_shards(folder, [plan for plan in plans if plan.file not in shards], source, shards, bar)
+        cluster = cluster if isinstance(source, ImageFiles) else ""
+        lacking = [plan for plan in plans if plan.file not in shards]
+        tasks = ((plan, source.select(plan.rows["image"]) if cluster else source) for plan in lacking)
+        for shard in map_tasks(_prepare_writing, tasks, folder, cluster=cluster):
+            if cluster:
+                _assert_disk_is_shared(folder, shard, source)
+            shards[shard["file"]] = shard
+            if bar:
+                bar.update(shard["count"] + len(shard["excluded"]))
         if bar:
             bar.close()
         if part:
@@ -205,12 +219,20 @@ def _list_shards(folder, held):
     return shards
 
 
-def _write_shards(folder, plans, source, shards, bar):
-    """Writes shards and their receipts, and adds them to `shards`.
+def _prepare_writing(folder):
+    """Returns the function from (plan, source of its images) to shards with their facts, for `map_tasks`."""
+    return lambda tasks: _write_shards(folder, list(tasks))
+
+
+def _write_shards(folder, tasks):
+    """Writes shards and their receipts, and yields them.
 
     The images of all of them are one stream, which does not stop at a shard's end; a shard is hashed and put in its
     place while the next one is written.
     """
+    if not tasks:
+        return
+    plans, source = [plan for plan, _ in tasks], tasks[0][1]  # in one process, that of all images
     images = iter(source.read(image for plan in plans for image in plan.rows["image"]))
     finishing = []
 
@@ -218,27 +240,25 @@ def _write_shards(folder, plans, source, shards, bar):
         with stack:
             shard |= {"bytes": measure_file(draft), "sha256": hash_file(draft)}
         write_text(folder / f"{shard['file']}.json", json.dumps(shard))
-        shards[shard["file"]] = shard
+        return shard
 
     with ThreadPoolExecutor(1) as finisher:
         for plan in plans:
             with contextlib.ExitStack() as stack:
                 draft = stack.enter_context(local_draft(folder / plan.file))
-                shard = _write_records(draft, plan, images, bar)
-                while finishing:
-                    finishing.pop().result()
+                shard = _write_records(draft, plan, images)
+                if finishing:
+                    yield finishing.pop().result()
                 finishing.append(finisher.submit(finish, draft, stack.pop_all(), shard))
-        while finishing:
-            finishing.pop().result()
+        if finishing:
+            yield finishing.pop().result()
 
 
-def _write_records(draft, plan, images, bar):
+def _write_records(draft, plan, images):
     """Writes the records of a shard; returns its entry, still without size and hash."""
     excluded, facts, findings = [], [], list_findings(plan.rows)
     with _open_writer(draft) as writer:
         for row, image in zip(plan.rows.to_dict("records"), images, strict=False):
-            if bar:
-                bar.update(1)
             if isinstance(image, str):
                 excluded.append({"image": row["image"], "reason": image})
             else:
@@ -246,6 +266,18 @@ def _write_records(draft, plan, images, bar):
                 facts.append([getattr(image, name) for name in FACTS])
     shard = {"subset": plan.subset, "key": plan.key, "file": plan.file, "count": len(facts)}
     return shard | {"excluded": excluded, "facts": facts}
+
+
+def _assert_disk_is_shared(folder, shard, source):
+    """Raises RuntimeError if the worker that packed a shard could not see the images, or if this machine lacks it."""
+    for entry in shard["excluded"]:
+        if not isinstance(source.read_one(entry["image"]), str):
+            refuse_own_disk(entry["image"], entry["reason"])
+    if not (folder / shard["file"]).exists():
+        raise RuntimeError(
+            f"{shard['file']} was packed by a worker, but is not in {folder} here: PACKED_DIR must be on a disk that "
+            "all machines of the cluster share, or in a bucket."
+        )
 
 
 @contextlib.contextmanager

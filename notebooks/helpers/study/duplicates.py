@@ -5,6 +5,7 @@ and its patient. ChestX-ray14 is known to hold some.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
+from ..runtime.cluster import map_tasks
 from ..runtime.files import read_text, write_text
 
 HASH_BITS = 256
@@ -127,7 +129,7 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
     return pd.DataFrame({**columns, "kind": np.where(same, "exact", "near"), "distance": distance[order]})
 
 
-def find_study_duplicates(study, max_distance=MAX_DISTANCE):
+def find_study_duplicates(study, max_distance=MAX_DISTANCE, cluster=""):
     """Finds all pairs of copies in a packed study and keeps them in its `duplicates.json`, so that it searches once.
 
     Images are read batch by batch and only their hashes, 48 bytes each, are kept.
@@ -135,6 +137,7 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
     Args:
         study: a `PackedStudy` of images of 32 pixels or more.
         max_distance: see `find_duplicates`.
+        cluster: where images are hashed, a shard at a time, see `runtime.cluster.map_tasks`; they are compared here.
 
     Returns:
         DataFrame of `find_duplicates`, of all pairs within and across subsets and patients.
@@ -149,20 +152,37 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE):
         kept = json.loads(read_text(path))
         if kept["of"] == key:
             return pd.DataFrame(kept["pairs"], columns=_PAIR_COLUMNS)
-    pairs = find_duplicates(study.index, hash_images(read_images(study)), max_distance, across="image")
+    files = [file for subset in study.shards for file in study.files(subset)]
+    form = dataclasses.replace(study, index=study.index.head(0), shards={}, excluded=[])  # how records are read
+    hashes = [hash_images(()), *map_tasks(_prepare_hashing, files, form, cluster=cluster)]
+    hashes = ImageHashes(*map(np.concatenate, zip(*hashes, strict=True)))
+    pairs = find_duplicates(study.index, hashes, max_distance, across="image")
     with contextlib.suppress(OSError):  # an attached study may be read-only
         write_text(path, json.dumps({"of": key, "pairs": pairs.to_dict("list")}))
     return pairs
 
 
-def read_images(study):
-    """Yields all images of a packed study in the order of its index, as uint8 arrays (n, side, side, 1)."""
+def _prepare_hashing(study):
+    """Returns the function from shards' paths to the hashes of their images, batch by batch, for `map_tasks`."""
+    return lambda files: map(hash_images, read_images(study, list(files)))
+
+
+def read_images(study, files=None):
+    """Yields the images of a packed study's shards, all in the order of its index unless some are named.
+
+    Args:
+        study: a `PackedStudy`.
+        files: list of paths of its shards.
+
+    Yields:
+        uint8 arrays (n, side, side, 1), none of which crosses the border of a shard.
+    """
     import tensorflow as tf  # not above: the hashes do not need it
 
-    files = [file for subset in study.shards for file in study.files(subset)]
+    files = [file for subset in study.shards for file in study.files(subset)] if files is None else files
     if not files:
         return
-    data = tf.data.TFRecordDataset(files).batch(_BATCH)
+    data = tf.data.Dataset.from_tensor_slices(files).flat_map(lambda file: tf.data.TFRecordDataset(file).batch(_BATCH))
     for images, _ in data.map(study.parse, num_parallel_calls=2).prefetch(2):
         yield images.numpy()
 

@@ -137,6 +137,9 @@ def make_cohort_dataset(cohort, side, batch_size, numbers):
         wanted = pd.concat([cohort.study.rows(subset) for subset in SUBSETS])["image"]
         wanted = wanted.isin(cohort.rows["image"].iloc[numbers]).to_numpy()
         files = [file for subset in SUBSETS for file in cohort.study.files(subset)]
+        ends = np.cumsum([shard["count"] for subset in SUBSETS for shard in cohort.study.shards[subset]])[:-1]
+        some = [(file, mask) for file, mask in zip(files, np.split(wanted, ends), strict=True) if mask.any()]
+        files, wanted = [file for file, _ in some], np.concatenate([mask for _, mask in some])
         data = tf.data.Dataset.zip(tf.data.TFRecordDataset(files), tf.data.Dataset.from_tensor_slices(wanted))
         data = data.filter(lambda _, is_wanted: is_wanted).map(lambda record, _: record)
         data = data.map(lambda record: resize_image(cohort.study.parse(record[None])[0][0], side), **in_order)

@@ -18,6 +18,7 @@ import tensorflow as tf
 from ..fetch.downloads import assert_space
 from ..packing.dicom import load_image
 from ..packing.image_files import ImageError, assert_image_decodes
+from ..runtime.cluster import map_tasks
 from ..runtime.files import as_path, hash_file, is_remote, lock_folder, write_text
 from ..training.backbones import BACKBONES
 from ..training.model import load_classifier
@@ -27,6 +28,7 @@ from .cohorts import make_cohort_dataset
 
 FORMAT = 1  # of a cache; part of its facts, so that another format has a folder of its own
 _SAVE_SECONDS = 20  # between two records of the progress
+_TASK_BATCHES = 8  # that a worker of a cluster computes at a time
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def load_trained_backbone(run_dir):
     return _make_backbone(model, facts)
 
 
-def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size=32, progress=None):
+def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size=32, progress=None, cluster=""):
     """Computes the features of a cohort's images, unless they are cached; resumes what was interrupted.
 
     Args:
@@ -140,6 +142,8 @@ def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size
         batch_size: int, images at once.
         progress: callable such as `tqdm`, called with `total=`, `unit=` and `initial=`, that returns an object with
             `update(n)` and `close()`.
+        cluster: "", "auto" or an address, see `runtime.cluster.map_tasks`; the images are then on a disk that all
+            machines share, or in a bucket. The features come here.
 
     Returns:
         A `FeatureCache`.
@@ -148,7 +152,7 @@ def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size
         ImageError: an image cannot be decoded; with its name.
         ValueError: a finished cache is damaged; a feature is too large for float16, or not a number; or `folder` is in
             a bucket, from which nothing can be memory-mapped.
-        RuntimeError: another process computes the same features.
+        RuntimeError: another process computes the same features; or the cluster fails, see `map_tasks`.
         OSError: the features cannot be written; too little disk space is reported before anything is computed.
     """
     if is_remote(folder):
@@ -164,7 +168,7 @@ def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size
             "(in Jupyter, shut its kernel down)."
         )
         with lock_folder(folder, busy):
-            draft, seconds = _compute_features(cohort, backbone, folder, facts, batch_size, progress)
+            draft, seconds = _compute_features(cohort, backbone, folder, facts, batch_size, progress, cluster)
             content = facts | {"seconds": round(seconds, 2), "codes_sha256": hash_file(draft)}
             os.replace(draft, folder / "codes.npy")
             write_text(folder / "bank.json", json.dumps(content, indent=1) + "\n")
@@ -222,7 +226,7 @@ def _make_backbone(model, facts):
     return Backbone(model, facts | {"weights_sha256": digest.hexdigest()})
 
 
-def _compute_features(cohort, backbone, folder, facts, batch_size, progress):
+def _compute_features(cohort, backbone, folder, facts, batch_size, progress, cluster):
     """Computes the features that an earlier call has not; returns the path of all and the seconds of all calls."""
     draft, progress_file, n_images = folder / "codes.part.npy", folder / "progress.json", len(cohort)
     done, seconds = 0, 0.0
@@ -241,27 +245,44 @@ def _compute_features(cohort, backbone, folder, facts, batch_size, progress):
         write_text(progress_file, json.dumps({"done": done, "seconds": seconds + time.monotonic() - started}))
 
     try:
-        for images in make_cohort_dataset(cohort, facts["side"], batch_size, np.arange(done, n_images)):
-            images, stop = images.numpy().astype("float32"), done + len(images)
-            padded = np.concatenate([images, np.zeros((batch_size - len(images), *images.shape[1:]), "float32")])
-            batch = np.asarray(backbone.model.predict_on_batch(padded))  # padded: one shape to compile
-            with np.errstate(over="ignore"):  # the next line checks
-                features[done:stop] = batch[: len(images)]
-            if not np.isfinite(features[done:stop]).all():
+        step = _TASK_BATCHES * batch_size if cluster else max(1, n_images)
+        spans = ((start, min(start + step, n_images)) for start in range(done, n_images, step))
+        for batch in map_tasks(_prepare_features, spans, cohort, backbone, batch_size, facts["dtype"], cluster=cluster):
+            if not np.isfinite(batch).all():
                 raise ValueError(f"features of {facts['backbone']} do not fit into {facts['dtype']}; use float32")
-            done = stop
+            features[done : done + len(batch)] = batch
+            done += len(batch)
             if bar:
-                bar.update(len(images))
+                bar.update(len(batch))
             if time.monotonic() > saved + _SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
-    except tf.errors.OpError as error:
-        raise ImageError(_find_broken_image(cohort) or f"{cohort.name}: an image cannot be read: {error}") from None
     finally:
         save()  # an interrupted call loses nothing
         if bar:
             bar.close()
     return draft, seconds + time.monotonic() - started
+
+
+def _prepare_features(cohort, backbone, batch_size, dtype):
+    """Returns the function from (first, last but one) row numbers to features, batch by batch, for `map_tasks`."""
+
+    def compute(spans):
+        for start, stop in spans:
+            for images in make_cohort_dataset(cohort, backbone.facts["side"], batch_size, np.arange(start, stop)):
+                images = images.numpy().astype("float32")
+                padded = np.concatenate([images, np.zeros((batch_size - len(images), *images.shape[1:]), "float32")])
+                batch = np.asarray(backbone.model.predict_on_batch(padded))  # padded: one shape to compile
+                with np.errstate(over="ignore"):  # whoever gets them checks
+                    yield batch[: len(images)].astype(dtype)
+
+    def compute_or_name(spans):
+        try:
+            yield from compute(spans)
+        except tf.errors.OpError as error:
+            raise ImageError(_find_broken_image(cohort) or f"{cohort.name}: an image cannot be read: {error}") from None
+
+    return compute_or_name
 
 
 def _find_broken_image(cohort):
