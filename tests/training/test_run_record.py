@@ -34,8 +34,15 @@ def test_older_records_are_completed_and_newer_ones_kept(tmp_path):
     ],
 )
 def test_a_study_must_give_the_size_of_evaluation(packed, side, eval_size, fits):
-    record = {"split": {"name": "official", "sha256": "0" * 64}, "side": side, "eval_size": eval_size}
-    study = SimpleNamespace(folder="packed", split_name="official", split_sha256="0" * 64, side=packed)
+    record = {
+        "classes": ["Mass"],
+        "split": {"name": "official", "sha256": "0" * 64},
+        "side": side,
+        "eval_size": eval_size,
+    }
+    study = SimpleNamespace(
+        folder="packed", findings=("Mass",), split_name="official", split_sha256="0" * 64, side=packed
+    )
     if fits:
         check_study("run", record, study)
         return
@@ -46,7 +53,16 @@ def test_a_study_must_give_the_size_of_evaluation(packed, side, eval_size, fits)
 
 
 def test_another_split_is_refused():
-    record = {"split": {"name": "official", "sha256": "0" * 64}, "side": 256, "eval_size": 256}
-    study = SimpleNamespace(folder="packed", split_name="leaky_images", split_sha256="1" * 64, side=256)
+    record = {"classes": ["Mass"], "split": {"name": "official", "sha256": "0" * 64}, "side": 256, "eval_size": 256}
+    study = SimpleNamespace(
+        folder="packed", findings=("Mass",), split_name="leaky_images", split_sha256="1" * 64, side=256
+    )
     with pytest.raises(ValueError, match=r"trained on split official \(0{12}\), but packed holds split leaky_images"):
         check_study("run", record, study)
+
+
+@pytest.mark.parametrize("findings", [("Nodule", "Mass"), ("Mass",), ("Mass", "Node")])
+def test_a_study_of_other_findings_or_another_order_is_refused(findings):
+    record = {"classes": ["Mass", "Nodule"], "split": {"name": "official", "sha256": "0" * 64}, "side": 256}
+    with pytest.raises(ValueError, match=f"answers for Mass, Nodule, but packed has labels of {', '.join(findings)}"):
+        check_study("run", record, SimpleNamespace(folder="packed", findings=findings))
