@@ -68,7 +68,7 @@ seeds: $(ENV)/run  ## trains several seeds, or resumes; mean, spread, their aver
 evaluate: $(ENV)/run  ## notebook 3 alone: a run again, or any model's CSV: make evaluate PREDICTIONS=file.csv [DATA_DIR=...] [RUN_DIR=...]
 	$(VENV)/python scripts/run_notebooks.py --only 03_evaluate --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "PREDICTIONS=$(PREDICTIONS)" $(SET)
 
-xvision: $(ENV)/run  ## notebook 6 alone: make xvision [SOURCE=jsrt SOURCE_DIR=folder] [RUN_DIR=...] [PROFILE=full] [SET="BACKBONES=VGG16"]
+xvision: $(ENV)/run  ## notebook 6 alone: make xvision [SOURCE=folder SOURCE_DIR=/path/to/images] [RUN_DIR=...] [PROFILE=full] [SET="BACKBONES=VGG16"]
 	$(VENV)/python scripts/run_notebooks.py --only 06_xvision_vgg16_nodules --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "SOURCE=$(SOURCE)" "SOURCE_DIR=$(SOURCE_DIR)" $(SET)
 
 predict: $(ENV)/run  ## a folder of PNG, JPEG and DICOM into one CSV, resumable: make predict IMAGES=folder [RUN_DIR=...] [OUT=file.csv]

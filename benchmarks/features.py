@@ -27,13 +27,13 @@ import numpy as np
 import tensorflow as tf
 
 from helpers.runtime import describe_machine
-from helpers.study import plan_nodule_study, write_synthetic_study
+from helpers.study import load_study, plan_nodule_study, write_synthetic_study
 from helpers.xvision import (
     XVISION,
     HeadTrainer,
     build_backbone,
     join_head,
-    load_folder_cohort,
+    load_cohort,
     read_cohort_images,
     write_feature_cache,
 )
@@ -93,7 +93,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         study = Path(scratch) / "study"
         write_synthetic_study(study, arguments.images, arguments.side, plan=plan_nodule_study, n_workers=1)
-        cohort = load_folder_cohort(study)
+        cohort = load_cohort(load_study(study))
         labels = cohort.rows["label"].to_numpy()
         keras.utils.set_random_seed(0)
         backbone = build_backbone("VGG16", side=arguments.side)

@@ -1,4 +1,4 @@
-"""Makes helpers/xvision/openi_views.json: which image of each study of the Indiana collection (Open-i) is frontal.
+"""Makes study/readers/openi_views.json: which image of each study of the Indiana collection (Open-i) is frontal.
 
 Usage: python scripts/derive_openi_views.py NLMCXR_reports.tgz torchxrayvision-1.5.7-py3-none-any.whl
 The wheel comes with `pip download --no-deps torchxrayvision==1.5.7`; two of its tables are read, no code of it is run.
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 import pandas as pd
 
 from helpers.runtime import write_text
-from helpers.xvision import read_openi_reports
+from helpers.study import read_openi_reports
 
 ABOUT = (
     "For each study of the Indiana collection (Open-i), which of its images in the order of its report is frontal: the "
@@ -60,7 +60,7 @@ def main(archive, wheel):
     lists = {key: sorted(int(study.removeprefix("CXR")) for study in studies) for key, studies in numbers.items()}
     lines = {key: textwrap.fill(", ".join(map(str, value)), 114) for key, value in lists.items()}
     body = ",\n".join(f'  "{key}": [\n{textwrap.indent(text, "    ")}\n  ]' for key, text in lines.items())
-    path = ROOT / "notebooks/helpers/xvision/openi_views.json"
+    path = ROOT / "notebooks/helpers/study/readers/openi_views.json"
     write_text(path, f'{{\n  "about": {json.dumps(ABOUT)},\n{body}\n}}\n')
 
     print({key: len(value) for key, value in lists.items()})

@@ -263,14 +263,14 @@ def show_scores(run_dir):
 
 
 def show_nodules(folder):
-    """Prints the results of the study of nodules, with the features that scored best."""
+    """Prints the results of notebook 6, with the features that scored best."""
     study = json.loads((folder / "study.json").read_text())
     scores = {row["figure"]: row for row in study["scores"]}
     accuracy, majority, backbone = scores["accuracy"], scores["majority"], study["backbone"]
     print(
-        f"\nNodules ({study['source']}, {study['counts']['films']:,} images), on {backbone['backbone']} features "
-        f"({backbone['weights']}): accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}), "
-        f"always the majority class {majority['value']:.3f}. "
+        f"\n{study['classes'][1]} ({study['source']}, {study['counts']['films']:,} images), on {backbone['backbone']} "
+        f"features ({backbone['weights']}): accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to "
+        f"{accuracy['high']:.3f}), always the majority class {majority['value']:.3f}. "
         "Of the features tried, these had the best AUC on the same images."
     )
 
@@ -343,7 +343,9 @@ def main():
         call(show_scores, run_dir)
         print(f"\nfigures    {run_dir / 'figures'}\nnotebook   {run_dir / 'executed'}")
     elif "06_xvision_vgg16_nodules" in arguments.only:
-        folder = run_dir / f"xvision-{settings.get('SOURCE', 'phantom')}"
+        source = settings.get("SOURCE", "phantom")
+        folder = Path(settings.get("SOURCE_DIR") or settings["DATA_DIR"]).name if source == "folder" else source
+        folder = run_dir / f"xvision-{folder}"
         call(show_nodules, folder)
         print(f"\nfigures    {folder / 'figures'}\nnotebook   {run_dir / 'executed'}")
 

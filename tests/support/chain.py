@@ -66,7 +66,7 @@ def check_nodules(folder):
         assert figures[name]["value"] == pytest.approx(value, abs=1e-6)
         assert figures[name]["low"] <= value <= figures[name]["high"]
     scores = pd.read_csv(folder / "scores.csv")
-    assert scores["classifier"].nunique() == 3 and {"precision_nodule", "recall_normal"} <= set(scores["figure"])
+    assert scores["classifier"].nunique() == 3 and {"precision_finding", "recall_normal"} <= set(scores["figure"])
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert pictures >= {f"06_{name}" for name in ("films", "scores", "training_error", "confusion_roc", "predictions")}
     assert pictures >= {"06_saliency", "06_new_film"} and (folder / "figures" / "06_flaws.csv").is_file()

@@ -13,7 +13,7 @@ from helpers.xvision import compare_scores, cross_validation, make_folds, score_
 
 FIGURES = [
     *("accuracy", "balanced_accuracy", "precision_normal", "recall_normal", "f1_normal"),
-    *("precision_nodule", "recall_nodule", "f1_nodule", "auc"),
+    *("precision_finding", "recall_finding", "f1_finding", "auc"),
 ]
 
 
@@ -96,13 +96,18 @@ def test_smallest_study_fills_every_subset():
 @pytest.mark.parametrize(
     ("y", "groups", "options", "text"),
     [
-        ([0] * 6, range(6), {}, "0 patients are nodule, too few for 5 folds; add patients"),
-        ([1] * 6, range(6), {}, "0 patients are normal"),
-        ([0] * 9 + [1] * 8, [*range(9), *[9, 10, 11, 12] * 2], {}, "4 patients are nodule.* n_folds of 4 or fewer"),
-        ([0] * 9 + [1] * 4, [*range(9), 9, 9, 9, 9], {}, "1 patients are nodule, too few for 5 folds; add patients"),
-        ([0] * 9 + [1] * 4, [0] * 13, {"by_patient": False}, "4 rows are nodule"),
-        ([0] * 9 + [1] * 9, range(18), {"n_folds": 10}, "9 patients are normal"),
-        ([0, 0, 1, 1], range(4), {"n_folds": 2}, "2 patients are normal, too few for 2 folds; add p"),
+        ([0] * 6, range(6), {}, "0 patients are of class finding, too few for 5 folds; add patients"),
+        ([1] * 6, range(6), {}, "0 patients are of class normal"),
+        ([0] * 9 + [1] * 8, [*range(9), *[9, 10, 11, 12] * 2], {}, "4 patients are of class f.* n_folds of 4 or fewer"),
+        (
+            [0] * 9 + [1] * 4,
+            [*range(9), 9, 9, 9, 9],
+            {},
+            "1 patients are of class .*, too few for 5 folds; add patients",
+        ),
+        ([0] * 9 + [1] * 4, [0] * 13, {"by_patient": False}, "4 rows are of class finding"),
+        ([0] * 9 + [1] * 9, range(18), {"n_folds": 10}, "9 patients are of class normal"),
+        ([0, 0, 1, 1], range(4), {"n_folds": 2}, "2 patients are of class normal, too few for 2 folds; add p"),
         ([0, 1], range(3), {}, r"groups has shape \(3,\)"),
     ],
 )
@@ -210,11 +215,11 @@ def test_undefined_figures_are_nan():
     # The second repeat predicts no nodule.
     table = score_table([0, 0, 0, 1, 1, 1], [[0.1, 0.1]] * 3 + [[0.9, 0.2]] * 3, groups, n_resamples=30)
     nan = table.set_index("figure")["value"].isna()
-    assert nan[nan].index.tolist() == ["precision_nodule"]
-    assert table.set_index("figure").loc["f1_nodule", "value"] == 0.5
+    assert nan[nan].index.tolist() == ["precision_finding"]
+    assert table.set_index("figure").loc["f1_finding", "value"] == 0.5
     # One class only.
     nan = score_table([0] * 6, [0.1] * 6, groups, n_resamples=30).set_index("figure")["value"].isna()
-    expected = ["balanced_accuracy", "precision_nodule", "recall_nodule", "f1_nodule", "auc"]
+    expected = ["balanced_accuracy", "precision_finding", "recall_finding", "f1_finding", "auc"]
     assert nan[nan].index.tolist() == expected
     assert score_table([], [], [], n_resamples=3)["value"].isna().all()
     assert score_table([], np.zeros((0, 2)), [], n_resamples=3)["n_rows"].tolist() == [0] * 11

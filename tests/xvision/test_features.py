@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from helpers.packing import ImageError
-from helpers.study import PATHOLOGIES
+from helpers.study import PATHOLOGIES, load_study
 from helpers.training import build_classifier
 from helpers.training.model_files import ModelFileError
 from helpers.xvision import (
     build_backbone,
     features,
+    load_cohort,
     load_feature_cache,
-    load_folder_cohort,
     load_trained_backbone,
     read_cohort_images,
     write_feature_cache,
@@ -27,7 +27,7 @@ from helpers.xvision import (
 
 @pytest.fixture(scope="module")
 def cohort(nodule_dir):
-    return load_folder_cohort(nodule_dir)
+    return load_cohort(load_study(nodule_dir))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_cache_has_the_name_and_the_record_of_earlier_runs(finished):
     ]
     facts = {key: value for key, value in record.items() if key not in ("seconds", "codes_sha256")}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    assert finished.folder.name == f"phantom-vgg16-block1_pool-32-{key[:12]}"
+    assert finished.folder.name == f"nodules-vgg16-block1_pool-32-{key[:12]}"
 
 
 def test_other_images_weights_and_types_have_caches_of_their_own(cohort, backbone, copied, nodule_dir, tmp_path):
@@ -106,7 +106,7 @@ def test_other_images_weights_and_types_have_caches_of_their_own(cohort, backbon
     other = shutil.copytree(nodule_dir, tmp_path / "other")
     first, second = sorted((other / "images").iterdir())[:2]
     shutil.copy(first, second)
-    write_feature_cache(load_folder_cohort(other), backbone, folder)
+    write_feature_cache(load_cohort(load_study(other)), backbone, folder)
     assert len([path for path in folder.iterdir() if (path / "bank.json").exists()]) == 4
 
 
@@ -199,11 +199,11 @@ def test_damaged_missing_or_other_features_are_refused(finished, copied):
 
 
 def test_image_that_cannot_be_decoded_is_named(backbone, nodule_dir, tmp_path):
-    study = shutil.copytree(nodule_dir, tmp_path / "study")
-    bad = sorted((study / "images").iterdir())[5]
-    bad.write_bytes(bad.read_bytes()[:-600])
+    cohort = load_cohort(load_study(shutil.copytree(nodule_dir, tmp_path / "study")))
+    bad = sorted((tmp_path / "study" / "images").iterdir())[5]
+    bad.write_bytes(bad.read_bytes()[:-600])  # since the cohort was loaded, which would have left it out
     with pytest.raises(ImageError, match=rf"{bad.name} cannot be decoded"):
-        write_feature_cache(load_folder_cohort(study), backbone, tmp_path / "features")
+        write_feature_cache(cohort, backbone, tmp_path / "features")
 
 
 def test_features_too_large_for_float16_are_refused(cohort, backbone, tmp_path):

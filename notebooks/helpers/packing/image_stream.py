@@ -52,25 +52,39 @@ def count_cores():
 def _make_reader(side, encoding):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def read(path):
-        held = tf.io.read_file(path)
-        is_dicom = tf.strings.substr(tf.strings.join([held, 132 * b"\0"]), 128, 4) == b"DICM"
-        data = tf.cond(is_dicom, lambda: tf.numpy_function(_convert, [held], tf.string), lambda: held)
-        data = tf.ensure_shape(data, ())
+        data, n_bytes = read_encoded(path)
         header = read_header(data)
         is_gray_or_rgb = tf.debugging.Assert(header[3] >= 0, ["a JPEG in CMYK"])
         with tf.control_dependencies([header, is_gray_or_rgb]):  # before any pixel is decoded
             image = decode_image(tf.identity(data), side)
-        n_bytes = tf.cast(tf.strings.length(held), tf.int64)
         return encode_image(image, encoding), tf.concat([header, n_bytes[None]], axis=0)
 
     return read
 
 
-def _convert(data):
+def read_encoded(path):
+    """Reads an image file in a graph.
+
+    Args:
+        path: string tensor.
+
+    Returns:
+        Tuple of a string tensor, the PNG or JPEG, or the PNG that `load_image` makes of a DICOM file (empty where it
+        cannot), and an int64 tensor, the file's bytes.
+    """
+    held = tf.io.read_file(path)
+    is_marked = tf.strings.substr(tf.strings.join([held, 132 * b"\0"]), 128, 4) == b"DICM"
+    is_named = tf.strings.regex_full_match(tf.strings.lower(path), r".*\.(dcm|dicom)")
+    convert = functools.partial(tf.numpy_function, _convert, [held, path], tf.string)
+    data = tf.ensure_shape(tf.cond(is_marked | is_named, convert, lambda: held), ())
+    return data, tf.cast(tf.strings.length(held), tf.int64)
+
+
+def _convert(data, path):
     """Makes a PNG of a DICOM file's bytes; nothing where that fails: `read_one` will say why."""
     try:
-        return load_image(data)[0]
-    except ImageError:
+        return load_image(data if data[128:132] == b"DICM" else path.decode())[0]  # some are DICOM by name alone
+    except (ImageError, OSError):
         return b""
 
 

@@ -22,7 +22,6 @@ PATHOLOGIES = (
 )
 # fmt: on
 COLUMNS = ("image", "patient_id", "follow_up", "age", "sex", "view")  # of a table of images; its findings follow
-NODULE_CLASSES = ("Normal", "Nodule")  # of the study with nodules only; the position is the label
 
 # Findings that radiologists labeled again (Majkowska et al., Radiology 2020), and those of NIH that are compared with
 # them. The mapping is this repository's own: the names that NIH's text mining gives to an opacity of the air spaces,

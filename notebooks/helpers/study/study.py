@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..runtime.files import copy_file, hash_file, write_text
+from ..runtime.files import copy_file, hash_file, read_text, write_text
 from .labels import _BESIDE, COLUMNS, list_findings
 from .splits import SUBSETS, assert_no_patient_overlap
 from .study_folder import list_small_files
@@ -27,7 +27,7 @@ BOX_COLUMNS = ("image", "pathology", "x", "y", "width", "height")
 
 # Of a finding that an image has, has not, or of which nothing is known, as text; -1 is CheXpert's "uncertain".
 _LABELS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan, "-1": -1.0, "-1.0": -1.0}
-_OWN_SPLITS = {
+OWN_SPLITS = {  # names of subsets, and what they are called here
     **{name: name for name in (*SUBSETS, "train_val")},
     **{"training": "train", "testing": "test", "valid": "val", "validation": "val", "dev": "val"},
 }
@@ -120,10 +120,11 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
     rows["sex"] = _read_words(path, table, "sex", {"m": "M", "f": "F", "male": "M", "female": "F"})
     rows["view"] = _read_words(path, table, "view", {"pa": "PA", "ap": "AP", "lateral": "LATERAL"})
     if "split" in table:
-        rows["split"] = _read_words(path, table, "split", _OWN_SPLITS, "")
+        rows["split"] = _read_words(path, table, "split", OWN_SPLITS, "")
         try:
             if has_patients:
-                assert_no_patient_overlap(rows["patient_id"], rows["split"])
+                in_one = rows["split"].ne("")
+                assert_no_patient_overlap(rows["patient_id"][in_one], rows["split"][in_one])
         except ValueError as error:
             raise ValueError(f"{path}, column split: {error}; a model would recognize them") from None
     labels = {name: _read_labels(path, table[name], uncertain) for name in findings}
@@ -186,6 +187,15 @@ def write_study_files(study, folder):
         if not (folder / name).exists() or (folder / name).read_bytes() != text.encode():
             write_text(folder / name, text)
     return sorted(texts)
+
+
+def read_about(path):
+    """Returns the sentences in a `study.json`, {} where there is none; ValueError if it is no object of JSON."""
+    try:
+        about = json.loads(read_text(path)) if path.is_file() else {}
+        return {key: value for key, value in about.items() if isinstance(value, str)}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{path} is not an object of JSON, such as {{"name": "..."}}: {error}') from None
 
 
 def read_header(text):

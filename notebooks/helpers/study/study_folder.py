@@ -92,20 +92,36 @@ def list_image_files(study_dir):
     """
     folder = open_study(study_dir)
     if is_remote(folder):
-        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if _is_image(path.name)}
+        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if is_image(path.name)}
     else:
         found = {}
         for place, folders, names in os.walk(folder, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
             below = as_path(place).relative_to(folder).as_posix()
-            for name in filter(_is_image, names):
+            for name in filter(is_image, names):
                 found[name if below == "." else f"{below}/{name}"] = as_path(place) / name
     if not found:
         raise FileNotFoundError(f"{study_dir} holds no images; expected PNG, JPEG or DICOM files, in folders or not")
     return dict(sorted(found.items()))
 
 
-def _is_image(name):
+def list_named_images(study_dir, name=lambda path: path.name):
+    """Lists the images as `list_image_files`, but named by file, or by what `name` makes of a path.
+
+    Raises:
+        FileNotFoundError: see `list_image_files`.
+        ValueError: two images have the same name; names both.
+    """
+    images = {}
+    for path in list_image_files(study_dir).values():
+        if name(path) in images:
+            raise ValueError(f"two images are called {name(path)}: {images[name(path)]} and {path}; remove one")
+        images[name(path)] = path
+    return images
+
+
+def is_image(name):
+    """Returns whether a file's name is that of an image, by its ending."""
     return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
 
 

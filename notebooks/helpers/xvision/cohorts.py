@@ -1,40 +1,41 @@
-"""Images with a nodule and normal images, from different sources: files in a folder or a packed study.
+"""Images with one finding and images without any, of a study in any layout or of a packed study.
 
 A cohort holds a table of images with patient and label, the known boxes, and a way to read the images in the table's
-order. "Normal" means what each source means by it: in NIH's files that none of 14 findings was mentioned, in Open-i's
-that the report was indexed as normal, in JSRT's that radiologists found no nodule.
+order. "Normal" means what the study means by it: in NIH's files that none of 14 findings was mentioned, in Open-i's
+that the report was indexed as normal, in JSRT's that there is no nodule.
 """
 
 import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from PIL import Image
 
 from ..packing.decoding import decode_image, resize_image
+from ..packing.dicom import load_image
 from ..packing.image_files import ImageError, inspect_image
-from ..runtime.files import as_path, hash_file, read_csv
-from ..study.labels import BOX_FRAME, NODULE_CLASSES, PATHOLOGIES, load_boxes, load_metadata
+from ..packing.image_stream import read_encoded
+from ..packing.packed import PackedStudy, frame_boxes
+from ..runtime.files import hash_file
 from ..study.splits import SUBSETS
-from ..study.study_folder import list_images, match_images, name_some
-from .openi import load_openi_images
-
-_BOX_COLUMNS = ["image", "pathology", "x", "y", "width", "height"]
-_JSRT_FRAME = 2048  # pixels a side of the images that JSRT's positions refer to (Shiraishi et al., AJR 2000)
-_JSRT_PIXEL = 0.175  # mm (same source)
+from ..study.study_folder import match_images
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Images with and without a nodule.
+    """Images with a finding and images without any.
 
     Attributes:
-        name: the source, such as "jsrt".
-        rows: DataFrame, one row an image, numbered from 0: `image` (name), `patient_id`, `label` (int8, index of
-            `NODULE_CLASSES`).
-        boxes: DataFrame as returned by `load_boxes`, of nodules in these images only; may be empty.
+        name: of the study.
+        classes: tuple of two names, such as ("Normal", "Nodule"); the position is the label.
+        rows: DataFrame, one row an image, numbered from 0: `image` (name), `patient_id`, `label` (int8).
+        has_patients: whether it is known which images belong to one patient; if not, each image has a number.
+        boxes: DataFrame of `BOX_COLUMNS` in pixels of the square of `BOX_FRAME`, of the finding in these images only;
+            may be empty.
         counts: dict of what was found and left out, to be displayed.
         sha256: hash of the images in their order: equal for the same images in any folder.
         paths: list of the image files, or None for images of a packed study.
@@ -42,7 +43,9 @@ class Cohort:
     """
 
     name: str
+    classes: tuple
     rows: pd.DataFrame
+    has_patients: bool
     boxes: pd.DataFrame
     counts: dict
     sha256: str
@@ -54,116 +57,64 @@ class Cohort:
         return len(self.rows)
 
 
-def load_nih_cohort(study, boxes=None, subsets=SUBSETS):
-    """Selects the images of a packed study that have a nodule or no finding at all.
+def load_cohort(study, finding="Nodule", subsets=SUBSETS):
+    """Selects the images that have a finding, and those that have none.
+
+    Where every image has some finding, as with a folder a class and none of them normal, the images without this one
+    stand for the latter. Images whose labels do not tell are left out.
 
     Args:
-        study: a `PackedStudy`.
-        boxes: DataFrame as returned by `load_boxes`, or None.
-        subsets: the subsets whose images are used. A network that was trained on this study has seen all but "test".
+        study: a `Study`, or a `PackedStudy`, whose shards are read in place of its images' files.
+        finding: name of a finding of the study, in any case.
+        subsets: of a `PackedStudy`, the subsets whose images are used. A network that was trained on this study has
+            seen all but "test".
 
     Returns:
-        A `Cohort`, its images in the order of the shards.
+        A `Cohort`, in the order of the images' names, or of the shards. Files that are missing or cannot be read are
+        counted and left out.
 
     Raises:
-        ValueError: there are images of one class only, or the study has no patient ids.
+        FileNotFoundError: there are no images.
+        ValueError: the study has no such finding, or only one of the two classes.
     """
-    every = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
-    rows = _select_nodules(every[every["subset"].isin(subsets)])[["image", "patient_id", "label"]]
-    rows = rows.reset_index(drop=True)
-    digest = hashlib.sha256(
-        "".join(shard["sha256"] for subset in SUBSETS for shard in study.shards[subset]).encode()
-        + "".join(f"{image}\n" for image in rows["image"]).encode()
-    ).hexdigest()
-    boxes = _select_boxes(boxes, rows)
-    counts = _count(study.folder, rows, boxes, {"other findings, or another subset": len(every) - len(rows)})
-    return Cohort("nih", rows, boxes, counts, digest, study=study)
-
-
-def load_folder_cohort(study_dir):
-    """Selects the images of a synthetic study that have a nodule or no finding at all.
-
-    Args:
-        study_dir: folder in NIH's layout; it needs no list of test images.
-
-    Returns:
-        A `Cohort`.
-
-    Raises:
-        FileNotFoundError: labels or images are missing.
-        ImageError: images cannot be read.
-        ValueError: a label file is malformed, or there are images of one class only.
-    """
-    paths = list_images(study_dir)
-    found, report = match_images(load_metadata(study_dir), paths)
-    rows = _select_nodules(found)
-    counts = {"missing images": report.n_missing, "other findings": len(found) - len(rows)}
-    return _make_file_cohort("phantom", rows, paths, load_boxes(study_dir), counts)
-
-
-def load_jsrt_cohort(folder):
-    """Loads the images of the Japanese Society of Radiological Technology: 154 with one nodule, 93 without.
-
-    Position and size of a nodule (Shiraishi et al., AJR 2000) become a box: a square around the center whose side is
-    the nodule's diameter. Every image is of another patient.
-
-    Args:
-        folder: path of a folder with `jsrt_metadata.csv` (columns `study_id`, the file name; `size`, mm; `x` and `y`,
-            pixels of 2048; empty without a nodule) and `images/`, PNG or JPEG files of any size.
-
-    Returns:
-        A `Cohort`.
-
-    Raises:
-        FileNotFoundError: the label file, or images that it names, are missing.
-        ImageError: images cannot be read.
-        ValueError: the label file lacks a column, or a row has a position outside the image, only some of the three
-            numbers, or text in place of one; or there are images of one class only.
-    """
-    source = as_path(folder) / "jsrt_metadata.csv"
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is missing. SOURCE_DIR must be the folder with this file and images/.")
-    table = read_csv(source)
-    lacking = {"study_id", "size", "x", "y"} - set(table.columns)
-    if lacking:
-        raise ValueError(f"{source} has no column {', '.join(sorted(lacking))}; it has {', '.join(table.columns)}")
-    given = table[["size", "x", "y"]]
-    numbers = given.apply(pd.to_numeric, errors="coerce")
-    # Without its x a nodule would count as a normal image, without its size its box would be empty.
-    unclear = (numbers.isna() & given.notna()).any(axis=1) | (numbers.isna().any(axis=1) & numbers.notna().any(axis=1))
-    for row in table[unclear].itertuples():
-        found = f"size {row.size}, x {row.x}, y {row.y}"
-        raise ValueError(f"{source}: {row.study_id} has {found}; expected three numbers, or none without a nodule")
-    has_nodule = numbers["x"].notna()
-    inside = (numbers[["x", "y"]].ge(0) & numbers[["x", "y"]].lt(_JSRT_FRAME)).all(axis=1)
-    for row in table[has_nodule & ~inside].itertuples():
-        raise ValueError(f"{source}: {row.study_id} has a nodule at {row.x:g}, {row.y:g} of {_JSRT_FRAME}")
-    radius, scale = numbers["size"] / _JSRT_PIXEL / 2, BOX_FRAME / _JSRT_FRAME
-    boxes = pd.DataFrame({"image": table["study_id"], "pathology": "Nodule"})
-    for axis, length in (("x", "width"), ("y", "height")):
-        low, high = (np.clip(numbers[axis] + sign * radius, 0, _JSRT_FRAME) for sign in (-1, 1))
-        boxes[axis], boxes[length] = scale * low, scale * (high - low)
-    rows = pd.DataFrame({"image": table["study_id"], "patient_id": table["study_id"], "label": has_nodule})
-    paths = {path.name: path for path in (as_path(folder) / "images").glob("*")}
-    return _make_file_cohort("jsrt", rows, paths, boxes[has_nodule])
-
-
-def load_openi_cohort(folder, views="frontal"):
-    """Loads the images that `fetch_openi` left in a folder, labeled by the indexers' terms.
-
-    Args:
-        folder: path of the folder.
-        views: "frontal" or "both", see `load_openi_images`.
-
-    Returns:
-        A `Cohort` without boxes; images that are missing or broken are counted and left out.
-
-    Raises:
-        FileNotFoundError: there are no reports or none of their images.
-        ValueError: unknown `views`, or only one class is left.
-    """
-    rows, counts = load_openi_images(folder, views)
-    return _make_file_cohort("openi", rows, dict(zip(rows["image"], rows["path"], strict=True)), counts=counts)
+    names = {name.casefold(): name for name in study.findings}
+    if finding.casefold() not in names:
+        raise ValueError(f"{study.folder} has no finding {finding!r}; it has {', '.join(study.findings)}")
+    finding = names[finding.casefold()]
+    if isinstance(study, PackedStudy):
+        every = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
+        rows, other = _select(every[every["subset"].isin(subsets)], study.findings, finding)
+        boxes, paths, name = study.load_boxes(), None, study.name
+        hashed = "".join(shard["sha256"] for subset in SUBSETS for shard in study.shards[subset])
+        hashed += "".join(f"{image}\n" for image in rows["image"])
+        counts = {"other findings, or another subset": len(every) - len(rows)}
+    else:
+        files = study.list_images()
+        every, report = match_images(study.rows, files)
+        rows, other = _select(every, study.findings, finding)
+        counts = {"missing images": report.n_missing, "other findings": len(every) - len(rows)}
+        with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter's lock
+            facts = pd.DataFrame(pool.map(_inspect, [files[image] for image in rows["image"]]))
+        facts = facts.reindex(columns=["width", "height", "sha256"])
+        rows = rows.join(facts)[facts["sha256"].notna()].reset_index(drop=True)
+        counts["broken images"] = len(facts) - len(rows)
+        boxes = study.boxes if study.kind == "nih" else frame_boxes(study.boxes, rows)
+        paths, name = [str(files[image]) for image in rows["image"]], study.folder.name
+        hashed = "".join(f"{image}\t{sha256}\n" for image, sha256 in zip(rows["image"], rows["sha256"], strict=True))
+    positive = rows.loc[rows["label"].eq(1), "image"]
+    boxes = boxes[boxes["pathology"].eq(finding) & boxes["image"].isin(positive)].reset_index(drop=True)
+    classes, patients = (other, finding), {"patients": rows["patient_id"].nunique()} if study.has_patients else {}
+    of_class = {kind: int(rows["label"].eq(label).sum()) for label, kind in enumerate(classes)}
+    for kind in (kind for kind, count in of_class.items() if not count):
+        left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise ValueError(
+            f"{study.folder}: none of the {len(rows)} images is of class {kind}; two classes are needed. Left out: "
+            f"{left_out}"
+        )
+    counts = {"films": len(rows), **patients, **of_class, "boxes": len(boxes), **counts}
+    digest = hashlib.sha256(hashed.encode()).hexdigest()
+    rows = rows[["image", "patient_id", "label"]]
+    return Cohort(name, classes, rows, study.has_patients, boxes, counts, digest, paths, None if paths else study)
 
 
 def make_cohort_dataset(cohort, side, batch_size, numbers):
@@ -181,7 +132,7 @@ def make_cohort_dataset(cohort, side, batch_size, numbers):
     in_order = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     if cohort.paths is not None:
         data = tf.data.Dataset.from_tensor_slices(tf.constant([cohort.paths[row] for row in numbers], tf.string))
-        data = data.map(lambda path: decode_image(tf.io.read_file(path), side), **in_order)
+        data = data.map(lambda path: decode_image(read_encoded(path)[0], side), **in_order)
     else:
         wanted = pd.concat([cohort.study.rows(subset) for subset in SUBSETS])["image"]
         wanted = wanted.isin(cohort.rows["image"].iloc[numbers]).to_numpy()
@@ -212,66 +163,23 @@ def read_cohort_images(cohort, side, numbers):
     return images
 
 
-def _make_file_cohort(name, rows, paths, boxes=None, counts=None):
-    """Makes a cohort of files, sorted by name. Reads each file once: its header is checked and its content hashed.
-
-    Args:
-        name: the source.
-        rows: DataFrame with `image`, `patient_id` and `label`, in any order.
-        paths: dict image -> path of a PNG or JPEG file.
-        boxes: DataFrame as returned by `load_boxes`, or None; only nodules of these images are kept.
-        counts: dict of what the source found and left out.
-    """
-    rows = rows[["image", "patient_id", "label"]].sort_values("image", ignore_index=True).astype({"label": "int8"})
-    twice = rows["image"][rows["image"].duplicated()]
-    if len(twice):
-        raise ValueError(f"{name}: {twice.iloc[0]} is labeled more than once; keep one row of each image")
-    missing = [image for image in rows["image"] if image not in paths or not as_path(paths[image]).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{name}: {name_some(missing)} labeled but not there; fetch what is missing")
-    files = [as_path(paths[image]) for image in rows["image"]]
-    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter's lock
-        problems, digests = zip(*pool.map(_inspect_and_hash, files), strict=True)
-    broken = [f"{path} ({problem})" for path, problem in zip(files, problems, strict=True) if problem]
-    if broken:
-        raise ImageError(
-            f"{name}: {len(broken)} of {len(files)} images cannot be read, for instance {'; '.join(broken[:3])}. "
-            "Fetch them again, or remove them from the labels"
-        )
-    lines = [f"{image}\t{digest}\n" for image, digest in zip(rows["image"], digests, strict=True)]
-    boxes = _select_boxes(boxes, rows)
-    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return Cohort(name, rows, boxes, _count(name, rows, boxes, counts), digest, [str(path) for path in files])
+def _select(rows, findings, finding):
+    """Returns the rows of both classes with their `label`, and the name of the class without the finding."""
+    labels = rows[list(findings)]
+    is_other, other = labels.eq(0).all(axis=1), "Normal"
+    if not is_other.any():
+        is_other, other = labels[finding].eq(0), f"No {finding}"
+    chosen = rows[labels[finding].eq(1) | is_other]
+    return chosen.assign(label=chosen[finding].astype("int8")).reset_index(drop=True), other
 
 
-def _inspect_and_hash(path):
-    """Returns why a file is not a readable image ("" if it is one) and its SHA-256."""
+def _inspect(path):
+    """Returns `width`, `height` and the file's `sha256`, {} of a file that is no image or is cut short."""
     try:
-        inspect_image(path)
-        return "", hash_file(path)
-    except (ImageError, OSError) as error:
-        return str(error), ""
-
-
-def _select_nodules(rows):
-    """Returns the rows with a nodule or without any finding, with their `label`; the index stays."""
-    chosen = rows["Nodule"].eq(1) | rows[list(PATHOLOGIES)].sum(axis=1).eq(0)
-    return rows[chosen].assign(label=rows["Nodule"].astype("int8"))
-
-
-def _select_boxes(boxes, rows):
-    """Returns the boxes of nodules in the images that are labeled Nodule."""
-    if boxes is None:
-        return pd.DataFrame(columns=_BOX_COLUMNS)
-    chosen = boxes["pathology"].eq("Nodule") & boxes["image"].isin(rows.loc[rows["label"].eq(1), "image"])
-    return boxes.loc[chosen, _BOX_COLUMNS]
-
-
-def _count(source, rows, boxes, others):
-    """Returns counts of the images kept and, from the source, of `others`; ValueError if a class has none."""
-    of_class = {name: int(rows["label"].eq(label).sum()) for label, name in enumerate(NODULE_CLASSES)}
-    for name, count in of_class.items():
-        if not count:
-            raise ValueError(f"{source}: none of the {len(rows)} images is of class {name}; two classes are needed")
-    own = {"films": len(rows), "patients": rows["patient_id"].nunique(), **of_class, "boxes": len(boxes)}
-    return own | (others or {})
+        data, _ = load_image(path)
+        header = inspect_image(data)
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            image.verify()  # reads the chunks of a PNG to the last and checks their sums
+        return {"width": header["width"], "height": header["height"], "sha256": hash_file(path)}
+    except (ImageError, OSError, SyntaxError, ValueError):  # Pillow raises SyntaxError for a broken PNG chunk
+        return {}

@@ -1,7 +1,7 @@
 """Divides a small study into folds by patient, and measures classifiers on images they were not trained on.
 
-NumPy, pandas and scikit-learn, no TensorFlow. Labels are 0, normal, and 1, nodule; a probability of 0.5 or more counts
-as a prediction of nodule. Figures that labels or predictions leave undefined are NaN and are never dropped.
+NumPy, pandas and scikit-learn, no TensorFlow. Labels are 0, normal, and 1, with the finding; a probability of 0.5 or
+more counts as a prediction of 1. Figures that labels or predictions leave undefined are NaN and are never dropped.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from ..evaluation.bootstrap import (
     refuse_where,
 )
 
-_CLASSES = ("normal", "nodule")
+_CLASSES = ("normal", "finding")
 _FIGURES = (
     *("accuracy", "balanced_accuracy"),
     *(f"{figure}_{name}" for name in _CLASSES for figure in ("precision", "recall", "f1")),
@@ -69,7 +69,7 @@ def make_folds(labels, groups, n_folds=5, n_repeats=1, seed=0, by_patient=True):
         count = len(np.unique(units[y == value]))
         if count < max(n_folds, 3):  # one of them each for train, val and test
             remedy = f"choose n_folds of {count} or fewer, or add {noun}" if count > 2 else f"add {noun}"
-            raise ValueError(f"{count} {noun} are {name}, too few for {n_folds} folds; {remedy}")
+            raise ValueError(f"{count} {noun} are of class {name}, too few for {n_folds} folds; {remedy}")
     unit_is_1 = np.bincount(units, weights=y, minlength=n_units) > 0
     folds = []
     for repeat in range(n_repeats):
@@ -130,7 +130,7 @@ def score_table(labels, probs, groups, n_resamples=1000, seed=0, level=0.95):
     names = [*_FIGURES, "majority", "accuracy_minus_majority"]
     table = pd.DataFrame({"figure": names, "value": value, "low": low, "high": high})
     kept = [
-        ~y if name.endswith("_normal") else y if name.endswith("_nodule") else np.ones(len(y), bool) for name in names
+        ~y if name.endswith("_normal") else y if name.endswith("_finding") else np.ones(len(y), bool) for name in names
     ]
     table["n_rows"] = [int(rows.sum()) for rows in kept]
     table["n_patients"] = [len(np.unique(np.asarray(groups)[rows])) for rows in kept]

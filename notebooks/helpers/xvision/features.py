@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..fetch.downloads import assert_space
+from ..packing.dicom import load_image
 from ..packing.image_files import ImageError, assert_image_decodes
 from ..runtime.files import as_path, hash_file, is_remote, lock_folder, write_text
 from ..training.backbones import BACKBONES
@@ -267,7 +268,7 @@ def _find_broken_image(cohort):
     """Returns a sentence that names the first image file that cannot be decoded; "" if all can."""
     for path in cohort.paths or ():
         try:
-            assert_image_decodes(as_path(path).read_bytes())
+            assert_image_decodes(load_image(path)[0])
         except (ImageError, OSError) as error:
             return f"{path} cannot be decoded ({error}). Fetch it again, or remove it from the labels."
     return ""

@@ -1,9 +1,10 @@
 """Readers of study folders, one module a layout; `load_study` finds the one whose files are there."""
 
 from ..study_folder import open_study
-from . import labels_csv, nih
+from . import chexpert, class_folders, jsrt, labels_csv, nih, openi, vindr
 
-_READERS = (labels_csv, nih)  # in this order: a labels.csv of one's own goes first
+# In this order: a labels.csv of one's own goes first, and folders of classes last.
+_READERS = (labels_csv, nih, chexpert, vindr, openi, jsrt, class_folders)
 
 
 def load_study(study_dir, uncertain="ignore"):

@@ -3,13 +3,11 @@
 Packed studies of every layout but NIH's carry their labels in this form.
 """
 
-import json
-
 import pandas as pd
 
 from ...runtime.files import read_text
 from ..labels import read_table
-from ..study import ABOUT, BOX_COLUMNS, BOXES, LABELS, make_study, read_header
+from ..study import ABOUT, BOX_COLUMNS, BOXES, LABELS, make_study, read_about, read_header
 from ..study_folder import list_image_files
 
 FILES = LABELS
@@ -36,20 +34,11 @@ def load(folder, uncertain):
     if twice:
         raise ValueError(f"{path} has the column {twice[0]} twice; remove one")
     table = read_table(path, [name for name in header if name])
-    about = _load_about(folder / ABOUT)
+    about = read_about(folder / ABOUT)
     kind = about.pop("kind", LABELS)
     return make_study(
         folder, kind, path, table, lister=list_image_files, boxes=_load_boxes(folder), about=about, uncertain=uncertain
     )
-
-
-def _load_about(path):
-    """Returns the sentences of a `study.json`, without what else a program may have written there."""
-    try:
-        about = json.loads(read_text(path)) if path.is_file() else {}
-        return {key: value for key, value in about.items() if isinstance(value, str)}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{path} is not an object of JSON, such as {{"name": "..."}}: {error}') from None
 
 
 def _load_boxes(folder):

@@ -1,10 +1,9 @@
-"""Tests of xvision.openi and openi_files: a made-up collection, the real reports, and a server on this machine."""
+"""Open-i: a made-up collection, the real reports, and a server on this machine to fetch from."""
 
 import io
 import json
 import tarfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,12 +11,13 @@ import pytest
 from faulty_server import FaultyServer, cut_after
 from PIL import Image
 
+from helpers.fetch import fetch_openi
 from helpers.fetch.downloads import DownloadError
+from helpers.fetch.openi import REPORTS_SHA256
 from helpers.runtime.files import hash_file
-from helpers.study import assert_no_patient_overlap, make_split
-from helpers.xvision import fetch_openi, load_openi_cohort, read_openi_reports
-from helpers.xvision.openi import find_frontal, label_openi, load_openi_images
-from helpers.xvision.openi_files import REPORTS, REPORTS_SHA256
+from helpers.study import assert_no_patient_overlap, load_study, make_split, read_openi_reports
+from helpers.study.labels import list_findings
+from helpers.study.readers.openi import REPORTS, find_frontal, label_terms
 
 # Study to terms and images. By the list of views the first image of 2 and 3 is frontal, the second of 1, none of 62.
 STUDIES = {
@@ -118,88 +118,64 @@ def test_entities_that_grow_or_read_other_files_are_refused(tmp_path):
             read_openi_reports(tmp_path / REPORTS)
 
 
-# Labels, views, cohort
+# Labels and views
 
 
-def test_labels_follow_the_headings_of_the_terms():
-    cases = {
-        ("normal",): "Normal",
-        ("Nodule/lung/upper lobe/right",): "Nodule",
-        ("Opacity/lung", "Nodule"): "Nodule",
-        ("normal", "Nodule/lung"): "Nodule",
-        ("normal", "Opacity/lung"): "",
-        ("Pleura/base/bilateral/abnormal/chronic",): "",
-        ("Calcinosis/lung/hilum/lymph nodes",): "",
-        ("Calcified Granuloma/lung",): "",
-        ("Mass/lung",): "",
-        (): "",
-    }
-    labels = label_openi(pd.DataFrame({"terms": list(cases)}, index=range(5, 5 + len(cases))))
-    assert labels.tolist() == list(cases.values()) and labels.index[0] == 5
+def label_all(reports):
+    return pd.DataFrame([label_terms(terms) for terms in reports["terms"]]).apply(pd.to_numeric)
 
 
-def test_images_have_labels_and_paths_and_what_is_left_out_is_counted(collection):
+def label(rows):
+    """Returns "Normal", "Nodule" or "" for the rows of a study, as `load_cohort` selects them."""
+    findings = list(list_findings(rows))
+    return np.select([rows["Nodule"].eq(1), rows[findings].eq(0).all(axis=1)], ["Nodule", "Normal"], "")
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_frontal_image_of_each_visit_has_the_labels_of_its_terms(collection, unpacked):
+    if unpacked:
+        with tarfile.open(collection / REPORTS) as tar:
+            tar.extractall(collection, filter="data")
+        (collection / REPORTS).unlink()
     (collection / "images" / "CXR9_IM-1-1.png").write_bytes(make_png())
     (collection / "more").mkdir()  # images are found at any depth
     (collection / "images" / "CXR6_IM-2192-1001.png").rename(collection / "more" / "CXR6_IM-2192-1001.png")
-    rows, counts = load_openi_images(collection, views="both")
-    assert rows.columns.tolist() == ["image", "path", "patient_id", "label"] and rows["label"].dtype == np.int8
-    assert dict(zip(rows["image"], rows["label"], strict=True)) == {
-        "CXR62_IM-0133-1001.png": 0,
-        "CXR1_1_IM-0001-3001.png": 0,
-        "CXR1_1_IM-0001-4001.png": 0,
-        "CXR2_IM-0652-1001.png": 1,
-        "CXR2_IM-0652-2001.png": 1,
-        "CXR3_IM-1384-1001.png": 0,
-        "CXR3_IM-1384-2001.png": 0,
-        "CXR5_IM-2117-1003002.png": 1,
-        "CXR6_IM-2192-1001.png": 1,
+    study = load_study(collection)
+    assert study.kind == "openi" and study.has_patients and "CC BY-NC-ND" in study.about["terms"]
+    rows = study.rows.set_index("image")
+    assert dict(zip(rows.index, label(study.rows), strict=True)) == {
+        "CXR1_1_IM-0001-4001.png": "Normal",  # its second image
+        "CXR2_IM-0652-1001.png": "Nodule",
+        "CXR3_IM-1384-1001.png": "Normal",
+        "CXR4_IM-2050-1001.png": "",
+        "CXR5_IM-2117-1003002.png": "Nodule",
+        "CXR6_IM-2192-1001.png": "Nodule",
     }
-    assert rows["image"].is_monotonic_increasing and rows["patient_id"].tolist()[-2:] == ["CXR62", "CXR6"]
-    assert [Path(path).read_bytes() for path in rows["path"]] == [IMAGES[image] for image in rows["image"]]
-    expected = {"reports": 8, "images of other reports": 1, "other views": 0, "missing images": 0, "broken images": 0}
-    assert counts == expected
-
-    rows, counts = load_openi_images(collection)
-    frontal = ["CXR1_1_IM-0001-4001", "CXR2_IM-0652-1001", "CXR3_IM-1384-1001", "CXR5_IM-2117-1003002"]
-    assert rows["image"].tolist() == [f"{name}.png" for name in [*frontal, "CXR6_IM-2192-1001"]]
-    assert counts == expected | {"other views": 4} and rows["label"].tolist() == [0, 1, 0, 1, 1]
-    cohort = load_openi_cohort(collection)
-    assert cohort.counts.items() >= counts.items() and len(cohort) == 5
-    with pytest.raises(ValueError, match="views is 'lateral'; expected one of frontal, both"):
-        load_openi_images(collection, views="lateral")
+    assert rows.loc["CXR2_IM-0652-1001.png", ["Opacity", "Mass", "Other"]].tolist() == [1, 0, 0]
+    assert rows.loc["CXR4_IM-2050-1001.png", ["Calcified Granuloma", "Granuloma", "Other"]].tolist() == [1, 0, 1]
+    assert rows.loc["CXR1_1_IM-0001-4001.png", "patient_id"] == "CXR1"
+    assert study.list_images().keys() > set(rows.index)
     (collection / "more" / "CXR2_IM-0652-1001.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"two images are called CXR2_IM-0652-1001\.png"):
-        load_openi_images(collection)
+        study.list_images()
 
 
-def test_missing_and_broken_images_are_counted(collection):
-    images = collection / "images"
-    (images / "CXR3_IM-1384-2001.png").unlink()
-    whole = IMAGES["CXR2_IM-0652-1001.png"]
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    (images / "CXR2_IM-0652-1001.png").write_bytes(flipped)
-    (images / "CXR1_1_IM-0001-3001.png").write_bytes(whole[: len(whole) // 2])
-    (images / "CXR62_IM-0133-1001.png").write_bytes(b"<html>")
-    rows, counts = load_openi_images(collection, views="both")
-    assert (counts["missing images"], counts["broken images"], len(rows)) == (1, 3, 5)
-
-
-def test_a_folder_without_reports_images_or_one_class_says_what_to_do(collection):
-    for name in ("CXR2_IM-0652-1001", "CXR2_IM-0652-2001", "CXR5_IM-2117-1003002", "CXR6_IM-2192-1001"):
-        (collection / "images" / f"{name}.png").unlink()
-    with pytest.raises(ValueError, match=r"5 images are Normal and 0 Nodule, and both are needed; 4 are missing"):
-        load_openi_images(collection, views="both")
-    for path in (collection / "images").iterdir():
-        path.rename(path.with_name("0" + path.name))
-    with pytest.raises(
-        FileNotFoundError, match=r"none of the 10 images .* 6 others, for instance 0CXR1_1.*fetch_openi"
-    ):
-        load_openi_images(collection)
-    (collection / REPORTS).unlink()
-    with pytest.raises(FileNotFoundError, match="fetch_openi downloads"):
-        load_openi_images(collection)
+def test_headings_are_compared_whole_and_reports_without_indexing_are_unknown(tmp_path):
+    terms = [
+        ["normal"],
+        ["Pleura/base/bilateral/abnormal/chronic"],
+        ["Calcinosis/lung/hilum/lymph nodes"],
+        ["Mass/lung"],
+        ["normal", "Opacity/lung"],
+        ["No Indexing"],
+        [],
+    ]
+    reports = {f"{n}.xml": write_report(n, what, [f"CXR{n}_IM-1-1"]) for n, what in enumerate(terms, 18)}
+    (tmp_path / REPORTS).write_bytes(pack(reports))
+    rows = load_study(tmp_path).rows
+    assert label(rows).tolist() == ["Normal", *[""] * 6]
+    assert rows["Nodule"].tolist()[:5] == [0] * 5 and rows.loc[5:, "Nodule":].isna().all(axis=None)
+    assert rows["Opacity"].tolist()[4] == 1 and rows["Calcinosis"].tolist()[2] == 1 and rows["Mass"].tolist()[3] == 1
 
 
 # Fetching
@@ -219,8 +195,8 @@ def test_the_collection_is_fetched_through_cuts_and_only_once(tmp_path):
         with pytest.raises(DownloadError, match=f"is not the expected one, {REPORTS_SHA256}"):
             fetch_openi(tmp_path / "other", server.url, **options)
     assert reports.read_bytes() == REPORT_ARCHIVE and {path.name for path in images.iterdir()} == set(IMAGES)
-    rows, counts = load_openi_images(tmp_path)
-    assert len(rows) == 5 and counts["missing images"] == 0
+    study = load_study(tmp_path)
+    assert len(study.rows) == 6 and set(study.rows["image"]) <= study.list_images().keys()
 
 
 # The real collection
@@ -230,17 +206,19 @@ def test_the_real_reports_are_the_known_ones(shared_data, real_reports):
     assert hash_file(shared_data / "openi" / REPORTS) == REPORTS_SHA256
     assert real_reports.attrs["n_reports"] == 3955 and len(real_reports) == 7470
     assert real_reports["study"].nunique() == 3851
-    labels = label_openi(real_reports)
-    assert labels.value_counts().to_dict() == {"": 4563, "Normal": 2696, "Nodule": 211}
+    labels = label(label_all(real_reports))
+    assert Counter(labels.tolist()) == {"": 4563, "Normal": 2696, "Nodule": 211}
     assert real_reports.groupby(labels)["study"].nunique().to_dict() == {"": 2366, "Normal": 1379, "Nodule": 106}
     assert not any(len(terms) > 1 and "normal" in terms for terms in real_reports["terms"])
 
 
-def test_real_frontal_images_are_one_a_study(real_reports):
+def test_real_frontal_images_are_one_a_study(shared_data, real_reports):
     frontal = find_frontal(real_reports)
     assert not real_reports[frontal]["study"].duplicated().any()
-    labels = label_openi(real_reports)[frontal]
-    assert labels.value_counts().to_dict() == {"": 2196, "Normal": 1337, "Nodule": 100}
+    rows = load_study(shared_data / "openi").rows
+    assert set(rows["image"]) == set(real_reports["image"][frontal])
+    assert Counter(label(rows).tolist()) == {"": 2196, "Normal": 1337, "Nodule": 100}
+    assert rows["Nodule"].isna().sum() == 84
 
 
 def test_real_labels_agree_with_those_that_were_scraped(shared_data, real_reports):
@@ -265,7 +243,7 @@ def test_real_labels_agree_with_those_that_were_scraped(shared_data, real_report
         for image, found in terms.items()
     }
     xvision = {"normal": "Normal", "nodule": "Nodule", "calcinosisnodule": "Nodule"}
-    labels = dict(zip(real_reports["image"], label_openi(real_reports), strict=True))
+    labels = dict(zip(real_reports["image"], label(label_all(real_reports)), strict=True))
     pairs = Counter((labels[image], xvision.get(word, "")) for image, word in theirs.items())
     assert pairs == {
         ("", ""): 4561,
@@ -278,9 +256,8 @@ def test_real_labels_agree_with_those_that_were_scraped(shared_data, real_report
     assert "Pleura/base/bilateral/abnormal/chronic" in terms[odd]
 
 
-def test_real_studies_split_without_a_shared_patient(real_reports):
-    labels = label_openi(real_reports)
-    rows = real_reports.assign(patient_id=real_reports["study"])[(labels != "") & find_frontal(real_reports)]
+def test_real_studies_split_without_a_shared_patient(shared_data):
+    rows = load_study(shared_data / "openi").rows
     subsets = make_split(rows, split="random_patients")
     assert_no_patient_overlap(rows["patient_id"], subsets)
     assert set(subsets) == {"train", "val", "test"}
