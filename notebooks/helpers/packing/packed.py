@@ -20,7 +20,7 @@ from ..runtime.settings import read_json, resolve_path
 from ..study.labels import BOX_FRAME, list_findings
 from ..study.readers import load_study
 from ..study.splits import SUBSETS, assert_no_patient_overlap
-from ..study.study import BOX_COLUMNS
+from ..study.study import BOX_COLUMNS, read_patients
 from .dicom import load_image
 from .records import FORMAT, parse_records
 
@@ -208,8 +208,11 @@ def read_manifest(folder):
 
 def read_index(folder):
     """Reads `index.csv` of a packed study as it was written."""
-    text = dict.fromkeys(("subset", "image", "sex", "view", "mode"), str)
-    return read_csv(folder / "index.csv", dtype=text, float_precision="round_trip")
+    text = dict.fromkeys(("subset", "image", "patient_id", "sex", "view", "mode"), str)
+    # Patients may be called NA or 1e5: pandas would take these for a missing value and a number.
+    options = {"dtype": text, "keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    index = read_csv(folder / "index.csv", **options)
+    return index.assign(patient_id=read_patients(folder / "index.csv", index["patient_id"]))
 
 
 def list_intact(folder, shards):

@@ -195,15 +195,26 @@ def read_table(path, needed, renamed=None):
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(filter(None, header))}")
     positions = [header.index(name) for name in needed]
     lines, columns = [], [[] for _ in needed]  # by column: a list for each row would keep Python's collector busy
-    for row in reader:
-        if not any(row):
-            continue
+    for row in _iterate_rows(path, reader):
         if len(row) <= max(positions):
             raise ValueError(f"{path}, row {reader.line_num}: only {len(row)} fields; is the file cut off?")
+        if any(row[len(header) :]):
+            raise ValueError(
+                f"{path}, row {reader.line_num}: {len(row)} fields, and the header has {len(header)}; put a text with "
+                "a comma into quotation marks"
+            )
         lines.append(reader.line_num)
         for column, position in zip(columns, positions, strict=True):
             column.append(row[position].strip())
     return pd.DataFrame(dict(enumerate(columns)), index=lines, dtype=str).set_axis(list(needed), axis=1)
+
+
+def _iterate_rows(path, reader):
+    """Yields a CSV's rows that are not empty."""
+    try:
+        yield from filter(any, reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}, row {reader.line_num}: {error}; is a quotation mark missing?") from None
 
 
 def _map_values(path, column, parse):

@@ -114,7 +114,7 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
         raise ValueError(f"{path}, rows {first} and {line}: {table.loc[line, 'image']} is listed twice; keep one row")
     rows = pd.DataFrame({"image": table["image"]})
     has_patients = "patient_id" in table
-    rows["patient_id"] = _read_patients(path, table["patient_id"]) if has_patients else 0
+    rows["patient_id"] = read_patients(path, table["patient_id"]) if has_patients else 0
     rows["follow_up"] = _read_numbers(path, table, "follow_up", whole=True).fillna(0).astype("int64")
     rows["age"] = _read_numbers(path, table, "age")
     rows["sex"] = _read_words(path, table, "sex", {"m": "M", "f": "F", "male": "M", "female": "F"})
@@ -145,7 +145,7 @@ def check_boxes(boxes, findings):
     for line, name in boxes["pathology"].items():
         if name not in findings:
             raise ValueError(f"{source}, row {line}: {name!r} is not a finding of the study: {', '.join(findings)}")
-    numbers = boxes[["x", "y", "width", "height"]].apply(pd.to_numeric, errors="coerce")
+    numbers = boxes[["x", "y", "width", "height"]].apply(pd.to_numeric, errors="coerce").replace(np.inf, np.nan)
     flat = boxes.index[~(numbers[["x", "y"]].ge(0) & numbers[["width", "height"]].gt(0).to_numpy()).all(axis=1)]
     if len(flat):
         raise ValueError(
@@ -198,6 +198,18 @@ def read_about(path):
         raise ValueError(f'{path} is not an object of JSON, such as {{"name": "..."}}: {error}') from None
 
 
+def read_patients(path, column):
+    """Returns a column of patient ids, text, as int64 where all are digits; ValueError where one is empty."""
+    empty = column.eq("")
+    if empty.any():
+        line = empty.index[empty.to_numpy().argmax()]
+        raise ValueError(
+            f"{path}, row {line}: no patient_id. Give every image one, or leave out the column: then each image counts "
+            "as a patient, and intervals are over images"
+        )
+    return column.astype("int64") if column.str.fullmatch("[0-9]{1,18}").all() else column
+
+
 def read_header(text):
     """Returns the names of a CSV's columns, stripped."""
     return [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")), [])]
@@ -215,7 +227,9 @@ def _assert_names(path, findings):
             raise ValueError(f"{path}: {name!r} cannot be the name of a finding; remove or rename the column")
     folded = [name.casefold() for name in findings]
     for name in findings:
-        if folded.count(name.casefold()) > 1 or name.casefold() in {*COLUMNS, *_BESIDE}:
+        if name.casefold() in COLUMNS:
+            raise ValueError(f"{path}: the column {name!r} has to be called {name.casefold()!r}; rename it")
+        if folded.count(name.casefold()) > 1 or name.casefold() in _BESIDE:
             raise ValueError(f"{path}: the name {name!r} is taken twice; rename one of the columns")
 
 
@@ -232,21 +246,11 @@ def _read_labels(path, column, uncertain):
     return values.astype("float32" if values.isna().any() else "uint8")
 
 
-def _read_patients(path, column):
-    empty = column.eq("")
-    if empty.any():
-        line = empty.index[empty.to_numpy().argmax()]
-        raise ValueError(
-            f"{path}, row {line}: no patient_id. Give every image one, or leave out the column: then each image counts "
-            "as a patient, and intervals are over images"
-        )
-    return column.astype("int64") if column.str.fullmatch("[0-9]{1,18}").all() else column
-
-
 def _read_numbers(path, table, name, whole=False):
     if name not in table:
         return pd.Series(np.nan, index=table.index)
     numbers = pd.to_numeric(table[name].where(table[name].ne(""), None), errors="coerce")
+    numbers = numbers.replace(np.inf, np.nan)
     bad = (numbers.isna() & table[name].ne("")) | numbers.lt(0) | (whole & numbers.notna() & numbers.mod(1).ne(0))
     if bad.any():
         line = bad.index[bad.to_numpy().argmax()]

@@ -96,13 +96,19 @@ def list_image_files(study_dir):
     else:
         found = {}
         for place, folders, names in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = [name for name in folders if not name.startswith(".") and not _leads_up(place, name)]
             below = as_path(place).relative_to(folder).as_posix()
             for name in filter(is_image, names):
                 found[name if below == "." else f"{below}/{name}"] = as_path(place) / name
     if not found:
         raise FileNotFoundError(f"{study_dir} holds no images; expected PNG, JPEG or DICOM files, in folders or not")
     return dict(sorted(found.items()))
+
+
+def _leads_up(place, name):
+    """Returns whether a folder is a link to one that it lies in, which would never end."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and f"{os.path.realpath(place)}/".startswith(f"{os.path.realpath(path)}/")
 
 
 def list_named_images(study_dir, name=lambda path: path.name):

@@ -3,8 +3,6 @@
 Packed studies of every layout but NIH's carry their labels in this form.
 """
 
-import pandas as pd
-
 from ...runtime.files import read_text
 from ..labels import read_table
 from ..study import ABOUT, BOX_COLUMNS, BOXES, LABELS, make_study, read_about, read_header
@@ -29,13 +27,18 @@ def load(folder, uncertain):
     path = folder / LABELS
     header = read_header(read_text(path))
     if "image" not in header:
-        raise ValueError(f"{path} has no column image, the path of an image below {folder}; it has {', '.join(header)}")
+        raise ValueError(
+            f"{path} has no column image, the path of an image below {folder}; it has {', '.join(header) or 'none'}, "
+            "and columns are separated by commas"
+        )
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has the column {twice[0]} twice; remove one")
     table = read_table(path, [name for name in header if name])
+    table["image"] = _unify(table["image"])
     about = read_about(folder / ABOUT)
     kind = about.pop("kind", LABELS)
+    kind = LABELS if kind == "nih" else kind  # whose files and boxes have another form
     return make_study(
         folder, kind, path, table, lister=list_image_files, boxes=_load_boxes(folder), about=about, uncertain=uncertain
     )
@@ -48,6 +51,11 @@ def _load_boxes(folder):
     header = read_header(read_text(path))
     called = "pathology" if "pathology" in header else "finding"
     boxes = read_table(path, [called if name == "pathology" else name for name in BOX_COLUMNS])
-    boxes = pd.DataFrame(boxes.rename(columns={called: "pathology"}))
+    boxes = boxes.rename(columns={called: "pathology"}).assign(image=_unify(boxes["image"]))
     boxes.attrs = {"source": str(path)}
     return boxes
+
+
+def _unify(images):
+    """Returns paths as `list_image_files` writes them."""
+    return images.str.replace("\\", "/", regex=False).str.removeprefix("./")
