@@ -19,11 +19,10 @@ from helpers.packing import ImageError, load_packed_study, pack_study
 from helpers.packing.image_stream import ImageFiles
 from helpers.runtime.cluster import map_tasks
 from helpers.runtime.settings import ROOT
-from helpers.study import draw_image, find_study_duplicates
+from helpers.study import draw_image, find_study_duplicates, load_study
 from helpers.xvision import (
     build_backbone,
-    load_folder_cohort,
-    load_nih_cohort,
+    load_cohort,
     load_trained_backbone,
     write_feature_cache,
 )
@@ -161,7 +160,7 @@ def test_copies_are_found_as_by_one_process(cluster, packed, tmp_path):
 
 @needs_ray
 def test_features_are_those_of_one_process(cluster, phantom_dir, packed, tiny_run, tmp_path):
-    of_files, of_study = load_folder_cohort(phantom_dir), load_nih_cohort(packed)
+    of_files, of_study = load_cohort(load_study(phantom_dir)), load_cohort(packed)
     vgg16 = build_backbone("VGG16", side=32, layer="block2_pool")
     for cohort, backbone in ((of_files, vgg16), (of_study, load_trained_backbone(tiny_run))):
         folders = [tmp_path / cohort.name / name for name in ("here", "there")]
@@ -174,7 +173,7 @@ def test_features_are_those_of_one_process(cluster, phantom_dir, packed, tiny_ru
 @needs_ray
 def test_an_error_of_a_task_is_the_one_of_this_process(cluster, phantom_dir, tmp_path):
     study = shutil.copytree(phantom_dir, tmp_path / "study")
-    cohort = load_folder_cohort(study)
+    cohort = load_cohort(load_study(study))
     path = study / "images" / cohort.rows["image"].iloc[-1]
     path.write_bytes(path.read_bytes()[:-60])
     backbone = build_backbone("VGG16", side=32, layer="block1_pool")
