@@ -73,18 +73,16 @@ def read_encoded(path):
         cannot), and an int64 tensor, the file's bytes.
     """
     held = tf.io.read_file(path)
-    is_marked = tf.strings.substr(tf.strings.join([held, 132 * b"\0"]), 128, 4) == b"DICM"
-    is_named = tf.strings.regex_full_match(tf.strings.lower(path), r".*\.(dcm|dicom)")
-    convert = functools.partial(tf.numpy_function, _convert, [held, path], tf.string)
-    data = tf.ensure_shape(tf.cond(is_marked | is_named, convert, lambda: held), ())
-    return data, tf.cast(tf.strings.length(held), tf.int64)
+    is_dicom = tf.strings.substr(tf.strings.join([held, 132 * b"\0"]), 128, 4) == b"DICM"
+    data = tf.cond(is_dicom, lambda: tf.numpy_function(_convert, [held], tf.string), lambda: held)
+    return tf.ensure_shape(data, ()), tf.cast(tf.strings.length(held), tf.int64)
 
 
-def _convert(data, path):
+def _convert(data):
     """Makes a PNG of a DICOM file's bytes; nothing where that fails: `read_one` will say why."""
     try:
-        return load_image(data if data[128:132] == b"DICM" else path.decode())[0]  # some are DICOM by name alone
-    except (ImageError, OSError):
+        return load_image(data)[0]
+    except ImageError:
         return b""
 
 
