@@ -66,6 +66,7 @@ BENCHMARK_BLOCKS = {  # from a page in docs and the name of its marks to what wr
     ("evaluate.md", "eval size"): ("eval_size", "draw_page", "eval_size"),
     ("scale.md", "scale"): ("scale", "draw_page", "scale"),
     ("scale.md", "peers"): ("peers", "draw_page", "peers"),
+    ("speed.md", "make run"): ("make_run", "draw_page", "make_run"),
     ("speed.md", "input"): ("speed_page", "draw_input", "input_pipeline"),
     ("speed.md", "ways"): ("speed_page", "draw_ways", "input_pipeline"),
     ("speed.md", "results"): ("speed_page", "draw_results", "training_step"),

@@ -32,9 +32,11 @@ from helpers.runtime import (
     NOTEBOOKS,
     SETTINGS,
     SHARED,
+    TrainingClock,
     check_setting,
     check_settings,
     copy_file,
+    describe_left,
     is_remote,
     lock_folder,
     read_csv,
@@ -43,6 +45,8 @@ from helpers.runtime import (
     resolve_path,
 )
 
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}  # bytes
+TRAIN = NOTEBOOKS[1]
 FORM = {"DATA", "KEEP_IN", "HOURS_LEFT", "SET"}  # of notebook 00 alone
 OPTIONS = {"DATA_DIR": "--data-dir", "RUN_DIR": "--run-dir", "PROFILE": "--profile", "RUNTIME": "the environment"}
 
@@ -54,6 +58,19 @@ class KernelManager(AsyncKernelManager):
     def kernel_spec(self):
         """What starts a kernel."""
         return KernelSpec(**get_kernel_dict())
+
+
+class BarsOnly:
+    """A stream that prints the bars of progress, and leaves TensorFlow's messages to the executed notebook."""
+
+    def write(self, text):
+        """Prints a text that holds a bar of tqdm."""
+        if "%|" in text:
+            sys.stdout.write(text)
+
+    def flush(self):
+        """Shows what is printed."""
+        sys.stdout.flush()
 
 
 def parse_arguments():
@@ -176,6 +193,28 @@ def escape(path):
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
+@contextlib.contextmanager
+def epochs_reported(name, settings):
+    """Prints after each epoch of a training, in a `with` block, how long the others will take."""
+    run_dir, ended = resolve_path(settings.get("RUN_DIR", "")), threading.Event()
+    if name != TRAIN or is_remote(run_dir):
+        yield
+        return
+    clock = TrainingClock(run_dir / "history.csv", name, settings)
+
+    def report():
+        while not ended.wait(1):
+            shown, left = clock.n_ended, clock.estimate()
+            if left and clock.n_ended > shown:
+                print(f"{clock.n_ended} of {clock.n_epochs} epochs: {describe_left(left)}", flush=True)
+
+    threading.Thread(target=report, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def execute(name, folder, settings):
     """Executes one notebook with those of the settings that it has; returns its error where it fails, else None.
 
@@ -190,7 +229,7 @@ def execute(name, folder, settings):
     print(f"{name} ...", flush=True)
     started = time.monotonic()
     try:
-        with kernel_messages_to(folder / f"{copy}.running.log"):
+        with kernel_messages_to(folder / f"{copy}.running.log"), epochs_reported(name, settings):
             papermill.execute_notebook(
                 escape(source),
                 escape(folder / f"{copy}.running.ipynb"),
@@ -200,6 +239,7 @@ def execute(name, folder, settings):
                 kernel_manager_class=KernelManager,
                 progress_bar=False,
                 stdout_file=sys.stdout,
+                stderr_file=BarsOnly(),
             )
     except papermill.PapermillExecutionError as error:
         move_copy(folder, copy, ".running", ".failed")
@@ -315,6 +355,8 @@ def main():
     """Runs the notebooks, then shows the results."""
     arguments = parse_arguments()
     os.environ["TQDM_MININTERVAL"] = "5"  # seconds; a progress bar should not fill the executed notebook
+    for name, value in MALLOC.items():  # of the GNU library: asking the system for each array anew takes a quarter
+        os.environ.setdefault(name, value)  # of the time in which an image is drawn
     predictions = dict(map(parse_setting, arguments.set)).get("PREDICTIONS")
     settings = read_settings(arguments, arguments.run_dir or f"models/{Path(predictions or 'densenet121').stem}")
     run_dir = resolve_path(settings["RUN_DIR"])
@@ -333,7 +375,7 @@ def main():
             sys.exit(f"\n{name} was interrupted. Give the same command again to resume.")
         if name == NOTEBOOKS[0] and settings.get("PART"):  # it has printed what to do next
             return
-        if name == "02_train_densenet121" and (pause := call(read_pause, run_dir)):
+        if name == TRAIN and (pause := call(read_pause, run_dir)):
             if not arguments.end_with_parent:
                 sys.exit(f"\n{pause}")
             print(pause, flush=True)  # notebook 00 exports what there is

@@ -18,12 +18,12 @@ def load_recipe(profile="full"):
     import keras
 
     from helpers.runtime import check_settings
-    from helpers.training import scale_loss
+    from helpers.training import AdamW, scale_loss
 
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     settings = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     optimizer = next(cell for cell in cells if "".join(cell["source"]).startswith("def make_optimizer"))
-    recipe = {"keras": keras, "scale_loss": scale_loss, "steps_per_epoch": 100}
+    recipe = {"keras": keras, "AdamW": AdamW, "scale_loss": scale_loss, "steps_per_epoch": 100}
     exec("".join(settings["source"]), recipe)
     recipe |= check_settings(recipe | {"PROFILE": profile, "RUN_DIR": "models"})  # empty in the notebook: the last run
     recipe["batch_size"] = recipe["BATCH_SIZE"]

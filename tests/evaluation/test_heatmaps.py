@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from helpers import evaluation
-from helpers.evaluation import build_activation_model, explain_images, grad_cam, list_centers, make_shifts, resize_maps
+from helpers.evaluation import (
+    build_activation_model,
+    compute_views,
+    grad_cam,
+    join_views,
+    list_centers,
+    make_shifts,
+    resize_maps,
+)
 from helpers.study import PATHOLOGIES
 from helpers.training import build_classifier
 
@@ -104,16 +112,20 @@ def test_heatmaps_are_moved_back_and_batches_do_not_matter(toy, blobs):
         return activation_model.predict_on_batch(views)[0]
 
     pairs = [(0, 0), (2, 0), (1, 0), (0, 1)]
-    plain = explain_images(compute, blobs, pairs, batch_size=2)
+    plain = join_views(compute_views(compute, blobs, batch_size=2), pairs, 64)
     assert plain.shape == (4, 64, 64)
     cells = activation_model.predict_on_batch(blobs)[0]
     for heatmap, (image, c) in zip(plain, pairs, strict=True):
         np.testing.assert_allclose(heatmap, resize_maps(cells[image : image + 1, ..., c], 64)[0])
-    views = explain_images(compute, blobs, pairs[:3], shifts=make_shifts(9, 4), batch_size=2)
-    for heatmap, center in zip(views, [(43.5, 19.5), (59.5, 3.5), (3.5, 59.5)], strict=True):
+    shifts = make_shifts(9, 4)
+    views = compute_views(compute, blobs, shifts=shifts, batch_size=2)
+    assert views.shape == (9, *cells.shape)
+    for heatmap, center in zip(
+        join_views(views, pairs[:3], 64, shifts), [(43.5, 19.5), (59.5, 3.5), (3.5, 59.5)], strict=True
+    ):
         hot = np.argwhere(heatmap > 0.9 * heatmap.max()).mean(axis=0)
         assert np.abs(hot - center).max() < 3
-    assert explain_images(compute, blobs[:0], [], batch_size=2).shape == (0, 64, 64)
+    assert join_views(compute_views(compute, blobs[:0], batch_size=2), [], 64).shape == (0, 64, 64)
 
 
 def test_what_reference_images_show_too_cancels(toy, blobs):
@@ -123,9 +135,8 @@ def test_what_reference_images_show_too_cancels(toy, blobs):
     blobs[:, :8, :8] = 255
     maps, logits = activation_model.predict_on_batch(blobs)
     assert maps[0, ..., 0].argmax() == 0
-    heatmaps = explain_images(
-        lambda views: activation_model.predict_on_batch(views)[0], blobs, [(0, 0)], reference=blobs[1:]
-    )
+    views = compute_views(lambda views: activation_model.predict_on_batch(views)[0], blobs, reference=blobs[1:])
+    heatmaps = join_views(views, [(0, 0)], 64)
     assert np.argwhere(heatmaps[0] > 50).mean(axis=0) == pytest.approx((43.5, 19.5))
     cells = heatmaps[0, 4::8, 4::8] / 2 + heatmaps[0, 3::8, 3::8] / 2  # around the cells' centers
     assert cells.mean() == pytest.approx(logits[0, 0] - logits[1:, 0].mean(), abs=0.05)

@@ -374,6 +374,22 @@ def test_table_pairs_model_and_control():
         localization_table(scores, {"random": controls["random"][::-1]})
 
 
+def test_a_control_may_be_scored_on_a_part_of_the_findings():
+    """Its lead is that on this part, with the same patients drawn for both; the model's own figures stay whole."""
+    _, scores, controls = scored_study(1)
+    part = np.sort(np.concatenate([rows[::2] for rows in scores.groupby("pathology").indices.values()]))
+    table = localization_table(scores, {"random": controls["random"].iloc[part]}, n_resamples=50)
+    whole = localization_table(scores, n_resamples=50)
+    pd.testing.assert_frame_equal(table[whole.columns], whole)
+    own = localization_table(scores.iloc[part], {"random": controls["random"].iloc[part]}, n_resamples=50)
+    columns = [name for name in table if "random" in name]
+    pd.testing.assert_frame_equal(table[columns], own[columns])
+    with pytest.raises(ValueError, match="'random' has no Mass"):
+        localization_table(scores, {"random": controls["random"][scores["pathology"] != "Mass"]})
+    with pytest.raises(ValueError, match="'random' has other findings"):
+        localization_table(scores.iloc[part], controls)
+
+
 def test_table_of_one_finding():
     boxes = make_boxes(("a.png", "Mass", 600, 200, 200, 300))
     findings = boxed_findings(boxes, make_images(boxes))

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -250,8 +251,21 @@ def test_a_failing_export_says_why_and_keeps_the_old_files(tmp_path, monkeypatch
     assert old.read_bytes() == b"the old one"
     failed = SimpleNamespace(returncode=1, stderr="a long trace, and at its end: disk full")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(RuntimeError, match=r"could not be exported:[\s\S]*disk full"):
-        export_model(tiny_run, ["saved_model"])
+    keras.config.set_dtype_policy("mixed_bfloat16")  # so that a process of its own is needed
+    try:
+        with pytest.raises(RuntimeError, match=r"could not be exported:[\s\S]*disk full"):
+            export_model(tiny_run, ["saved_model"])
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_the_export_stays_in_a_process_that_computes_alike(tiny_run, monkeypatch):
+    """A second import of TensorFlow takes seconds."""
+    written = []
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started a process"))
+    monkeypatch.setattr(formats, "write_formats", lambda *arguments: written.append(arguments))
+    assert export_model(tiny_run, ["saved_model"]) == [tiny_run / "saved_model"]
+    assert written == [(tiny_run, ["saved_model"])]
 
 
 def test_export_says_what_is_missing_or_does_not_fit(tiny_run, tmp_path, monkeypatch):

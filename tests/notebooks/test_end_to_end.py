@@ -101,7 +101,7 @@ def test_a_split_by_image_is_said_to_leak(chain):
 
 
 def test_saved_model_reads_any_image(chain):
-    """Bytes in, the probabilities of predictions.csv out. Notebook 5 asks it in a process that has TensorFlow alone."""
+    """Bytes in, the probabilities of predictions.csv out. Notebook 5 asks it by a program that has TensorFlow alone."""
     predictions = pd.read_csv(chain.run / "predictions.csv").set_index("image")
     name = predictions.index[0]
     image, files = Image.open(io.BytesIO(chain.images[name])), [io.BytesIO(), io.BytesIO()]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import nbformat
 import pytest
@@ -56,6 +57,14 @@ def test_a_killed_notebook_is_one_sentence_with_the_remedy(execute):
     assert list(copies) == ["made.failed.ipynb"]
 
 
+def test_bars_are_shown_and_messages_of_libraries_are_left_to_the_copy(execute, capsys):
+    bar = "from tqdm import tqdm; [None for _ in tqdm([1, 2], desc='Views', miniters=1)]"
+    error, copies = execute("import sys; print('a message', file=sys.stderr)", bar)
+    printed = capsys.readouterr().out
+    assert error is None and "Views: 100%|" in printed and "a message" not in printed
+    assert "a message" in copies["made.ipynb"]
+
+
 def test_two_runs_do_not_execute_into_one_folder(tmp_path):
     """The second would remove what the first is writing."""
     with (
@@ -64,3 +73,19 @@ def test_two_runs_do_not_execute_into_one_folder(tmp_path):
     ):
         run_notebooks.execute_into(tmp_path, "01_prepare_data", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_after_each_epoch_of_a_training_it_says_how_long_the_others_take(tmp_path, capsys):
+    history, row = tmp_path / "history.csv", "{},all,100\n"
+    with run_notebooks.epochs_reported(
+        run_notebooks.TRAIN, {"RUN_DIR": str(tmp_path), "PROFILE": "quick", "EPOCHS": 4}
+    ):
+        for text in ("epoch,stage,seconds\n", row.format(0), row.format(1)):
+            with history.open("a") as file:
+                file.write(text)
+            time.sleep(1.5)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["1 of 4 epochs: about 5 min left", "2 of 4 epochs: about 3 min left"]
+    with run_notebooks.epochs_reported("03_evaluate", {"RUN_DIR": str(tmp_path)}):
+        pass
+    assert not capsys.readouterr().out

@@ -42,7 +42,7 @@ def build_model(seed, dropout=0.2, group=1, precision="float32"):
     """Returns a compiled network with everything that a checkpoint must hold: seeds, averages, statistics, moments."""
     import keras
 
-    from helpers.training import fuse_batch_norm, scale_loss
+    from helpers.training import AdamW, fuse_batch_norm, scale_loss
 
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
@@ -54,7 +54,7 @@ def build_model(seed, dropout=0.2, group=1, precision="float32"):
     ])  # fmt: skip
     model = fuse_batch_norm(model)
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 80, warmup_target=2e-2, warmup_steps=8)
-    optimizer = scale_loss(keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.8))
+    optimizer = scale_loss(AdamW(rate, use_ema=True, ema_momentum=0.8))
     optimizer.dynamic_growth_steps = 3
     model.compile(
         optimizer,

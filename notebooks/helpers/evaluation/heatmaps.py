@@ -126,7 +126,7 @@ def list_centers(cells, side, shifts):
     Args:
         cells: int, cells along a side of a view's map.
         side: int, pixels of the square image.
-        shifts: those given to `explain_images`; their grid is square, so both sides have the same centers.
+        shifts: those given to `compute_views`; their grid is square, so both sides have the same centers.
 
     Returns:
         float64 array in increasing order, shares of the side, 0 to 1.
@@ -136,33 +136,29 @@ def list_centers(cells, side, shifts):
     return centers[(centers >= 0) & (centers <= 1)]
 
 
-def explain_images(compute_maps, images, pairs, *, reference=None, shifts=((0, 0),), batch_size=32):
-    """Computes heatmaps at the image's resolution: where an image differs from others in the evidence for a class.
+def compute_views(compute_maps, images, *, reference=None, shifts=((0, 0),), batch_size=32):
+    """Computes the maps of shifted views of images: where an image differs from others in the evidence for each class.
 
     Two things that are no evidence blur a map. What is at the same place on every image, such as the trace that padding
     leaves along the edges, is removed by subtracting the mean map of reference images. And a map of a few cells says
-    little about the places between their centers; shifting the image by less than a cell samples them, and the maps of
-    such views are moved back and averaged.
+    little about the places between their centers; shifting the image by less than a cell samples them, and
+    `join_views` moves the maps of such views back and averages them.
 
     Args:
         compute_maps: function from a float32 array (batch_size, side, side, 1), 0 to 255, to maps (batch_size, h, w,
             classes), such as those of `build_activation_model` and of `grad_cam`.
         images: float32 array (images, side, side, 1), 0 to 255.
-        pairs: (n, 2) integers: for each heatmap the number of its image and the index of its class.
         reference: float32 array (m, side, side, 1) of images whose mean map is subtracted, or None for nothing.
         shifts: tuples of pixels down and to the right.
         batch_size: images at once; the last batch is filled up, so that there is one shape to compile.
 
     Returns:
-        float32 array (n, side, side). Of exact maps, its cells average to the logit less the reference images' mean
-        logit; negative cells are evidence against the class.
+        float32 array (shifts, images, h, w, classes). Of exact maps, the cells of the unmoved view average to the logit
+        less the reference images' mean logit; negative cells are evidence against the class.
     """
     import tensorflow as tf
 
     from ..pipeline import shift_images
-
-    numbers, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
-    side = images.shape[1]
 
     def compute_all(images, shift):
         maps = []
@@ -172,11 +168,30 @@ def explain_images(compute_maps, images, pairs, *, reference=None, shifts=((0, 0
             maps.append(np.asarray(compute_maps(views.numpy()))[: len(images) - start])
         return np.concatenate(maps)
 
-    heatmaps = np.zeros((len(numbers), side, side), dtype="float32")
-    for shift in shifts if len(numbers) else ():
+    views = []
+    for shift in shifts if len(images) else ():
         maps = compute_all(images, shift)
         if reference is not None and len(reference):
             maps = maps - compute_all(reference, shift).mean(axis=0)
+        views.append(maps)
+    return np.array(views, dtype="float32")
+
+
+def join_views(views, pairs, side, shifts=((0, 0),)):
+    """Joins the maps of shifted views to heatmaps at the image's resolution.
+
+    Args:
+        views: float32 array (shifts, images, h, w, classes) of `compute_views`.
+        pairs: (n, 2) integers: for each heatmap the number of its image and the index of its class.
+        side: int, pixels of the square image.
+        shifts: those given to `compute_views`.
+
+    Returns:
+        float32 array (n, side, side).
+    """
+    numbers, classes = np.asarray(pairs, dtype="int64").reshape(-1, 2).T
+    heatmaps = np.zeros((len(numbers), side, side), dtype="float32")
+    for maps, shift in zip(views, shifts, strict=True) if len(numbers) else ():
         heatmaps += resize_maps(maps[numbers, :, :, classes], side, shift) / len(shifts)
     return heatmaps
 

@@ -148,7 +148,8 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
 
     Args:
         scores: DataFrame of `score_maps`.
-        controls: dict from a control's name to its DataFrame of `score_maps` for the same findings in the same order.
+        controls: dict from a control's name to its DataFrame of `score_maps` for the same findings in the same order,
+            or for a part of them with some of each pathology; the model's lead over it is then that on this part.
         n_resamples: number of resamples.
         seed: seed of the draw.
         level: share of the resamples inside an interval.
@@ -166,35 +167,47 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
         ValueError: if a control was scored on other findings.
     """
     controls = dict(controls or {})
-    keys = scores[["image", "pathology"]].to_numpy()
-    for name, control in controls.items():
-        if not np.array_equal(control[["image", "pathology"]].to_numpy(), keys):
-            raise ValueError(f"control {name!r} has other findings, or another order of them, than the scores")
     names = sorted(set(scores["pathology"]))
-    of_class = (scores["pathology"].to_numpy(object)[:, None] == np.array(names, object)).astype("float64")
+    own = {}  # for each control, the model's scores of its findings
+    for name, control in controls.items():
+        keys = pd.MultiIndex.from_frame(control[["image", "pathology"]])
+        own[name] = scores[pd.MultiIndex.from_frame(scores[["image", "pathology"]]).isin(keys)]
+        if not np.array_equal(control[["image", "pathology"]].to_numpy(), own[name][["image", "pathology"]].to_numpy()):
+            raise ValueError(f"control {name!r} has other findings, or another order of them, than the scores")
+        if lacking := [finding for finding in names if finding not in set(control["pathology"])]:
+            raise ValueError(f"control {name!r} has no {lacking[0]}")
 
-    def estimate(values, weights=1.0):
-        weights = np.broadcast_to(weights, len(scores))
-        return with_mean(values.to_numpy() @ of_class / (weights @ of_class))
+    def mark_classes(table):
+        return (table["pathology"].to_numpy(object)[:, None] == np.array(names, object)).astype("float64")
 
-    def resample(values):
-        parts = of_class * values.to_numpy()[:, None], of_class
-        return with_mean(bootstrap_ratio(*parts, scores["patient_id"], n_resamples, seed))
+    of_class = mark_classes(scores)
+
+    def estimate(table, figure, weights=1.0):
+        of_class = mark_classes(table)
+        weights = np.broadcast_to(weights, len(table))
+        return with_mean(table[figure].to_numpy() @ of_class / (weights @ of_class))
+
+    def resample(table, figure):
+        of_class = mark_classes(table)
+        parts = of_class * table[figure].to_numpy()[:, None], of_class
+        return with_mean(bootstrap_ratio(*parts, table["patient_id"], n_resamples, seed))
 
     n_patients = [scores["patient_id"][scores["pathology"] == name].nunique() for name in names]
     counts = {"n_boxes": scores["n_boxes"] @ of_class, "n_images": of_class.sum(axis=0), "n_patients": n_patients}
     columns = {"pathology": [*names, "mean"]}
     columns |= {name: np.append(count, np.sum(count)).astype("int64") for name, count in counts.items()}
     for figure in _FIGURES:
-        value, samples = estimate(scores[figure]), resample(scores[figure])
-        low, high = interval_around(value, samples, level, 0, 1)
+        value = estimate(scores, figure)
+        low, high = interval_around(value, resample(scores, figure), level, 0, 1)
         columns |= {figure: value, f"{figure}_low": low, f"{figure}_high": high}
         for name, control in controls.items():
-            other, lead = estimate(control[figure]), f"{figure}_minus_{name}"
-            low, high = interval_around(value - other, samples - resample(control[figure]), level, -1, 1)
-            columns |= {f"{figure}_{name}": other, lead: value - other, f"{lead}_low": low, f"{lead}_high": high}
+            other, lead = estimate(control, figure), f"{figure}_minus_{name}"
+            difference = estimate(own[name], figure) - other
+            samples = resample(own[name], figure) - resample(control, figure)
+            low, high = interval_around(difference, samples, level, -1, 1)
+            columns |= {f"{figure}_{name}": other, lead: difference, f"{lead}_low": low, f"{lead}_high": high}
     for name in (name for name in _SCORES if name not in columns):
-        columns[name] = estimate(scores[name], scores["n_boxes"] if name.startswith(("iou_", "iobb_")) else 1.0)
+        columns[name] = estimate(scores, name, scores["n_boxes"] if name.startswith(("iou_", "iobb_")) else 1.0)
     return pd.DataFrame(columns)[: len(names) + 1 if names else 0]
 
 

@@ -1,7 +1,7 @@
 """Writes a trained classifier as files that need no code of this repository: a SavedModel, ONNX, LiteRT.
 
-TensorFlow writes them, whichever backend Keras trained on, so `export_model` starts a process of its own:
-`KERAS_BACKEND=tensorflow python -m helpers.export RUN_DIR saved_model onnx litert`.
+TensorFlow writes them in float32, whichever backend and precision Keras trained with. Where this process has others, or
+an accelerator, `export_model` starts one: `KERAS_BACKEND=tensorflow python -m helpers.export RUN_DIR saved_model onnx`.
 
 Each file returns calibrated and raw probabilities and which findings are above their thresholds, and carries the facts
 of `describe_export`.
@@ -97,7 +97,7 @@ def _check_source(path, content, run, notebook):
 
 
 def export_model(run_dir, formats=tuple(FORMATS)):
-    """Exports the model of a run in a fresh Python process on the TensorFlow backend, in float32.
+    """Exports the model of a run on the TensorFlow backend, in float32; where needed, in a process of its own.
 
     Signatures of the SavedModel, for batches of one or more images:
 
@@ -129,7 +129,7 @@ def export_model(run_dir, formats=tuple(FORMATS)):
     Raises:
         FileNotFoundError, ValueError: see `describe_export`; or a format is unknown.
         ModuleNotFoundError: a format needs a package that is not installed.
-        RuntimeError: the export failed; with the last lines of its error.
+        RuntimeError: the export failed in a process of its own; with the last lines of its error.
     """
     unknown = set(formats) - set(FORMATS)
     if unknown:
@@ -137,13 +137,29 @@ def export_model(run_dir, formats=tuple(FORMATS)):
     if "onnx" in formats and importlib.util.find_spec("tf2onnx") is None:
         raise ModuleNotFoundError('ONNX needs tf2onnx: pip install tf2onnx, or leave "onnx" out of the formats.')
     describe_export(run_dir)
+    if _computes_as_exports():
+        write_formats(run_dir, formats)
+    else:
+        _write_in_own_process(run_dir, formats)
+    return [as_path(run_dir) / name for form in formats for name in FORMATS[form]]
+
+
+def _computes_as_exports():
+    """Returns whether this process computes with TensorFlow, in float32, on CPUs alone."""
+    import keras
+    import tensorflow as tf
+
+    is_plain = keras.backend.backend() == "tensorflow" and keras.config.dtype_policy().name == "float32"
+    return is_plain and {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}
+
+
+def _write_in_own_process(run_dir, formats):
     environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-m", "helpers.export", os.fspath(run_dir), *formats]
     folder = Path(__file__).resolve().parents[2]
     answer = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     if answer.returncode:
         raise RuntimeError(f"The model in {run_dir} could not be exported:\n{answer.stderr[-2000:]}")
-    return [as_path(run_dir) / name for form in formats for name in FORMATS[form]]
 
 
 def write_formats(run_dir, formats):

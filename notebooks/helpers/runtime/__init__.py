@@ -17,6 +17,7 @@ from .files import (
     write_csv,
     write_text,
 )
+from .progress import TrainingClock, describe_left
 from .session import NOTEBOOKS, Session
 from .settings import SETTINGS, check_setting, check_settings, read_json, resolve_path, save_figure, write_json
 from .shared import MACHINE, SHARED, hours_left, read_form, recall_shared, record_shared, share_settings

@@ -102,16 +102,21 @@ class TrainingClock:
         history: path of its history.csv, which may be missing and gets a row after each epoch.
         notebook: name of the notebook that trains.
         settings: dict of those of its settings that are given.
+
+    Attributes:
+        n_ended: int, epochs that had ended at the last estimate.
+        n_epochs: int, epochs of the whole training.
     """
 
     def __init__(self, history, notebook, settings):
         self.history = Path(history)
         self.n_epochs = _count_epochs(notebook, settings)
-        self._before = len(self._read()[0])  # epochs of an earlier session, which may have had another machine
+        self._before = self.n_ended = len(self._read()[0])  # of an earlier session, which may have had another machine
 
     def estimate(self):
         """Returns the seconds until the last epoch ends; None until an epoch of the whole network has ended."""
         rows, ended = self._read()
+        self.n_ended = len(rows)
         self._before = min(self._before, len(rows))  # the training was started over
         seconds = [float(row["seconds"]) for row in rows[self._before :] if row["stage"] == "all"]
         if not seconds:

@@ -26,7 +26,7 @@ SETTINGS = {
     **dict.fromkeys(("LEAKAGE_DEMO", "KEEP_EPOCHS"), (bool, None)),
     **dict.fromkeys(("DATA_SEED", "SEED"), (int, "[0, 2147483647]")),
     **dict.fromkeys(("SIDE", "IMAGE_SIZE", "FEATURE_SIDE"), (int, "[32, inf)")),  # DenseNet halves an image five times
-    **dict.fromkeys(("CHESTMNIST_IMAGES", "PARITY_IMAGES", "REFERENCE", "MAPS"), (int, "[0, inf)")),
+    **dict.fromkeys(("CHESTMNIST_IMAGES", "PARITY_IMAGES", "REFERENCE", "RANDOM_IMAGES", "MAPS"), (int, "[0, inf)")),
     **dict.fromkeys(("REPLICAS", "EVAL_SIZE", "FROZEN_EPOCHS", "SMALL_CELL"), (int, "[0, inf)")),
     **dict.fromkeys(("SHARD_IMAGES", "SYNTHETIC_IMAGES", "NODULE_IMAGES", "BATCH_SIZE"), (int, "[1, inf)")),
     **dict.fromkeys(("EPOCHS", "HEAD_EPOCHS", "STEPS_PER_EXECUTION", "SAVE_STEPS"), (int, "[1, inf)")),

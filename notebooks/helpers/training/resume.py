@@ -93,6 +93,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._callbacks, self._metrics, self._epoch_seconds = {}, [], 0.0
         if self._several_hosts:
             self.devices.wait()  # until the first host has written
+        if not model.optimizer.built:  # twice, one that scales the loss would have its variables twice
+            # Where the first step makes variables, TensorFlow traces it once more without them.
+            with self.devices.scope() if self.devices else contextlib.nullcontext():
+                model.optimizer.build(model.trainable_variables)
         arrays, meta = self.store.read()
         if meta is None:
             if self.history_path.exists():
@@ -105,9 +109,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         same_stage = meta["stage"] == stage
         _assign(model.variables, arrays, "model")
         if same_stage:
-            if not model.optimizer.built:  # one that scales the loss would get its variables twice
-                with self.devices.scope() if self.devices else contextlib.nullcontext():
-                    model.optimizer.build(model.trainable_variables)
             _assign(model.optimizer.variables, arrays, "optimizer")
             self._metrics = [np.atleast_1d(arrays[f"metrics/{number}"]) for number in range(meta["n_metrics"])]
             self._callbacks = {
