@@ -36,6 +36,7 @@ cluster := $(if $(CLUSTER),$(ENV)/cluster)
 # refused on the command line; the environment may hold anything.
 study := DATA_DIR RUN_DIR PROFILE SET
 takes-run := $(study)
+takes-train := $(study)
 takes-prepare := CLUSTER $(study)
 takes-seeds := SEEDS $(study)
 takes-evaluate := PREDICTIONS $(study)
@@ -59,13 +60,16 @@ settings := $(foreach name,$(unknown),$(if $(call is-setting,$(name)),$(name)))
 $(if $(unknown),$(error `make $(goals)` takes $(or $(strip $(takes)),no variable), not $(unknown). $(if $(settings),Settings of \
 	notebooks go into SET="$(foreach name,$(settings),$(name)=$($(name)))". )Variables of the environment go before `make`))
 
-.PHONY: run prepare seeds evaluate xvision predict test test-fast lint results reference pins bench serve demo tpu-check publish-check publish report address clean
+.PHONY: run prepare train seeds evaluate xvision predict test test-fast lint results reference pins bench serve demo tpu-check publish-check publish report address clean
 
 run: $(ENV)/run  ## the notebooks in order: make run [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best] [SET="EPOCHS=3"]
 	$(VENV)/python scripts/run_notebooks.py --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
 
 prepare: $(ENV)/run $(cluster)  ## notebook 1 alone, also on a Ray cluster: make prepare [CLUSTER=auto|ADDRESS] [DATA_DIR=...] [PROFILE=full|best] [SET="SIDE=320"]
 	$(VENV)/python scripts/run_notebooks.py --only 01_prepare_data --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set "CLUSTER=$(CLUSTER)" $(SET)
+
+train: $(ENV)/run  ## notebook 2 alone, also by a launcher on each of several hosts: srun make train RUNTIME=jax [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full|best]
+	$(VENV)/python scripts/run_notebooks.py --only 02_train_densenet121 --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)
 
 seeds: $(ENV)/run  ## trains several seeds, or resumes; mean, spread, their average: make seeds [SEEDS=5] [DATA_DIR=...] [RUN_DIR=...] [PROFILE=full] [SET="VIEWS=25"]
 	$(VENV)/python scripts/train_seeds.py --seeds $(SEEDS) --data-dir "$(DATA_DIR)" --run-dir "$(RUN_DIR)" --profile "$(PROFILE)" --set $(SET)

@@ -37,6 +37,7 @@ from helpers.runtime import (
     check_settings,
     copy_file,
     describe_left,
+    find_launch,
     is_remote,
     lock_folder,
     read_csv,
@@ -109,6 +110,7 @@ def kernel_messages_to(path):
 def read_settings(arguments, run_dir):
     """Returns the settings on the command line, converted and checked; exits where one is unknown or wrong.
 
+    Exits, too, where a launcher has started several processes, unless they are to train together or pack a part each.
     Of the settings that notebooks share, those that are not given are the ones that the run in RUN_DIR has recorded.
     """
     settings = {"VERBOSE": 2, "RUN_DIR": run_dir} | dict(map(parse_setting, arguments.set))
@@ -121,6 +123,12 @@ def read_settings(arguments, run_dir):
         settings = check_settings(SHARED | recalled | settings)
     except ValueError as error:
         sys.exit(str(error))
+    launch, trains_only = find_launch(), getattr(arguments, "only", None) == [NOTEBOOKS[1]]
+    if launch.n_processes > 1 and not (trains_only or settings.get("PART")):
+        sys.exit(
+            f"{launch.name} has started {launch.n_processes} processes of this command, which would overwrite each "
+            "other's results: only notebook 2 runs on several hosts, by `make train`. Start this one once."
+        )
     if recalled:
         words = ", ".join(f"{name}={value}" for name, value in recalled.items())
         print(f"{words}, as in {resolve_path(run_dir) / source}", flush=True)
@@ -168,7 +176,9 @@ def call(function, path, *arguments):
 
 
 def name_copy(name, settings):
-    """Returns the name of the executed copy of a notebook: hosts that each pack a part do not share one."""
+    """Returns the name of the executed copy of a notebook: hosts that train together or pack parts share none."""
+    if name == NOTEBOOKS[1] and find_launch().number:
+        return f"{name}.host-{find_launch().number}"
     part = str(settings.get("PART", "")) if name == NOTEBOOKS[0] else ""
     return f"{name}.part-{part.replace('/', '-of-')}" if part else name
 
@@ -243,7 +253,9 @@ def execute(name, folder, settings):
             )
     except papermill.PapermillExecutionError as error:
         move_copy(folder, copy, ".running", ".failed")
-        return f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        together = "\nIf another process of this run was lost, give the same command again to all of them: it resumes."
+        failed = f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        return failed + together * (find_launch().n_processes > 1)
     except RuntimeError as error:
         if "died" not in str(error):  # Jupyter's words for a kernel that is gone
             raise
@@ -267,8 +279,9 @@ def execute_into(executed_dir, name, settings):
     else:
         busy = f"Another process executes notebooks into {executed_dir}. Let it end, or choose another RUN_DIR."
         with contextlib.ExitStack() as stack:
-            try:  # hosts that each pack a part have copies of their own
-                stack.enter_context(lock_folder(executed_dir, busy, shared=name_copy(name, settings) != name))
+            several = find_launch().n_processes > 1 or name_copy(name, settings) != name
+            try:  # hosts that work together have copies of their own
+                stack.enter_context(lock_folder(executed_dir, busy, shared=several))
             except RuntimeError as error:
                 sys.exit(f"\n{error}")
             error = execute(name, executed_dir, settings)
@@ -278,7 +291,9 @@ def execute_into(executed_dir, name, settings):
 
 def read_pause(run_dir):
     """Returns why training paused before its end, "" where it did not."""
-    return json.loads((run_dir / "run.json").read_text())["pause"]
+    number = find_launch().number  # hosts other than the first have records of their own
+    folder = run_dir / f"host-{number}" if number else run_dir
+    return json.loads((folder / "run.json").read_text())["pause"]
 
 
 def show_scores(run_dir):

@@ -17,6 +17,7 @@ os.environ |= {"GCS_RETRY_CONFIG_MAX_RETRIES": "2", "GCS_RETRY_CONFIG_INIT_DELAY
 SLOW_FILES = (
     "end_to_end",
     "device_chains",
+    "hosts",
     "chains",
     "seeds",
     "fetch_chains",

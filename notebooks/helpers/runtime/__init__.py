@@ -17,6 +17,7 @@ from .files import (
     write_csv,
     write_text,
 )
+from .launchers import find_launch
 from .progress import TrainingClock, describe_left
 from .session import NOTEBOOKS, Session
 from .settings import SETTINGS, check_setting, check_settings, read_json, resolve_path, save_figure, write_json

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .launchers import find_launch
 from .settings import ROOT
 
 
@@ -68,9 +69,10 @@ class Devices:
 def connect_devices(runtime, replicas=0):
     """Connects to the devices; it can be called again.
 
-    On JAX every device takes an equal share, so each batch must be divisible by their number. Several processes find
-    each other by Keras's variables KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID, and each reads its
-    own share of the data: Keras does not divide it here.
+    On JAX every device takes an equal share, so each batch must be divisible by their number. Processes that were
+    started together, by Slurm's srun, Open MPI, on the hosts of a TPU slice, or with Keras's variables
+    KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID, find each other, and each reads its own share of
+    the data: Keras does not divide it here.
 
     Args:
         runtime: `Runtime` of this kernel.
@@ -82,15 +84,19 @@ def connect_devices(runtime, replicas=0):
 
     Raises:
         ValueError: `replicas` is negative, or is asked for on something else than a CPU.
-        RuntimeError: TensorFlow or JAX has started with another number of devices.
+        RuntimeError: TensorFlow or JAX has started with another number of devices; or this process is one of several
+            that cannot find each other, and would overwrite each other's results.
     """
+    launch = find_launch()
+    if launch.n_processes > 1 and runtime.name != "jax":
+        _refuse_apart(launch, "they find each other on JAX only")
     if replicas < 0 or (replicas and (runtime.name not in ("cpu", "jax") or runtime.chips)):
         raise ValueError(
             f"REPLICAS is {replicas}, but it divides a CPU into logical devices, and this runs on: {runtime.name}. Set "
             "REPLICAS = 0, or RUNTIME = 'cpu' and restart the kernel."
         )
     if runtime.name == "jax":
-        return _connect_jax(replicas)
+        return _connect_jax(replicas, launch)
     import tensorflow as tf
 
     if replicas > 1:
@@ -139,27 +145,36 @@ def _started_before(library, replicas):
     return f"{library} has started: too late to divide the CPU into REPLICAS = {replicas}. Restart the kernel."
 
 
-def _connect_jax(replicas):
+def _refuse_apart(launch, why):
+    raise RuntimeError(
+        f"{launch.name} has started {launch.n_processes} processes, but {why}: each would train alone and overwrite "
+        "what the others write. Set RUNTIME = 'jax' and start them by Slurm's srun, by Open MPI 4, on the hosts of a "
+        "TPU slice or with Keras's variables KERAS_DISTRIBUTION_...; or start one."
+    )
+
+
+def _connect_jax(replicas, launch):
     import jax
     import keras
     import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):  # TensorFlow already uses the GPU and has its share of the memory
         tf.config.set_visible_devices([], "GPU")  # or TensorFlow takes the memory that JAX needs
-    if _n_processes() > 1 and not jax.distributed.is_initialized():
+    if launch.n_processes > 1 and not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it processes on CPUs cannot add
-        keras.distribution.initialize()
+        try:
+            keras.distribution.initialize()  # what the variables do not say, JAX finds out
+        except (ValueError, RuntimeError) as error:
+            _refuse_apart(launch, f"JAX does not find the others ({error})")
     if replicas:
         with contextlib.suppress(RuntimeError):  # JAX has started; the next lines tell whether with as many
             jax.config.update("jax_num_cpu_devices", replicas)
         if (jax.default_backend(), jax.local_device_count()) != ("cpu", replicas):
             raise RuntimeError(_started_before("JAX", replicas))
+    if launch.n_processes not in (1, jax.process_count()):
+        _refuse_apart(launch, f"JAX finds {jax.process_count()}")
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return Devices("DataParallel", jax.device_count(), jax.process_index(), jax.process_count())
-
-
-def _n_processes():
-    return int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES") or 1)
 
 
 def describe_runtime(runtime=None, devices=None):
@@ -225,7 +240,7 @@ def _list_devices(connected):
     import jax
 
     # Asking JAX starts it, and after that the processes can no longer find each other.
-    return [str(device) for device in jax.devices()] if connected or _n_processes() == 1 else []
+    return [str(device) for device in jax.devices()] if connected or find_launch().n_processes == 1 else []
 
 
 def find_commit():

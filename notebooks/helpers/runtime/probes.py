@@ -98,12 +98,20 @@ def has_metadata_server(address="169.254.169.254"):
     Args:
         address: host, with or without a port; other clouds have another server at the same address.
     """
+    return ask_metadata("", address) is not None
+
+
+def ask_metadata(key, address="169.254.169.254"):
+    """Returns what Google's metadata server answers for a key, as text, "" if it has none; None without the server."""
     connection = http.client.HTTPConnection(address, timeout=2)  # seconds; it is on the same host
     try:
-        connection.request("GET", "/computeMetadata/v1/", headers={"Metadata-Flavor": "Google"})
-        return connection.getresponse().headers.get("Metadata-Flavor") == "Google"
+        connection.request("GET", f"/computeMetadata/v1/{key}", headers={"Metadata-Flavor": "Google"})
+        answer = connection.getresponse()
+        if answer.headers.get("Metadata-Flavor") != "Google":
+            return None
+        return answer.read().decode() if answer.status == 200 else ""
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 
