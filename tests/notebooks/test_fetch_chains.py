@@ -59,7 +59,7 @@ def real_study(shared_data, tmp_path):
 def test_chain_on_real_images_with_the_original_recipe(real_study, tmp_path):
     """Real NIH files, only some of the images in the metadata: the notebooks report what is missing."""
     study, found = real_study("nih_sample/images", "images")
-    settings = name_folders(study, tmp_path / "run", tmp_path / "packed") | {"RECIPE": "original", "SOURCE": "nih"}
+    settings = name_folders(study, tmp_path / "run", tmp_path / "packed") | {"RECIPE": "original", "SOURCE": "packed"}
     run_chain(DENSENET[:4], settings)
     predictions = check_artifacts(tmp_path / "run", is_exported=False)
     check_localization(tmp_path / "run")
@@ -120,7 +120,7 @@ def test_no_result_on_chestmnist_claims_patients(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", **arrays)
     write_chestmnist_study(tmp_path / "a.npz", tmp_path / "mnist", 64)
     run_dir = tmp_path / "run"
-    settings = {"FETCH": "chestmnist", "SPLIT": "chestmnist", "CHESTMNIST_IMAGES": 0}
+    settings = {"FETCH": "chestmnist", "CHESTMNIST_IMAGES": 0}
     run_chain(DENSENET[:4], name_folders(tmp_path / "mnist", run_dir, tmp_path / "packed") | settings, draw=False)
     printed, card = capsys.readouterr().out, fill_model_card(run_dir)
     predictions = check_artifacts(run_dir, has_patients=False, is_exported=False)
@@ -139,7 +139,7 @@ def test_no_result_on_chestmnist_claims_patients(tmp_path, capsys):
 def test_nodules_of_jsrt(shared_data, tmp_path):
     """Real radiographs with positions of their nodules, and no run of the network that BACKBONES has by default."""
     settings = name_folders(tmp_path / "none", tmp_path / "run", tmp_path / "packed")
-    settings |= {"SOURCE": "jsrt", "SOURCE_DIR": str(shared_data / "jsrt")}
+    settings |= {"SOURCE": "folder", "SOURCE_DIR": str(shared_data / "jsrt")}
     with pytest.raises(AssertionError, match="has no run of notebook 2: run that first, or set BACKBONES"):
         run_chain([XVISION], settings)
     new_image = str(shared_data / "dicom" / "RG1_J2KI.dcm")

@@ -54,11 +54,11 @@ def call_script(notebooks, settings):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def check_nodules(folder):
-    """Compares the record of a study of nodules with its predictions; returns the record."""
+def check_nodules(folder, finding="Nodule"):
+    """Compares the record of notebook 6 with its predictions; returns the record."""
     study = json.loads((folder / "study.json").read_text())
     images = pd.read_csv(folder / "predictions.csv")
-    assert len(images) == study["counts"]["films"] and images["label"].sum() == study["counts"]["Nodule"]
+    assert len(images) == study["counts"]["films"] and images["label"].sum() == study["counts"][finding]
     probs = images.filter(regex=r"^prob_\d+$")
     figures = {row["figure"]: row for row in study["scores"]}
     accuracy = np.mean([accuracy_score(images["label"], probs[name] >= 0.5) for name in probs])

@@ -29,7 +29,8 @@ BOX_COLUMNS = ("image", "pathology", "x", "y", "width", "height")
 _LABELS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan, "-1": -1.0, "-1.0": -1.0}
 OWN_SPLITS = {  # names of subsets, and what they are called here
     **{name: name for name in (*SUBSETS, "train_val")},
-    **{"training": "train", "testing": "test", "valid": "val", "validation": "val", "dev": "val"},
+    **{"training": "train", "testing": "test", "dev": "val"},
+    **dict.fromkeys(("valid", "validate", "validation"), "val"),
 }
 
 
