@@ -240,6 +240,44 @@ def test_any_predictions_are_evaluated_without_model_or_images(chain, evaluate, 
     assert first.loc[first["run"].eq("run"), keys].iloc[0].equals(second.loc[second["run"].eq("full"), keys].iloc[0])
 
 
+def test_the_model_is_measured_on_another_hospitals_images(chain, evaluate, tmp_path):
+    """Images of a study with findings of its own, packed, and then its answers and labels in a CSV."""
+    pictures = sorted((chain.folder / "study" / "images").glob("*.png"))[:60]
+    (tmp_path / "other").mkdir()
+    for path in pictures:
+        os.link(path, tmp_path / "other" / path.name)
+    rng = np.random.default_rng(0)
+    labels = pd.DataFrame({"image": [path.name for path in pictures], "view": "PA"})
+    labels["Lung Lesion"], labels["Pleural Effusion"] = rng.integers(0, 2, (2, 60))
+    labels["Rods"], labels.loc[::7, "Lung Lesion"] = 0, np.nan
+    labels.astype({"Lung Lesion": "Int64"}).to_csv(tmp_path / "other" / "labels.csv", index=False)
+    folders = name_folders(tmp_path / "other", tmp_path / "packing", tmp_path / "packed")
+    run_chain(DENSENET[:1], folders | {"SPLIT": "random_patients"}, draw=False)
+    shutil.copytree(chain.run, tmp_path / "run")
+    names = evaluate(tmp_path / "run", EXTERNAL=str(tmp_path / "packed"))
+    table = pd.read_csv(tmp_path / "run" / "external.csv").set_index("theirs")
+    assert (tmp_path / "run" / "figures" / "03_external.png").exists()
+    assert table["finding"].to_dict() == {"Pleural Effusion": "Effusion", "Lung Lesion": "Nodule or Mass"}
+    own = pd.read_csv(tmp_path / "run" / "aucs.csv").query("split == 'test'").set_index("pathology")["auc"]
+    assert table.loc["Pleural Effusion", "auc_here"] == pytest.approx(own["Effusion"], abs=1e-9)
+    assert table.loc["Lung Lesion", ["n_pos_there", "n_neg_there"]].sum() == 60 - 9
+    assert table["ap_there"].eq(0).all() and table["ap_here"].gt(0).all()
+    assert ("theirs", "Rods") in names["apart"] and not names["external"].has_patients
+
+    external, path = names["external"], tmp_path / "answers.csv"
+    answers = pd.DataFrame(external.probs, columns=[f"prob_{name}" for name in PATHOLOGIES])
+    named = external.rows[["image", "view", *external.findings]].rename(columns=lambda name: f"label_{name}")
+    named = named.rename(columns={"label_image": "image", "label_view": "view"})
+    named.join(answers).to_csv(path, index=False)
+    evaluate(tmp_path / "run", EXTERNAL=str(path))
+    again = pd.read_csv(tmp_path / "run" / "external.csv").set_index("theirs")
+    pd.testing.assert_frame_equal(again, table, rtol=1e-6)
+    evaluate(tmp_path / "run")
+    assert not (tmp_path / "run" / "external.csv").exists()
+    with pytest.raises(AssertionError, match="EXTERNAL is the study itself"):
+        evaluate(tmp_path / "run", EXTERNAL=str(chain.packed))
+
+
 def test_gradient_maps_of_some_findings(chain, evaluate, tmp_path):
     shutil.copytree(chain.run, tmp_path / "run")
     evaluate(tmp_path / "run", EXPLAIN, HEATMAP="grad-cam", FINDINGS="Mass, Cardiomegaly")

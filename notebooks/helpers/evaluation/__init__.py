@@ -3,6 +3,7 @@
 from .auc import auc_table, bootstrap_auc, delong_test, difference_table, roc_auc, shuffled_auc, with_mean
 from .bootstrap import bootstrap_ratio, interval_around, percentile_interval
 from .calibration import apply_platt, bootstrap_calibration_error, calibration_error, fit_platt, reliability_curve
+from .external import External, compare_sites, read_external
 from .floors import measure_leakage, predict_by_ridge, predict_without_pixels
 from .heatmaps import build_activation_model, explain_images, grad_cam, list_centers, make_shifts, resize_maps
 from .localization import boxed_findings, center_prior, localization_table, location_prior, score_maps

@@ -18,7 +18,8 @@ SETTINGS = {
     "RUNTIME": (str, ("auto", "tf-tpu", "jax", "gpu", "cpu")),
     **dict.fromkeys(("DATA_DIR", "RUN_DIR", "FEATURES_DIR", "WEIGHTS", "BACKBONE_WEIGHTS"), (Path, None)),
     **dict.fromkeys(("PACKED_DIR", "CHECKPOINT_DIR", "SOURCE_DIR", "PREDICTIONS", "COMPARE", "IMAGE"), (str, None)),
-    **dict.fromkeys(("ARCHIVES", "MIRROR", "PART", "CLUSTER", "LAYER", "BACKBONE_LAYER", "FINDING"), (str, None)),
+    **dict.fromkeys(("ARCHIVES", "MIRROR", "PART", "CLUSTER", "LAYER", "BACKBONE_LAYER"), (str, None)),
+    **dict.fromkeys(("EXTERNAL", "FINDING"), (str, None)),
     **dict.fromkeys(("MODELS", "FINDINGS", "BACKBONES"), ([str], None)),
     **dict.fromkeys(("STREAM", "START_OVER", "HORIZONTAL_FLIP", "TENSORBOARD"), (bool, None)),
     **dict.fromkeys(("LEAKAGE_DEMO", "KEEP_EPOCHS"), (bool, None)),
@@ -33,7 +34,7 @@ SETTINGS = {
     "RESAMPLES": (int, "[100, inf)"),  # an interval needs at least as many
     **dict.fromkeys(("WEIGHT_DECAY", "TIME_BUDGET"), (float, "[0, inf)")),
     "LEARNING_RATE": (float, "(0, inf)"),
-    **dict.fromkeys(("VAL_SHARE", "LEVEL"), (float, "(0, 1)")),
+    **dict.fromkeys(("VAL_SHARE", "EXTERNAL_SHARE", "LEVEL"), (float, "(0, 1)")),
     **dict.fromkeys(("SYNTHETIC_LABEL_NOISE", "LABEL_SMOOTHING"), (float, "[0, 1)")),
     **dict.fromkeys(("AVERAGING", "BATCH_NORM_MOMENTUM"), (float, "[0, 1)")),
     **dict.fromkeys(("SENSITIVITY", "TOLERANCE", "MIN_AREA"), (float, "(0, 1]")),

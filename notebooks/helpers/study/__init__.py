@@ -2,6 +2,7 @@
 
 from .audit import audit_study
 from .duplicates import ImageHashes, find_duplicates, find_study_duplicates, hash_images
+from .finding_names import match_findings
 from .labels import (
     ADJUDICATED,
     BOX_FRAME,
