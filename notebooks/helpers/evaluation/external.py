@@ -197,7 +197,7 @@ def recalibration_table(there, names, thresholds, in_share, method="youden", sen
 
     Returns:
         DataFrame with a row a class and version, "as it comes" and "recalibrated": `finding`, `version`, `n_pos_share`
-        (positive images to recalibrate on); on the rest `n_pos`, `prevalence`, `mean_prob`, then with `_low` and
+        (positive images to recalibrate on); on the rest `n_pos_rest`, `prevalence_rest`, `mean_prob`, then with `_low` and
         `_high` the expected calibration `error`, `sensitivity` and `specificity`, and the `threshold` of these.
     """
     y, probs, groups = (np.asarray(values) for values in there)
@@ -211,8 +211,8 @@ def recalibration_table(there, names, thresholds, in_share, method="youden", sen
         part = y[rest], values[rest]
         rates = rates_table(*part, at, groups[rest], names, level=level, **bootstrap)
         table = pd.DataFrame({"finding": list(names), "version": version})
-        table["n_pos_share"], table["n_pos"] = (y[in_share] == 1).sum(axis=0), (part[0] == 1).sum(axis=0)
-        table["prevalence"] = ratio(table["n_pos"], known.sum(axis=0))
+        table["n_pos_share"], table["n_pos_rest"] = (y[in_share] == 1).sum(axis=0), (part[0] == 1).sum(axis=0)
+        table["prevalence_rest"] = ratio(table["n_pos_rest"], known.sum(axis=0))
         table["mean_prob"] = ratio((part[1] * known).sum(axis=0), known.sum(axis=0))
         samples = bootstrap_calibration_error(*part, groups[rest], **bootstrap)
         table["error"] = calibration_error(*part)

@@ -18,9 +18,8 @@ SETTINGS = {
     "RUNTIME": (str, ("auto", "tf-tpu", "jax", "gpu", "cpu")),
     **dict.fromkeys(("DATA_DIR", "RUN_DIR", "FEATURES_DIR", "WEIGHTS", "BACKBONE_WEIGHTS"), (Path, None)),
     **dict.fromkeys(("PACKED_DIR", "CHECKPOINT_DIR", "SOURCE_DIR", "PREDICTIONS", "COMPARE", "IMAGE"), (str, None)),
-    **dict.fromkeys(
-        ("ARCHIVES", "MIRROR", "PART", "CLUSTER", "LAYER", "BACKBONE_LAYER", "FINDING", "EXTERNAL"), (str, None)
-    ),
+    **dict.fromkeys(("ARCHIVES", "MIRROR", "PART", "CLUSTER", "LAYER", "BACKBONE_LAYER"), (str, None)),
+    **dict.fromkeys(("EXTERNAL", "FINDING"), (str, None)),
     **dict.fromkeys(("MODELS", "FINDINGS", "BACKBONES"), ([str], None)),
     **dict.fromkeys(("STREAM", "START_OVER", "HORIZONTAL_FLIP", "TENSORBOARD"), (bool, None)),
     **dict.fromkeys(("LEAKAGE_DEMO", "KEEP_EPOCHS"), (bool, None)),
