@@ -102,6 +102,21 @@ def test_images_of_another_kind_are_not_mixed_with_those_linked_to(tmp_path):
     assert not (tmp_path / "data" / "images_001").exists()
 
 
+def test_an_attached_study_of_ones_own_is_found_and_linked_whole(tmp_path):
+    own, packed = tmp_path / "input" / "ward", tmp_path / "input" / "packed"
+    (own / "a" / "b").mkdir(parents=True)
+    (own / "labels.csv").write_text("image,Mass\na/b/0.png,1\na/b/1.png,0\n")
+    for name in ("0.png", "1.png"):
+        (own / "a" / "b" / name).write_bytes(b"")
+    (packed / "study").mkdir(parents=True)
+    (packed / "manifest.json").write_text("{}")
+    (packed / "study" / "labels.csv").write_text("image,Mass\n")
+    assert find_attached_study(tmp_path / "input") == own
+    link_study(own, tmp_path / "mine")
+    study = load_study(tmp_path / "mine")
+    assert study.findings == ("Mass",) and [*study.list_images()] == ["a/b/0.png", "a/b/1.png"]
+
+
 def test_links_follow_a_mount_that_has_moved(tmp_path):
     lay_study(tmp_path / "old")
     link_study(tmp_path / "old", tmp_path / "nih")

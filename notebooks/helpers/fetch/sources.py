@@ -180,10 +180,10 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
         max_depth: most folders between it and a study.
 
     Returns:
-        Path of the study, a folder with `Data_Entry_2017*.csv` and `images*/`.
+        Path of the study, a folder with `Data_Entry_2017*.csv` and `images*/`, or with `labels.csv`.
 
     Raises:
-        FileNotFoundError: nothing is attached, or nothing in NIH's layout.
+        FileNotFoundError: nothing is attached, or nothing in one of these layouts.
         ValueError: several studies are attached; names them.
     """
     root = as_path(root)
@@ -199,7 +199,9 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     if not found:
         for place, folders, files in os.walk(root, followlinks=True):
             folder, images = pathlib.Path(place), fnmatch.filter(folders, "images*")
-            if images and fnmatch.filter(files, "Data_Entry_2017*.csv"):
+            if "manifest.json" in files:  # a packed study, which carries labels too
+                folders.clear()
+            elif LABELS in files or (images and fnmatch.filter(files, "Data_Entry_2017*.csv")):
                 found.append(folder)
                 folders.clear()
             else:
@@ -213,7 +215,7 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
     if not found:
         raise FileNotFoundError(
             f"no study is attached: neither {' nor '.join(map(str, mounts))} nor a folder below {root} holds "
-            f"Data_Entry_2017*.csv beside images*/.{' '.join(['', *others[:3]])} {remedy}"
+            f"Data_Entry_2017*.csv beside images*/, or labels.csv.{' '.join(['', *others[:3]])} {remedy}"
         )
     return found[0]
 
@@ -275,7 +277,7 @@ def link_study(source, folder):
     """Makes a study that lies elsewhere appear in a folder, by symbolic links; nothing is copied.
 
     Args:
-        source: path of a study in NIH's layout, such as a read-only mount.
+        source: path of a study in NIH's layout or with `labels.csv`, such as a read-only mount.
         folder: path of the folder, whose name becomes the study's; made if missing.
 
     Raises:
@@ -288,7 +290,8 @@ def link_study(source, folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     assert_no_other_images(folder, allowed=[mark for mark in _MARKS if (source / mark).exists()])
-    patterns = ("images*", *SMALL_FILES)  # these include the mark of synthetic images
+    # The small files include the mark of synthetic images.
+    patterns = ("[!.]*",) if (source / LABELS).exists() else ("images*", *SMALL_FILES)
     for entry in sorted(source.iterdir()):
         if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue
