@@ -111,7 +111,7 @@ def vindr_row(*start, found=()):
 
 @pytest.fixture
 def vindr(tmp_path):
-    """Three training images with three readers each, and a test image; in its file the last disease is spelled so."""
+    """Training images read by three radiologists each, and a test image, whose file spells the last disease so."""
     nodule, effusion, nothing = ("Nodule/Mass",), ("Pleural effusion", "Nodule/Mass"), ("No finding",)
     rows = [("aa", "R1", nodule), ("aa", "R2", effusion), ("aa", "R3", nothing)]
     rows += [("bb", reader, nothing) for reader in ("R1", "R4", "R5")]
@@ -139,7 +139,7 @@ def vindr(tmp_path):
     return tmp_path
 
 
-def test_vindr_has_what_most_readers_saw_and_all_their_boxes_of_it(vindr):
+def test_vindr_has_what_most_radiologists_saw_and_all_their_boxes_of_it(vindr):
     study = load_study(vindr)
     assert study.kind == "vindr" and not study.has_patients and len(study.findings) == 27
     rows = study.rows.set_index("image")
