@@ -304,10 +304,16 @@ def test_other_folders_are_no_classes(tmp_path, names):
         load_study(tmp_path)
 
 
-def test_a_class_cannot_have_the_name_of_a_column(tmp_path):
-    write_images(tmp_path, ["normal/a.png", "view/a.png"])
-    with pytest.raises(ValueError, match="'view' cannot be the name of a finding; rename the folder"):
+@pytest.mark.parametrize("name", ["view", "Width", "split"])
+def test_a_class_cannot_have_the_name_of_a_column(tmp_path, name):
+    write_images(tmp_path, ["normal/a.png", f"{name}/a.png"])
+    with pytest.raises(ValueError, match=f"'{name.lower()}' cannot be the name of a finding; rename the folder"):
         load_study(tmp_path)
+
+
+def test_a_class_may_be_called_class(tmp_path):
+    write_images(tmp_path, ["class/a.png", "a/b.png", "lies_in/c.png"])
+    assert load_study(tmp_path).rows[["a", "class", "lies_in"]].to_numpy().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 # All of them
