@@ -54,6 +54,11 @@ def test_images_and_one_finding_are_enough_and_order_and_spelling_do_not_matter(
     assert study.boxes.to_numpy().tolist() == [["ward/b.png", "Nodule", 1, 2, 3, 4.5]]
 
 
+def test_a_patient_with_an_image_in_no_subset_is_in_one(tmp_path):
+    write(tmp_path, "image,patient_id,split,Mass\na.png,P1,train,1\nb.png,P1,,0\nc.png,P2,validation,0\n")
+    assert load_study(tmp_path).rows["split"].tolist() == ["train", "", "val"]
+
+
 def test_one_and_100_findings_are_read_and_0_and_101_refused(tmp_path):
     for count in (1, 100):
         names = [f"finding {number}" for number in range(count)]

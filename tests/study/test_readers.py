@@ -111,7 +111,7 @@ def vindr_row(*start, found=()):
 
 @pytest.fixture
 def vindr(tmp_path):
-    """Three training images with three readers each, and a test image; in its file the last disease is spelled so."""
+    """Training images read by three radiologists each, and a test image, whose file spells the last disease so."""
     nodule, effusion, nothing = ("Nodule/Mass",), ("Pleural effusion", "Nodule/Mass"), ("No finding",)
     rows = [("aa", "R1", nodule), ("aa", "R2", effusion), ("aa", "R3", nothing)]
     rows += [("bb", reader, nothing) for reader in ("R1", "R4", "R5")]
@@ -139,7 +139,7 @@ def vindr(tmp_path):
     return tmp_path
 
 
-def test_vindr_has_what_most_readers_saw_and_all_their_boxes_of_it(vindr):
+def test_vindr_has_what_most_radiologists_saw_and_all_their_boxes_of_it(vindr):
     study = load_study(vindr)
     assert study.kind == "vindr" and not study.has_patients and len(study.findings) == 27
     rows = study.rows.set_index("image")
@@ -304,10 +304,16 @@ def test_other_folders_are_no_classes(tmp_path, names):
         load_study(tmp_path)
 
 
-def test_a_class_cannot_have_the_name_of_a_column(tmp_path):
-    write_images(tmp_path, ["normal/a.png", "view/a.png"])
-    with pytest.raises(ValueError, match="'view' cannot be the name of a finding; rename the folder"):
+@pytest.mark.parametrize("name", ["view", "Width", "split"])
+def test_a_class_cannot_have_the_name_of_a_column(tmp_path, name):
+    write_images(tmp_path, ["normal/a.png", f"{name}/a.png"])
+    with pytest.raises(ValueError, match=f"'{name.lower()}' cannot be the name of a finding; rename the folder"):
         load_study(tmp_path)
+
+
+def test_a_class_may_be_called_class(tmp_path):
+    write_images(tmp_path, ["class/a.png", "a/b.png", "lies_in/c.png"])
+    assert load_study(tmp_path).rows[["a", "class", "lies_in"]].to_numpy().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 # All of them

@@ -5,6 +5,7 @@ order. "Normal" means what the study means by it: in NIH's files that none of 14
 that the report was indexed as normal, in JSRT's that there is no nodule.
 """
 
+import functools
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -80,41 +81,56 @@ def load_cohort(study, finding="Nodule", subsets=SUBSETS):
     names = {name.casefold(): name for name in study.findings}
     if finding.casefold() not in names:
         raise ValueError(f"{study.folder} has no finding {finding!r}; it has {', '.join(study.findings)}")
-    finding = names[finding.casefold()]
-    if isinstance(study, PackedStudy):
-        every = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
-        rows, other = _select(every[every["subset"].isin(subsets)], study.findings, finding)
-        boxes, paths, name = study.load_boxes(), None, study.name
-        hashed = "".join(shard["sha256"] for subset in SUBSETS for shard in study.shards[subset])
-        hashed += "".join(f"{image}\n" for image in rows["image"])
-        counts = {"other findings, or another subset": len(every) - len(rows)}
-    else:
-        files = study.list_images()
-        every, report = match_images(study.rows, files)
-        rows, other = _select(every, study.findings, finding)
-        counts = {"missing images": report.n_missing, "other findings": len(every) - len(rows)}
-        with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter's lock
-            facts = pd.DataFrame(pool.map(_inspect, [files[image] for image in rows["image"]]))
-        facts = facts.reindex(columns=["width", "height", "sha256"])
-        rows = rows.join(facts)[facts["sha256"].notna()].reset_index(drop=True)
-        counts["broken images"] = len(facts) - len(rows)
-        boxes = study.boxes if study.kind == "nih" else frame_boxes(study.boxes, rows)
-        paths, name = [str(files[image]) for image in rows["image"]], study.folder.name
-        hashed = "".join(f"{image}\t{sha256}\n" for image, sha256 in zip(rows["image"], rows["sha256"], strict=True))
+    finding, is_packed = names[finding.casefold()], isinstance(study, PackedStudy)
+    gather = functools.partial(_gather_packed, subsets=subsets) if is_packed else _gather_files
+    rows, other, boxes, left_out, hashed, paths = gather(study, finding)
+    of_class = {name: int(rows["label"].eq(label).sum()) for label, name in enumerate((other, finding))}
+    for name in (name for name, count in of_class.items() if not count):
+        counted = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise ValueError(
+            f"{study.folder}: none of the {len(rows)} images is of class {name}; two classes are needed. Left out: "
+            f"{counted}"
+        )
     positive = rows.loc[rows["label"].eq(1), "image"]
     boxes = boxes[boxes["pathology"].eq(finding) & boxes["image"].isin(positive)].reset_index(drop=True)
-    classes, patients = (other, finding), {"patients": rows["patient_id"].nunique()} if study.has_patients else {}
-    of_class = {kind: int(rows["label"].eq(label).sum()) for label, kind in enumerate(classes)}
-    for kind in (kind for kind, count in of_class.items() if not count):
-        left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise ValueError(
-            f"{study.folder}: none of the {len(rows)} images is of class {kind}; two classes are needed. Left out: "
-            f"{left_out}"
-        )
-    counts = {"films": len(rows), **patients, **of_class, "boxes": len(boxes), **counts}
-    digest = hashlib.sha256(hashed.encode()).hexdigest()
-    rows = rows[["image", "patient_id", "label"]]
-    return Cohort(name, classes, rows, study.has_patients, boxes, counts, digest, paths, None if paths else study)
+    patients = {"patients": rows["patient_id"].nunique()} if study.has_patients else {}
+    return Cohort(
+        name=study.name if is_packed else study.folder.name,
+        classes=(other, finding),
+        rows=rows[["image", "patient_id", "label"]],
+        has_patients=study.has_patients,
+        boxes=boxes,
+        counts={"films": len(rows), **patients, **of_class, "boxes": len(boxes), **left_out},
+        sha256=hashlib.sha256(hashed.encode()).hexdigest(),
+        paths=paths,
+        study=study if is_packed else None,
+    )
+
+
+def _gather_packed(study, finding, subsets):
+    """Returns the rows of both classes, the other class's name, boxes, counts of what is left out, what is hashed."""
+    every = pd.concat([study.rows(subset) for subset in SUBSETS], ignore_index=True)
+    rows, other = _select(every[every["subset"].isin(subsets)], study.findings, finding)
+    hashed = "".join(shard["sha256"] for subset in SUBSETS for shard in study.shards[subset])
+    hashed += "".join(f"{image}\n" for image in rows["image"])
+    left_out = {"other findings, or another subset": len(every) - len(rows)}
+    return rows, other, study.load_boxes(), left_out, hashed, None
+
+
+def _gather_files(study, finding):
+    """Returns the same, and the paths of the images, each of which is read once, checked and hashed."""
+    files = study.list_images()
+    every, report = match_images(study.rows, files)
+    rows, other = _select(every, study.findings, finding)
+    left_out = {"missing images": report.n_missing, "other findings": len(every) - len(rows)}
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter's lock
+        facts = pd.DataFrame(pool.map(_inspect, [files[image] for image in rows["image"]]))
+    facts = facts.reindex(columns=["width", "height", "sha256"])
+    rows = rows.join(facts)[facts["sha256"].notna()].reset_index(drop=True)
+    left_out["broken images"] = len(facts) - len(rows)
+    boxes = study.boxes if study.kind == "nih" else frame_boxes(study.boxes, rows)
+    hashed = "".join(f"{image}\t{sha256}\n" for image, sha256 in zip(rows["image"], rows["sha256"], strict=True))
+    return rows, other, boxes, left_out, hashed, [str(files[image]) for image in rows["image"]]
 
 
 def make_cohort_dataset(cohort, side, batch_size, numbers):

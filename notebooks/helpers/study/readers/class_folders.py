@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from ..labels import COLUMNS
+from ..labels import _BESIDE, COLUMNS
 from ..study import ABOUT, OWN_SPLITS, make_study, read_about
 from ..study_folder import is_image, list_image_files
 
@@ -35,16 +35,17 @@ def is_here(folder):
 def load(folder, uncertain):  # labels know no -1
     """Loads the study, see `readers.load_study`; `study.json` may say name, source and terms."""
     images = _list_classes(folder)
-    table = pd.DataFrame({"image": images, "class": [image.split("/")[-2] for image in images]})
+    table = pd.DataFrame({"image": images})
     if images[0].count("/") == 2:
         table["split"] = [image.split("/")[0] for image in images]
-    spellings = {name.casefold(): name for name in table["class"]}  # the same class may be Nodule here and nodule there
+    lies_in = pd.Series([image.split("/")[-2] for image in images])
+    spellings = {name.casefold(): name for name in lies_in}  # the same class may be Nodule here and nodule there
     for name in sorted(spellings.keys() - {name for name in spellings if re.sub("[ _-]+", " ", name) in _NORMAL}):
-        if name in COLUMNS:
+        if name in {*COLUMNS, *_BESIDE}:
             raise ValueError(f"{folder}: {name!r} cannot be the name of a finding; rename the folder")
-        table[spellings[name]] = (table["class"].str.casefold() == name).map({True: "1", False: "0"})
+        table[spellings[name]] = lies_in.str.casefold().eq(name).map({True: "1", False: "0"})
     about = {"name": folder.name, **_ABOUT, **read_about(folder / ABOUT)}
-    return make_study(folder, "class folders", folder, table.drop(columns="class"), lister=_list, about=about)
+    return make_study(folder, "class folders", folder, table, lister=_list, about=about)
 
 
 def _list(folder):

@@ -1,8 +1,8 @@
 """VinDr-CXR: PhysioNet's `image_labels_train.csv`, `annotations_train.csv` and the like, or Kaggle's `train.csv`.
 
 Nguyen et al., Scientific Data 9:429, 2022. Three radiologists read each training image by themselves, five agreed on
-each test image. An image has a finding here if most of its readers saw it (two of three); of a finding that it has, all
-readers' boxes are kept. Columns: physionet.org/content/vindr-cxr/1.0.0; those of Kaggle's edition, which has 14 of the
+each test image. An image has a finding here if most of them saw it (two of three); of a finding that it has, the boxes
+of all of them are kept. Columns: physionet.org/content/vindr-cxr/1.0.0; those of Kaggle's edition, which has 14 of the
 27 findings and no labels of its test images: kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection/data.
 """
 
@@ -23,7 +23,7 @@ _ABOUT = {
     "name": "VinDr-CXR",
     "labels": "Training images: what most of three radiologists saw, each by themselves. Test images: the consensus of "
     "five radiologists.",
-    "not_read": "Who saw what where the readers differ; age and sex in the DICOM files; boxes of images of another "
+    "not_read": "Who saw what where they differ; age and sex in the DICOM files; boxes of images of another "
     "format, as boxes are in the DICOM files' pixels. Patients are not known.",
     "source": "https://physionet.org/content/vindr-cxr/1.0.0/",
     "terms": "PhysioNet's credentialed health data license 1.5.0, after a course and a signed agreement. Cite Nguyen "
@@ -65,7 +65,7 @@ def _list_images(folder):
 
 
 def _vote(path):
-    """Returns a row an image: `image`, PhysioNet's `split`, and whether most readers saw each finding."""
+    """Returns a row an image: `image`, PhysioNet's `split`, and whether most radiologists saw each finding."""
     header = read_header(read_text(path))
     if path.name == "train.csv":
         table = read_table(path, _KAGGLE).replace({"class_name": _SPELLINGS})
