@@ -94,7 +94,7 @@ def _connect(address):
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         version = ".".join(map(str, sys.version_info[:3]))
         raise RuntimeError(
-            f"CLUSTER is {address!r}, but no Ray cluster answers there ({_first_line(error)}): start one with `ray "
+            f"CLUSTER is {address!r}, but no Ray cluster answers there ({_first_sentence(error)}): start one with `ray "
             f"start --head`, with Ray {ray.__version__} on Python {version} as here."
         ) from error
     return ray
@@ -123,19 +123,22 @@ def _fetch(ray, number, reference):
             raise RuntimeError(f"A worker had too little memory for task {number + 1} of this work. {memory}") from None
         if not isinstance(error.cause, ray.exceptions.RayError):  # which says that a worker cannot even begin
             raise error.cause from None
-        raise RuntimeError(f"A worker cannot do task {number + 1} of this work: {_first_line(error.cause)}") from None
+        raise RuntimeError(
+            f"A worker cannot do task {number + 1} of this work: {_first_sentence(error.cause)}."
+        ) from None
     except ray.exceptions.OutOfMemoryError:
         raise RuntimeError(
             f"A machine's memory was full each time that task {number + 1} of this work was tried. {memory}"
         ) from None
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
         raise RuntimeError(
-            f"The process or the machine of task {number + 1} of this work was lost each time that it was tried, most "
-            f"often for want of memory ({_first_line(error)}). {memory}"
+            f"The process or the machine of task {number + 1} of this work was lost each time that it was tried "
+            f"({_first_sentence(error)}), most often for want of memory. {memory}"
         ) from None
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"Ray gave up task {number + 1} of this work: {_first_line(error)} {kept}") from None
+        raise RuntimeError(f"Ray gave up task {number + 1} of this work: {_first_sentence(error)}. {kept}") from None
 
 
-def _first_line(error):
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _first_sentence(error):
+    """Returns how an error of Ray begins, whose text goes on for a page."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).split(". ")[0].rstrip(".")
