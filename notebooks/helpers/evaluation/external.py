@@ -197,8 +197,8 @@ def recalibration_table(there, names, thresholds, in_share, method="youden", sen
 
     Returns:
         DataFrame with a row a class and version, "as it comes" and "recalibrated": `finding`, `version`, `n_pos_share`
-        (positive images to recalibrate on); on the rest `n_pos_rest`, `prevalence_rest`, `mean_prob`, then with `_low` and
-        `_high` the expected calibration `error`, `sensitivity` and `specificity`, and the `threshold` of these.
+        (positive images to recalibrate on); on the rest `n_pos_rest`, `prevalence_rest`, `mean_prob`, then with `_low`
+        and `_high` the expected calibration `error`, `sensitivity` and `specificity`, and the `threshold` of these.
     """
     y, probs, groups = (np.asarray(values) for values in there)
     logits = logit(np.clip(probs, 1e-7, 1 - 1e-7))
