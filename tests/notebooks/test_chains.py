@@ -271,7 +271,8 @@ def test_the_model_is_measured_on_another_hospitals_images(chain, evaluate, tmp_
     named.join(answers).to_csv(path, index=False)
     evaluate(tmp_path / "run", EXTERNAL=str(path))
     again = pd.read_csv(tmp_path / "run" / "external.csv").set_index("theirs")
-    pd.testing.assert_frame_equal(again, table, rtol=1e-6)
+    same = ["finding", "n_pos_there", "n_neg_there", "auc_here", "auc_there", "drop", "ap_there", "is_same", "note"]
+    pd.testing.assert_frame_equal(again[same], table[same])  # images are numbered in another order, and drawn so
     evaluate(tmp_path / "run")
     assert not (tmp_path / "run" / "external.csv").exists()
     with pytest.raises(AssertionError, match="EXTERNAL is the study itself"):
