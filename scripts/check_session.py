@@ -4,12 +4,13 @@ Stand-ins are what tests/support/platforms.py has of `google.colab`, a Drive tha
 input that cannot be written. It needs root on a machine of its own without /content and /kaggle, PyPI, python3.12 and
 python3.13 on the PATH; for `lab` a Chromium and the packages jupyterlab and playwright in this environment.
 
-Usage: check_session.py kaggle|colab|lab FOLDER [--set "NAME=VALUE ..."]
+Usage: check_session.py kaggle|colab|lab FOLDER [--set "NAME=VALUE ..."] [--python PYTHON]
 """
 
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ SHORT = (
     "SYNTHETIC_IMAGES=300 EPOCHS=4 SAVE_STEPS=2 RESAMPLES=200 VIEWS=1 RANDOM_IMAGES=2 REFERENCE=16 PARITY_IMAGES=16 "
     "TOLERANCE=1e-3 NODULE_IMAGES=60 MAPS=2 FOLDS=2 HEAD_EPOCHS=2 NOISY_COPIES=1 LEAKAGE_DEMO=False"
 )
+PORT = 8899  # of JupyterLab
 STARTUP = """
 import sys
 from pathlib import Path
@@ -212,33 +214,31 @@ def check_end(notebook, run):
     )
 
 
-def check_lab(folder, settings):
+def check_lab(folder, settings, python):
     """Runs notebook 00 in JupyterLab in a browser, as a person would, and keeps pictures of what is seen."""
     from playwright.sync_api import sync_playwright
 
-    run = f"lab-{int(time.time())}"
-    notebook = open_notebook(f"{settings} BLOCKS=1,1,1,1 SEED={time.time_ns() % 1000}")
-    nbformat.write(notebook, ROOT / "notebooks" / f"{run}.ipynb")  # beside helpers/
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        "--port=8899",
-        "--IdentityProvider.token=",
-    ]
-    server = subprocess.Popen([*command, f"--notebook-dir={ROOT / 'notebooks'}"], stderr=subprocess.DEVNULL)
+    clone, kernel = folder / "clone", folder / "jupyter" / "kernels" / "python3"
+    shutil.rmtree(clone, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    nbformat.write(open_notebook(settings), clone / "notebooks" / "00_run_everything.ipynb")
+    kernel.mkdir(parents=True, exist_ok=True)
+    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={PORT}"]
+    command += ["--IdentityProvider.token=", f"--notebook-dir={clone / 'notebooks'}"]
+    variables = os.environ | {"JUPYTER_PATH": str(folder / "jupyter"), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1300, "height": 1000})
-            open_when_ready(page, f"http://127.0.0.1:8899/lab/tree/{run}.ipynb")
+            open_when_ready(page, f"http://127.0.0.1:{PORT}/lab/tree/00_run_everything.ipynb")
             watch_notebook(page, folder)
     finally:
         server.terminate()
         server.wait()
-        (ROOT / "notebooks" / f"{run}.ipynb").unlink()
 
 
 def open_when_ready(page, address):
@@ -283,11 +283,12 @@ def main():
     parser.add_argument("what", choices=[*PLATFORMS, "lab"])
     parser.add_argument("folder", type=Path, help="for environments, kept output and executed notebooks")
     parser.add_argument("--set", default=SHORT, help="settings of the notebooks")
+    parser.add_argument("--python", default=sys.executable, help="of the kernel in JupyterLab")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.what == "lab":
-        check_lab(folder, arguments.set)
+        check_lab(folder, arguments.set, arguments.python)
     else:
         check_platform(arguments.what, folder, arguments.set)
 
