@@ -168,6 +168,9 @@ def drop_drive(run):
 def check_platform(name, folder, settings):
     """Runs notebook 00 on one platform, kills it twice, and checks what it leaves."""
     version, packages, runtime, keep_in, place = PLATFORMS[name]
+    root = Path("/", Path(place).parts[1])
+    if root.exists():
+        sys.exit(f"{root} is there already: this is to run on a machine of its own.")
     python = make_environment(folder, version, packages)
     before, variables = list_packages(python), make_variables(folder, name, runtime)
     run = Path({"kaggle": "/kaggle/working/chest-xray", "colab": "/content/drive/MyDrive/chest-xray"}[name])
@@ -178,8 +181,9 @@ def check_platform(name, folder, settings):
     ]
     for attempt, is_time in enumerate([*times, None]):
         renew_machine(name, folder, attempt)
+        drop = threading.Thread(target=drop_drive, args=(run,), daemon=True)
         if name == "colab" and attempt == 0:
-            threading.Thread(target=drop_drive, args=(run,), daemon=True).start()
+            drop.start()
         notebook, started = open_notebook(settings, KEEP_IN=keep_in), time.monotonic()
         ended = execute(notebook, python, place, variables, is_time)
         nbformat.write(notebook, folder / f"attempt-{attempt}.ipynb")
@@ -188,11 +192,16 @@ def check_platform(name, folder, settings):
             flush=True,
         )
         assert ended == (is_time is None)
+        if drop.ident:
+            drop.join()
     after = list_packages(python)
     changed = {package for package in before if after.get(package) != before[package]}
     assert not changed, f"packages of the platform changed, so that its kernel must be restarted: {changed}"
-    print("installed:", ", ".join(sorted(f"{package} {after[package]}" for package in after.keys() - before.keys())))
     check_end(notebook, run)
+    for folder in ("/content/drive", "/kaggle/input/version-1"):
+        unmount(folder)
+    shutil.rmtree(root)
+    print("installed:", ", ".join(sorted(f"{package} {after[package]}" for package in after.keys() - before.keys())))
 
 
 def check_end(notebook, run):
