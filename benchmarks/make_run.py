@@ -6,14 +6,16 @@ The first figure is the first one that a running notebook holds.
 Usage: make_run.py [COMMIT ...]    by default 26af0da, the commit that later ones are compared with, and HEAD
 """
 
+import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "scripts"), str(ROOT / "benchmarks" / "workers")]
@@ -32,46 +34,62 @@ def has_figure(folder):
     return any('"image/png"' in path.read_text(errors="replace") for path in folder.glob("*.ipynb"))
 
 
+def watch_kernels(run, seconds):
+    """Notes the processor seconds of the kernels that a process runs, in the order in which they came."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(run.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "ipykernel_launcher" in process.cmdline():
+                    seconds[process.pid] = sum(process.cpu_times()[:4])  # with the processes that it has waited for
+
+
 def measure(commit):
     """Runs the notebooks of a commit; returns their seconds, by the clock and of the processor."""
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), copy], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=copy, check=True)
         executed = Path(copy) / "models" / "densenet121" / "executed"
-        before, started, first = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), None
-        loads = []
-        command = [sys.executable, "scripts/run_notebooks.py", *["--profile", "quick"]]
+        started, first, loads, kernels = time.monotonic(), None, [], {}
+        command = [sys.executable, "scripts/run_notebooks.py", "--profile", "quick"]
         run = subprocess.Popen(command, cwd=copy, env=os.environ | {"RUNTIME": "auto"}, stdout=subprocess.DEVNULL)
         while run.poll() is None:
             time.sleep(1)
             loads.append(os.getloadavg()[0])
+            watch_kernels(run, kernels)
             if first is None and has_figure(executed):
-                first = time.monotonic() - started
+                first = round(time.monotonic() - started)
         if run.returncode:
             sys.exit(f"{commit} ended with exit status {run.returncode}")
-        wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        copies = {name: read_json(executed / f"{name}.ipynb")["metadata"]["papermill"] for name in NOTEBOOKS}
+        seconds = round(time.monotonic() - started)
+        copies = [read_json(executed / f"{name}.ipynb")["metadata"]["papermill"]["duration"] for name in NOTEBOOKS]
         record = read_json(executed.parent / "run.json")
         images = record["split"]["films"]["train"] * record["epochs_run"]
-    return {
-        "wanted_a_core": round(sum(loads) / len(loads), 1), "first_figure": round(first), "seconds": round(wall),
-        "processor_seconds": round(processor), "images_trained": images,
-        "notebooks": {name: round(copy["duration"]) for name, copy in copies.items()},
-    }  # fmt: skip
+    rows = {
+        name: [round(copy), round(kernels[pid])] for name, copy, pid in zip(NOTEBOOKS, copies, kernels, strict=True)
+    }
+    counts = {"wanted_a_core": round(sum(loads) / len(loads), 1), "images_trained": images}
+    whole = [seconds, round(sum(kernels.values()))]
+    return counts | {"first_figure": first, "make run": whole, "notebooks": rows}
 
 
 def draw_page(results):
     """Returns the table of docs/speed.md, of the content of make_run.json."""
-    names = {"first_figure": "first figure", "seconds": "`make run`", "processor_seconds": "its processor seconds"}
-    rows = [[text, *(run[key] for run in results["runs"].values())] for key, text in names.items()]
-    rows += [
-        [f"notebook {int(name[:2])}", *(run["notebooks"][name] for run in results["runs"].values())]
-        for name in NOTEBOOKS
+    runs = results["runs"]
+
+    def format_cells(label, *pairs):
+        return [label, *("–" if value is None else value for pair in pairs for value in pair)]
+
+    heads = ["", *(f"{name}, {what}" for name in runs for what in ("by the clock", "processor"))]
+    rows = [format_cells("seconds to the first figure", *([run["first_figure"], None] for run in runs.values()))]
+    for name in NOTEBOOKS:
+        rows.append(format_cells(f"notebook {int(name[:2])}", *(run["notebooks"][name] for run in runs.values())))
+    rows.append(format_cells("all six", *(run["make run"] for run in runs.values())))
+    notes = [
+        f"{name} trained on {run['images_trained']:,} images in all its epochs, while {run['wanted_a_core']} processes "
+        "wanted a core"
+        for name, run in runs.items()
     ]
-    rows.append(["images trained on, all epochs", *(f"{run['images_trained']:,}" for run in results["runs"].values())])
-    rows.append(["processes that wanted a core", *(run["wanted_a_core"] for run in results["runs"].values())])
-    return f"{results['machine']}.\n\n{write_table(['seconds', *results['runs']], rows)}"
+    return f"{results['machine']}; {'; '.join(notes)}.\n\n{write_table(heads, rows)}"
 
 
 def main():

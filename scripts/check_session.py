@@ -4,12 +4,13 @@ Stand-ins are what tests/support/platforms.py has of `google.colab`, a Drive tha
 input that cannot be written. It needs root on a machine of its own without /content and /kaggle, PyPI, python3.12 and
 python3.13 on the PATH; for `lab` a Chromium and the packages jupyterlab and playwright in this environment.
 
-Usage: check_session.py kaggle|colab|lab FOLDER [--set "NAME=VALUE ..."]
+Usage: check_session.py kaggle|colab|lab FOLDER [--set "NAME=VALUE ..."] [--python PYTHON]
 """
 
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ SHORT = (
     "SYNTHETIC_IMAGES=300 EPOCHS=4 SAVE_STEPS=2 RESAMPLES=200 VIEWS=1 RANDOM_IMAGES=2 REFERENCE=16 PARITY_IMAGES=16 "
     "TOLERANCE=1e-3 NODULE_IMAGES=60 MAPS=2 FOLDS=2 HEAD_EPOCHS=2 NOISY_COPIES=1 LEAKAGE_DEMO=False"
 )
+PORT = 8899  # of JupyterLab
 STARTUP = """
 import sys
 from pathlib import Path
@@ -166,6 +168,9 @@ def drop_drive(run):
 def check_platform(name, folder, settings):
     """Runs notebook 00 on one platform, kills it twice, and checks what it leaves."""
     version, packages, runtime, keep_in, place = PLATFORMS[name]
+    root = Path("/", Path(place).parts[1])
+    if root.exists():
+        sys.exit(f"{root} is there already: this is to run on a machine of its own.")
     python = make_environment(folder, version, packages)
     before, variables = list_packages(python), make_variables(folder, name, runtime)
     run = Path({"kaggle": "/kaggle/working/chest-xray", "colab": "/content/drive/MyDrive/chest-xray"}[name])
@@ -176,8 +181,9 @@ def check_platform(name, folder, settings):
     ]
     for attempt, is_time in enumerate([*times, None]):
         renew_machine(name, folder, attempt)
+        drop = threading.Thread(target=drop_drive, args=(run,), daemon=True)
         if name == "colab" and attempt == 0:
-            threading.Thread(target=drop_drive, args=(run,), daemon=True).start()
+            drop.start()
         notebook, started = open_notebook(settings, KEEP_IN=keep_in), time.monotonic()
         ended = execute(notebook, python, place, variables, is_time)
         nbformat.write(notebook, folder / f"attempt-{attempt}.ipynb")
@@ -186,11 +192,16 @@ def check_platform(name, folder, settings):
             flush=True,
         )
         assert ended == (is_time is None)
+        if drop.ident:
+            drop.join()
     after = list_packages(python)
     changed = {package for package in before if after.get(package) != before[package]}
     assert not changed, f"packages of the platform changed, so that its kernel must be restarted: {changed}"
-    print("installed:", ", ".join(sorted(f"{package} {after[package]}" for package in after.keys() - before.keys())))
     check_end(notebook, run)
+    for folder in ("/content/drive", "/kaggle/input/version-1"):
+        unmount(folder)
+    shutil.rmtree(root)
+    print("installed:", ", ".join(sorted(f"{package} {after[package]}" for package in after.keys() - before.keys())))
 
 
 def check_end(notebook, run):
@@ -212,33 +223,31 @@ def check_end(notebook, run):
     )
 
 
-def check_lab(folder, settings):
+def check_lab(folder, settings, python):
     """Runs notebook 00 in JupyterLab in a browser, as a person would, and keeps pictures of what is seen."""
     from playwright.sync_api import sync_playwright
 
-    run = f"lab-{int(time.time())}"
-    notebook = open_notebook(f"{settings} BLOCKS=1,1,1,1 SEED={time.time_ns() % 1000}")
-    nbformat.write(notebook, ROOT / "notebooks" / f"{run}.ipynb")  # beside helpers/
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        "--port=8899",
-        "--IdentityProvider.token=",
-    ]
-    server = subprocess.Popen([*command, f"--notebook-dir={ROOT / 'notebooks'}"], stderr=subprocess.DEVNULL)
+    clone, kernel = folder / "clone", folder / "jupyter" / "kernels" / "python3"
+    shutil.rmtree(clone, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    nbformat.write(open_notebook(settings), clone / "notebooks" / "00_run_everything.ipynb")
+    kernel.mkdir(parents=True, exist_ok=True)
+    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={PORT}"]
+    command += ["--IdentityProvider.token=", f"--notebook-dir={clone / 'notebooks'}"]
+    variables = os.environ | {"JUPYTER_PATH": str(folder / "jupyter"), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1300, "height": 1000})
-            open_when_ready(page, f"http://127.0.0.1:8899/lab/tree/{run}.ipynb")
+            open_when_ready(page, f"http://127.0.0.1:{PORT}/lab/tree/00_run_everything.ipynb")
             watch_notebook(page, folder)
     finally:
         server.terminate()
         server.wait()
-        (ROOT / "notebooks" / f"{run}.ipynb").unlink()
 
 
 def open_when_ready(page, address):
@@ -283,11 +292,12 @@ def main():
     parser.add_argument("what", choices=[*PLATFORMS, "lab"])
     parser.add_argument("folder", type=Path, help="for environments, kept output and executed notebooks")
     parser.add_argument("--set", default=SHORT, help="settings of the notebooks")
+    parser.add_argument("--python", default=sys.executable, help="of the kernel in JupyterLab")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.what == "lab":
-        check_lab(folder, arguments.set)
+        check_lab(folder, arguments.set, arguments.python)
     else:
         check_platform(arguments.what, folder, arguments.set)
 

@@ -1,14 +1,17 @@
 """Notebook 00 on stand-ins of Colab and Kaggle, and what it says before hours are spent where something is amiss."""
 
+import ast
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from IPython.display import HTML
 from notebook_cells import run_cells
 from platforms import Colab, dropping, read_only
 from session_runs import run_all
@@ -63,6 +66,17 @@ def test_on_colab_the_results_are_on_drive_and_the_model_in_the_browser(places, 
     assert colab.downloads == [("model.zip", b"zip")]
     assert [text.partition(":")[2][:11] for text in shown if "done after" in text] == [" done after"] * 6
     assert any(": 0 s, time left unknown. cell" in text for text in shown)
+
+
+def test_the_link_to_the_model_is_relative_to_where_kaggle_keeps_the_notebook(monkeypatch):
+    """The notebook has changed into the clone's folder, from which the link would lead nowhere."""
+    archive = Path("/kaggle/working/chest-xray/run/model.zip")
+    names = {"os": os, "sys": sys, "archive": archive, "packing": SimpleNamespace(stdout=f"{archive}\n")}
+    cell = ast.parse(find_cell("is_packed = "))
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/kaggle/working")
+    exec(compile(ast.Module(cell.body[:-1], []), "cell", "exec"), names | {"HTML": HTML}, names)
+    shown = eval(compile(ast.Expression(cell.body[-1].value), "cell", "eval"), names)
+    assert 'href="chest-xray/run/model.zip"' in shown._repr_html_()
 
 
 def test_drive_and_secrets_are_asked_for_only_if_the_form_does(open_colab, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ Each file returns calibrated and raw probabilities and which findings are above 
 of `describe_export`.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -138,7 +139,8 @@ def export_model(run_dir, formats=tuple(FORMATS)):
         raise ModuleNotFoundError('ONNX needs tf2onnx: pip install tf2onnx, or leave "onnx" out of the formats.')
     describe_export(run_dir)
     if _computes_as_exports():
-        write_formats(run_dir, formats)
+        with _without_messages():
+            write_formats(run_dir, formats)
     else:
         _write_in_own_process(run_dir, formats)
     return [as_path(run_dir) / name for form in formats for name in FORMATS[form]]
@@ -151,6 +153,19 @@ def _computes_as_exports():
 
     is_plain = keras.backend.backend() == "tensorflow" and keras.config.dtype_policy().name == "float32"
     return is_plain and {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}
+
+
+@contextlib.contextmanager
+def _without_messages():
+    """Keeps TensorFlow, in a `with` block, from printing in a notebook where it writes temporary files."""
+    import tensorflow as tf
+
+    level = tf.get_logger().level
+    tf.get_logger().setLevel("WARNING")
+    try:
+        yield
+    finally:
+        tf.get_logger().setLevel(level)
 
 
 def _write_in_own_process(run_dir, formats):
