@@ -9,6 +9,7 @@ from chain import DENSENET, name_folders, run_chain
 from own_study import FINDINGS, write_own_study
 
 from helpers.export import fill_model_card
+from helpers.export.formats import describe_export
 from helpers.packing import load_packed_study
 from helpers.training import load_classifier
 
@@ -40,6 +41,8 @@ def test_notebooks_run_on_labels_of_ones_own(tmp_path, with_patients):
     assert localization["pathology"].tolist() == ["Nodule", "mean"]
     card = fill_model_card(tmp_path / "run")
     assert "Ward 5" in card and "By one radiologist." in card and "Not for others." in card
+    notice = describe_export(tmp_path / "run")["notice"]
+    assert "Weights trained on Ward 5: Not for others." in notice and "Wang" not in notice
     assert "ChestX-ray14" not in card and ("no patient ids" in card) != with_patients
 
 

@@ -33,9 +33,10 @@ FORMATS = {
     "litert": ["exports/model.tflite", "exports/model_int8.tflite"],
 }
 _USE = "For research and teaching only, not for clinical use. Code under the Apache License 2.0. "
-_NOTICE = _USE + (
-    "Weights trained on NIH ChestX-ray14 or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
-    "NIH Clinical Center as the data provider."
+_NIH = "NIH ChestX-ray14"
+_NIH_NOTICE = _USE + (
+    f"Weights trained on {_NIH} or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the NIH "
+    "Clinical Center as the data provider."
 )
 _SYNTHETIC_NOTICE = _USE + "Trained on synthetic images; it says nothing about real radiographs."
 
@@ -86,8 +87,18 @@ def describe_export(run_dir):
         "commit": str(run["runtime"]["commit"]),
         "versions": f"TensorFlow {run['runtime']['tensorflow']}, Keras {run['runtime']['keras']}",
         "input": "a frontal chest radiograph, upright, bone bright; fitted into a square inside the model",
-        "notice": " ".join(filter(None, [_SYNTHETIC_NOTICE if run["synthetic"] else _NOTICE, flag_start(run)])),
+        "notice": " ".join(filter(None, [_choose_notice(run), flag_start(run)])),
     }
+
+
+def _choose_notice(run):
+    if run["synthetic"]:
+        return _SYNTHETIC_NOTICE
+    about = run.get("about") or {"name": _NIH}  # earlier versions knew NIH's layout only
+    if about.get("name") == _NIH:
+        return _NIH_NOTICE
+    terms = f": {about['terms']}" if about.get("terms") else ", whose terms the study does not name."
+    return f"{_USE}Weights trained on {about.get('name', run['study'])}{terms}"
 
 
 def _check_source(path, content, run, notebook):
