@@ -17,9 +17,11 @@ import papermill
 import pytest
 import tensorflow as tf
 from chain import DENSENET, XVISION, check_artifacts, check_localization, check_nodules, name_folders, run_chain
+from own_study import write_own_study
 
 from helpers.evaluation import add_to_leaderboard, load_predictions, name_columns
 from helpers.packing import load_packed_study, pack_study, resolve_paths
+from helpers.packing.image_stream import ImageFiles
 from helpers.pipeline import make_eval_dataset, make_train_dataset
 from helpers.runtime.files import (
     as_path,
@@ -144,6 +146,25 @@ def test_a_study_reads_the_same_from_a_bucket(remote_study, phantom_dir):
     assert list(images) == list(local) and all(str(images[name]).startswith("gs://") for name in images)
     with pytest.raises(FileNotFoundError, match="gs://bucket/nowhere"):
         load_metadata("gs://bucket/nowhere")
+
+
+@pytest.mark.parametrize("kind", ["own", "classes"])
+def test_other_layouts_read_the_same_from_a_bucket(requests, tmp_path, kind):
+    write_own_study(tmp_path / kind, n_images=4)
+    if kind == "classes":
+        for name in ("labels.csv", "boxes.csv"):
+            (tmp_path / kind / name).unlink()
+        (tmp_path / kind / "No Finding").mkdir()
+        (tmp_path / kind / "ward" / "000.png").rename(tmp_path / kind / "No Finding" / "000.png")
+    remote = as_path("gs://bucket") / kind
+    for path in (path for path in (tmp_path / kind).rglob("*") if path.is_file()):
+        copy_file(path, remote / path.relative_to(tmp_path / kind).as_posix())
+    local, study = load_study(tmp_path / kind), load_study(str(remote))
+    pd.testing.assert_frame_equal(study.rows, local.rows)
+    pd.testing.assert_frame_equal(study.boxes, local.boxes)
+    assert list(study.list_images()) == list(local.list_images()) and study.about == local.about
+    images = ImageFiles(study.list_images(), 32).read(local.rows["image"])
+    assert list(images) == list(ImageFiles(local.list_images(), 32).read(local.rows["image"]))
 
 
 def test_a_synthetic_study_is_the_same_in_a_bucket(folder, tmp_path):

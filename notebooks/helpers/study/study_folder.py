@@ -91,15 +91,12 @@ def list_image_files(study_dir):
         FileNotFoundError: the folder is missing, or holds no image.
     """
     folder = open_study(study_dir)
-    if is_remote(folder):
-        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if is_image(path.name)}
-    else:
-        found = {}
-        for place, folders, names in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".") and not _leads_up(place, name)]
-            below = as_path(place).relative_to(folder).as_posix()
-            for name in filter(is_image, names):
-                found[name if below == "." else f"{below}/{name}"] = as_path(place) / name
+    found = {}
+    for place, folders, names in folder.walk() if is_remote(folder) else os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_up(place, name)]
+        below = as_path(place).relative_to(folder).as_posix()
+        for name in filter(is_image, names):
+            found[name if below == "." else f"{below}/{name}"] = as_path(place) / name
     if not found:
         raise FileNotFoundError(f"{study_dir} holds no images; expected PNG, JPEG or DICOM files, in folders or not")
     return dict(sorted(found.items()))

@@ -132,7 +132,7 @@ def read_openi_reports(path):
 def _iterate_reports(path):
     """Yields name and content of each report."""
     if path.is_dir():
-        yield from ((file.name, file.read_bytes()) for file in sorted(path.glob("**/*.xml")))
+        yield from ((file.name, file.read_bytes()) for file in sorted(path.glob("*.xml")))
         return
     try:
         with tarfile.open(path) as tar:
