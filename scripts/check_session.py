@@ -280,6 +280,9 @@ def watch_notebook(page, folder):
             if kind not in seen:
                 seen.add(kind)
                 print(f"{time.monotonic() - started:.0f} s: {line}", flush=True)
+                outputs.filter(has_text=" of 6, ").last.locator(
+                    ".jp-OutputArea-child"
+                ).last.scroll_into_view_if_needed()
                 page.screenshot(path=folder / f"seen-{len(seen):02d}.png")
         if "model.zip" in text and "report" in text:
             break
