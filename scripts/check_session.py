@@ -236,7 +236,11 @@ def check_lab(folder, settings, python):
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={PORT}"]
     command += ["--IdentityProvider.token=", f"--notebook-dir={clone / 'notebooks'}"]
+    settings_file = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings_file.parent.mkdir(parents=True, exist_ok=True)
+    settings_file.write_text('{"windowingMode": "none"}')  # so that what is out of sight can be read, too
     variables = os.environ | {"JUPYTER_PATH": str(folder / "jupyter"), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    variables["JUPYTERLAB_SETTINGS_DIR"] = str(folder / "settings")
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
@@ -257,12 +261,12 @@ def open_when_ready(page, address):
             page.goto(address)
             break
         time.sleep(1)
-    page.get_by_text("0. Run everything").first.wait_for(timeout=120_000)
+    page.locator(".jp-Notebook h1").wait_for(timeout=120_000)
 
 
 def watch_notebook(page, folder):
     """Runs all cells, takes a picture at each line of progress that is new, and checks what is seen at the end."""
-    page.get_by_text('KEEP_IN = "this machine"').first.wait_for()
+    page.locator(".jp-Notebook .cm-content", has_text='KEEP_IN = "this machine"').first.scroll_into_view_if_needed()
     page.screenshot(path=folder / "form.png")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
@@ -276,14 +280,18 @@ def watch_notebook(page, folder):
             if kind not in seen:
                 seen.add(kind)
                 print(f"{time.monotonic() - started:.0f} s: {line}", flush=True)
+                outputs.filter(has_text=" of 6, ").last.locator(
+                    ".jp-OutputArea-child"
+                ).last.scroll_into_view_if_needed()
                 page.screenshot(path=folder / f"seen-{len(seen):02d}.png")
         if "model.zip" in text and "report" in text:
             break
     print(page.locator(".jp-OutputArea img").count(), "figures")
-    page.get_by_text("Look at the results").first.scroll_into_view_if_needed()
-    page.screenshot(path=folder / "results.png")
-    page.get_by_text("model.zip").last.scroll_into_view_if_needed()
-    page.screenshot(path=folder / "end.png")
+    for name, text in {"results": "Look at the results", "end": "Take the model away"}.items():
+        page.locator(".jp-Notebook h2", has_text=text).scroll_into_view_if_needed()
+        page.mouse.wheel(0, 500)
+        time.sleep(2)
+        page.screenshot(path=folder / f"{name}.png")
 
 
 def main():

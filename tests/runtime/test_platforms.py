@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -77,6 +78,20 @@ def test_the_link_to_the_model_is_relative_to_where_kaggle_keeps_the_notebook(mo
     exec(compile(ast.Module(cell.body[:-1], []), "cell", "exec"), names | {"HTML": HTML}, names)
     shown = eval(compile(ast.Expression(cell.body[-1].value), "cell", "eval"), names)
     assert 'href="chest-xray/run/model.zip"' in shown._repr_html_()
+
+
+@pytest.mark.slow
+def test_the_line_of_progress_stays_below_the_figures(run_notebook, monkeypatch):
+    order, line = [], SimpleNamespace(update=lambda text: None)
+
+    def display(*shown, **_):
+        order.extend(type(value).__name__ for value in shown)
+        return line
+
+    monkeypatch.setattr("IPython.display.display", display)
+    run_notebook()
+    ends = [after for value, after in itertools.pairwise(order) if value == "Image" != after]
+    assert ends[:6] == ["Pretty"] * 6
 
 
 def test_drive_and_secrets_are_asked_for_only_if_the_form_does(open_colab, monkeypatch, tmp_path):

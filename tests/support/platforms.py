@@ -38,6 +38,7 @@ class Colab:
     def list_modules(self):
         """Returns a dict of modules by their names, for `sys.modules`."""
         names = {"drive": {"mount": self._mount}, "userdata": {"get": self._get}, "files": {"download": self._download}}
+        names["output"] = {"register_callback": lambda name, function: None}  # JAX imports it where it finds Colab
         modules = {name: types.SimpleNamespace(**functions) for name, functions in names.items()}
         return {"google.colab": types.SimpleNamespace(**modules)} | {f"google.colab.{k}": m for k, m in modules.items()}
 
