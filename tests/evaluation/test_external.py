@@ -6,7 +6,7 @@ import pytest
 from drawn_scores import draw, draw_patients
 from scipy.special import expit, logit
 
-from helpers.evaluation.auc import bootstrap_auc, roc_auc
+from helpers.evaluation.auc import auc_table, bootstrap_auc, roc_auc
 from helpers.evaluation.calibration import apply_platt, calibration_error, fit_platt
 from helpers.evaluation.external import (
     draw_share,
@@ -38,6 +38,8 @@ def test_the_drop_is_the_difference_of_two_independent_sides():
     samples = bootstrap_auc(*here, 200, 3) - bootstrap_auc(*there, 200, 4)
     ends = np.quantile(samples, [0.05, 0.95], axis=0)
     np.testing.assert_allclose(table[["drop_low", "drop_high"]].T, ends, atol=1e-8)
+    alone = auc_table(*there, ["a", "b"], 200, seed=4, level=0.9)[["auc_low", "auc_high"]].to_numpy()[:2]
+    np.testing.assert_array_equal(table[["auc_there_low", "auc_there_high"]], alone)
     assert (table["drop_low"] > 0.05).all() and table["n_pos_there"].tolist() == (there[0] == 1).sum(axis=0).tolist()
     assert table["prevalence_there"][0] == pytest.approx(np.nanmean(there[0][:, 0]))
     same = drop_table(here, draw_site(600, 200, 2, 2.0), ["a", "b"], 200)
