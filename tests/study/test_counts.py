@@ -226,7 +226,7 @@ def test_the_data_card_says_what_nih_has(nih):
 def test_the_data_card_has_the_split_s_hash_and_sizes(nih, nih_folder, split):
     from helpers.study import hash_split, make_split
 
-    subset = nih["subset"] if split == "official" else make_split(nih, nih_folder, split=split)
+    subset = nih["subset"] if split == "official" else make_split(nih, split=split)
     card = (ROOT / "data" / "README.md").read_text()
     row = next(line for line in card.splitlines() if line.startswith(f"| `{split}` |"))
     assert hash_split(nih["image"], subset) in row
