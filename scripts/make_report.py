@@ -20,6 +20,7 @@ from renew_page import renew_page
 
 from helpers.export.model_card import hide_paths
 from helpers.runtime import NOTEBOOKS, read_csv, read_json, resolve_path, write_json, write_text
+from helpers.study import name_unit
 
 RUNS = ROOT / "docs" / "runs"
 PAGES = {RUNS / "README.md": "", ROOT / "README.md": "docs/runs/"}  # with the table: how its links begin
@@ -71,6 +72,7 @@ def draw_page(name, report):
     rows = [(row["pathology"].replace("_", " "), row["n_pos"], format_auc(row)) for row in findings]
     synthetic = ", synthetic: its numbers say nothing of real radiographs" * report["synthetic"]
     images = ", ".join(f"{number:,} {subset}" for subset, number in split["films"].items())
+    unit = name_unit(bool(split["patients"]))
     versions = f"Python {runtime['python']}, TensorFlow {runtime['tensorflow']}, Keras {runtime['keras']}"
     minutes = report["seconds"]["wall_clock"] / 60
     facts = {
@@ -85,7 +87,7 @@ def draw_page(name, report):
     }
     parts = [
         f"# {name}",
-        f"Mean AUC **{format_auc(mean)}** on the {mean['split']} images, 95 % interval over patients. Research only.",
+        f"Mean AUC **{format_auc(mean)}** on the {mean['split']} images, 95 % interval over {unit}. Research only.",
         write_table(["", ""], facts.items()),
         "![AUC of each finding](aucs.png)",
         write_table(["finding", "images with it", "AUC"], rows),

@@ -171,7 +171,7 @@ def summarize_heatmaps(table):
     return result
 
 
-def draw_figure(table, seeds, title):
+def draw_figure(table, seeds, title, unit):
     """Returns a figure with a line a finding: each seed's AUC, and that of the average with its interval."""
     from matplotlib.figure import Figure
 
@@ -181,7 +181,7 @@ def draw_figure(table, seeds, title):
     for seed in range(seeds):
         ax.plot(table[f"seed_{seed}"], y, "|", color="C0", markersize=9, label="" if seed else "each seed, one view")
     ax.hlines(y, table["average_low"], table["average_high"], color="C1", linewidth=1.5, alpha=0.6)
-    ax.plot(table["average"], y, "o", color="C1", markersize=5, label="average, with its interval over patients")
+    ax.plot(table["average"], y, "o", color="C1", markersize=5, label=f"average, with its interval over {unit}")
     ax.set_yticks(y, [name.replace("_", " ") for name in table["pathology"]])
     ax.set(xlabel="AUC", title=title)
     ax.grid(axis="x", alpha=0.3)
@@ -191,6 +191,8 @@ def draw_figure(table, seeds, title):
 
 def report(run_dir, seeds, average, bootstrap):
     """Writes seeds.json, seeds.csv and figures/seeds.png; returns the screen that sums them up."""
+    from helpers.study import name_unit
+
     table, rows = measure(run_dir, seeds, average, bootstrap)
     records = [read_json(run_dir / f"seed-{seed}" / "run.json") for seed in range(seeds)]
     first, source = records[0], read_json(average / "source.json")
@@ -198,7 +200,9 @@ def report(run_dir, seeds, average, bootstrap):
     kept = ("seed", "best_epoch", "best_val_auc", "epochs_run", "weights_sha256")
     together = ("one_view", "average", "average_low", "average_high", "gain", "gain_low", "gain_high")
     summary = {name: first[name] for name in ("study", "synthetic", "split")}
-    summary |= {"images": len(rows), "patients": rows["patient_id"].nunique(), "bootstrap": bootstrap}
+    has_patients = bool(first["split"]["patients"])
+    summary |= {"images": len(rows), "patients": rows["patient_id"].nunique() if has_patients else None}
+    summary |= {"bootstrap": bootstrap}
     summary["notices"] = source.get("notices", [])  # of weights that have seen test images
     summary["seeds"] = [
         {name: record[name] for name in kept} | {"auc": mean[f"seed_{seed}"]} for seed, record in enumerate(records)
@@ -213,7 +217,7 @@ def report(run_dir, seeds, average, bootstrap):
     write_json(run_dir / "seeds.json", summary)
     title = "".join(f"{textwrap.fill(notice)}\n" for notice in summary["notices"])
     title += f"{first['study']}, split “{first['split']['name']}”, test: {seeds} seeds"
-    save_figure(draw_figure(table, seeds, title), run_dir, "seeds")
+    save_figure(draw_figure(table, seeds, title, name_unit(has_patients)), run_dir, "seeds")
     return describe(run_dir, table, summary)
 
 
@@ -228,7 +232,7 @@ def describe(run_dir, table, summary):
         *summary["notices"],
         f"{run_dir}, test: {summary['images']:,} images. One model: mean AUC of {seeds} seeds, standard deviation,",
         f"min and max over trainings. average: all seeds and {average['views']} views. gain: average less mean.",
-        f"low and high: intervals over {name_unit(summary['split']['name'])}.\n",
+        f"low and high: intervals over {name_unit(bool(summary['split']['patients']))}.\n",
         table.set_index("pathology")[names].rename_axis(None).to_string(float_format="{:.3f}".format, na_rep="-"),
         f"\nGain of the mean {mean['gain']:+.4f} ({mean['gain_low']:+.4f} to {mean['gain_high']:+.4f}), "
         f"of the seeds alone, at one view, {mean['one_view'] - mean['mean']:+.4f}.",

@@ -275,4 +275,24 @@ def test_a_run_on_chestmnist_claims_no_patients(tmp_path):
     assert "train: 1,200 images; val" in text and "resampled images" in text and "over images (no patient ids)" in text
     assert "Scores on this split do not compare" in text and "CC BY 4.0 <https://medmnist.com>" in text
     assert not re.search(r"\d patients|over patients|resampled patients", text)
-    assert "By view, sex and age: not measured." in text and "sex, age, view and images a patient" not in text
+    assert "By view, sex and age: not measured." in text and "where the study names them" in text
+
+
+@pytest.mark.parametrize("about", [{}, {"name": "Ward 5", "labels": "By two radiologists."}])
+def test_a_study_of_ones_own_is_not_called_nih_s(tmp_path, about):
+    folder = make_run(tmp_path / "run", synthetic=False, study="ward")
+    run = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", run | {"about": about})
+    card = fill_model_card(folder)
+    assert "ChestX-ray14" not in card and "alkzar90" not in card and about.get("name", "ward") in card
+    assert about.get("labels", "The study does not say where its labels come from.") in card
+
+
+def test_the_card_says_what_another_hospital_s_images_gave(tmp_path):
+    folder = make_run(tmp_path / "run", synthetic=False)
+    assert "Nothing here was tested on images of another one" in fill_model_card(folder)
+    row = "finding,auc_here,auc_there,drop,drop_low,drop_high\nNodule,0.8,0.7,0.1,0.02,0.18\n"
+    (folder / "external.csv").write_text(row)
+    card = fill_model_card(folder)
+    assert "Nodule 0.800 here, 0.700 there (drop +0.100, +0.020 to +0.180)" in card
+    assert "Nothing here was tested" not in card and "Labels are noisy" in card

@@ -459,3 +459,15 @@ def test_a_box_in_pixels_of_the_image_lies_on_the_same_thing_when_packed(tmp_pat
     found = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
     given = scale * np.array([box.x, box.y, box.x + box.width, box.y + box.height])
     assert np.abs(found - given).max() <= 1.0  # the pixels of the packed image are that coarse
+
+
+def test_a_box_outside_its_image_is_refused(tmp_path):
+    (tmp_path / "study").mkdir()
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(tmp_path / "study" / "a.png")
+    (tmp_path / "study" / "labels.csv").write_text("image,split,Mass\na.png,test,1\n")
+    (tmp_path / "study" / "boxes.csv").write_text("image,finding,x,y,width,height\na.png,Mass,100,10,5,5\n")
+    study = load_study(tmp_path / "study")
+    rows = study.rows.assign(split="test")
+    packed = pack_study(rows, study.list_images(), tmp_path / "packed", split_name="official", side=96, study=study)
+    with pytest.raises(ValueError, match=r"box of a\.png begins at x 100, y 10, outside the image's 48 x 40 pixels"):
+        packed.load_boxes()

@@ -161,7 +161,7 @@ def test_the_script_gives_notebooks_what_is_meant(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--set", *texts])
     settings = run_notebooks.read_settings(run_notebooks.parse_arguments(), str(tmp_path))
     assert settings == {
-        **{"RUN_DIR": str(tmp_path), "SPLIT": "official"},
+        **{"RUN_DIR": str(tmp_path), "SPLIT": "official", "UNCERTAIN": "ignore"},
         **{
             "PROFILE": "quick",
             "DATA_DIR": "data/phantom",

@@ -13,7 +13,7 @@ from helpers.runtime.shared import hours_left
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebooks
 
-OTHER = {"DATA_DIR": "data/nih", "PROFILE": "full", "SPLIT": "random_patients"}
+OTHER = {"DATA_DIR": "data/nih", "PROFILE": "full", "SPLIT": "random_patients", "UNCERTAIN": "zeros"}
 
 
 def make_run(folder, age=0, **settings):
@@ -33,7 +33,7 @@ def test_a_notebook_opened_alone_takes_the_run_that_was_worked_on_last(tmp_path)
         **{"CHECKPOINT_DIR": "", "REPLICAS": 0, "VERBOSE": 1},
     }
     assert taken == (
-        f"Run {new}, the last of 2 found; DATA_DIR, PACKED_DIR, PROFILE, SPLIT as in its settings.json: "
+        f"Run {new}, the last of 2 found; DATA_DIR, PACKED_DIR, PROFILE, SPLIT, UNCERTAIN as in its settings.json: "
         "DATA_DIR data/nih, PROFILE full, SPLIT random_patients."
     )
 
@@ -103,7 +103,10 @@ def test_a_command_given_with_the_folder_alone_takes_what_was_given_before(tmp_p
         return run_notebooks.read_settings(run_notebooks.parse_arguments(), str(run))
 
     assert {name: read()[name] for name in OTHER} == OTHER
-    assert f"DATA_DIR=data/nih, PROFILE=full, SPLIT=random_patients, as in {run}" in capsys.readouterr().out
+    assert (
+        f"DATA_DIR=data/nih, PROFILE=full, SPLIT=random_patients, UNCERTAIN=zeros, as in {run}"
+        in capsys.readouterr().out
+    )
     settings = read("--data-dir", "data/x", "--set", "SPLIT=official", "PACKED_DIR=p")
     assert [settings[name] for name in ("DATA_DIR", "PROFILE", "SPLIT")] == ["data/x", "full", "official"]
 

@@ -75,12 +75,12 @@ def test_one_and_100_findings_are_read_and_0_and_101_refused(tmp_path):
     [
         (
             "image;Mass\na.png;1",
-            "has no column image, the path of .*; it has image;Mass, and columns are separated by c",
+            "has no column called image, .* It has image;Mass, and columns are separated by c",
         ),
-        ("", "has no column image, .*; it has none"),
+        ("", "has no column called image, .* It has none"),
         ("image,Mass", "has a header and no rows; expected a row an image"),
         ("image,Mass,Mass\na.png,1,0", "has the column Mass twice; remove one"),
-        ("image,Mass,mass\na.png,1,0", "the name 'Mass' is taken twice; rename one of the columns"),
+        ("image,Mass,mass\na.png,1,0", "the findings 'Mass', 'mass' differ by signs only"),
         ("image,Patient_ID,Mass\na.png,1,0", "the column 'Patient_ID' has to be called 'patient_id'; rename it"),
         ("image,No Finding\na.png,1", "'No Finding' cannot be the name of a finding; remove or rename the column"),
         ("image,Nodule/Mass\na.png,1", "'Nodule/Mass' cannot be the name of a finding; remove or rename the column"),
@@ -188,3 +188,24 @@ def test_packed_and_read_again_is_equal(tmp_path):
         in_order = index.sort_values("image", ignore_index=True)
         assert in_order["patient_id"].tolist() == study.rows["patient_id"].tolist()
         assert in_order[list(FINDINGS)].astype("float32").equals(study.rows[list(FINDINGS)].astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("image,Nodule (any),Nodule any", "findings 'Nodule \\(any\\)', 'Nodule any' differ by signs only"),
+        ("image,+,Mass", "findings '\\+' differ by signs only"),
+        ("image,width,Mass", "'width' is a name that packed studies use; rename"),
+        ("image,Subset,Mass", "'Subset' is a name that packed studies use; rename"),
+        ("Image,Mass,Nodule", "no column called image, .* rename it. It has Image"),
+    ],
+)
+def test_names_that_would_be_confused_later_are_refused(tmp_path, header, said):
+    with pytest.raises(ValueError, match=said):
+        load_study(write(tmp_path, f"{header}\na.png,0,1\n"))
+
+
+def test_patients_whose_numbers_differ_by_zeros_are_different(tmp_path):
+    text = "image,patient_id,Mass\na.png,7,0\nb.png,007,1\nc.png,12,1\n"
+    assert load_study(write(tmp_path, text)).rows["patient_id"].tolist() == ["7", "007", "12"]
+    assert load_study(write(tmp_path, text.replace("007", "8"))).rows["patient_id"].tolist() == [7, 8, 12]

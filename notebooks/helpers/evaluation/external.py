@@ -13,6 +13,7 @@ from scipy.special import logit
 
 from ..runtime.files import as_path, read_csv
 from ..study.labels import read_table
+from ..study.study import read_patients
 from .auc import auc_table, bootstrap_auc
 from .bootstrap import interval_around, percentile_interval, ratio
 from .calibration import apply_platt, bootstrap_calibration_error, calibration_error, fit_platt
@@ -67,7 +68,12 @@ def read_external(path, findings):
     if wrong:
         raise ValueError(f"{path}: {', '.join(wrong)} may hold 0, 1 and, where a label is unknown, nothing")
     rows = predictions[["image"]].assign(patient_id=np.arange(len(table)), view="unknown")
-    rows = rows.assign(**{name: table[name].replace("", "unknown") for name in ("patient_id", "view") if name in table})
+    if "view" in table:
+        rows["view"] = (
+            table["view"].str.upper().where(table["view"].str.upper().isin(["PA", "AP", "LATERAL"]), "unknown")
+        )
+    if "patient_id" in table:
+        rows["patient_id"] = read_patients(path, table["patient_id"])
     names = [column.removeprefix("label_") for column in labels]
     rows = rows.join(values.set_axis(names, axis=1)).reset_index(drop=True)
     return External(

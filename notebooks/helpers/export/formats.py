@@ -94,7 +94,7 @@ def describe_export(run_dir):
 def _choose_notice(run):
     if run["synthetic"]:
         return _SYNTHETIC_NOTICE
-    about = run.get("about") or {"name": _NIH}  # earlier versions knew NIH's layout only
+    about = run.get("about", {"name": _NIH})  # earlier versions knew NIH's layout only
     if about.get("name") == _NIH:
         return _NIH_NOTICE
     terms = f": {about['terms']}" if about.get("terms") else ", whose terms the study does not name."

@@ -69,7 +69,7 @@ _OTHER = _NIH | {
 _NO_PATIENTS = {
     "resampling": "images, since the study has no patient ids: images of one patient are alike, so the intervals are "
     "too narrow",
-    "factors": "Without\npatient ids nothing was measured by group.",
+    "factors": "Groups\nby sex, age or view are measured where the study names them.",
 }
 _SYNTHETIC = _NIH | {
     "type": "synthetic",
@@ -82,6 +82,7 @@ _SYNTHETIC = _NIH | {
     "study_caveats": "- **A synthetic run says nothing about people.** The images were drawn by a program.\n",
 }
 
+_EXTERNAL_CAVEAT = re.compile(r"- \*\*One (hospital|data set)\.\*\*[^*]*?\n(?=- |$)")  # replaced once that is measured
 # An absolute path, a home or a bucket, at the start of a word. TensorFlow's names of devices look like paths.
 _PATH = re.compile(
     r"(?<![^\s\"'=(,:;\[])(~\w*/|[A-Za-z]:\\|\\\\\w|gs://|/(?!device:|job:|physical_device:)[\w.-])[^\s\"',;)\]]*"
@@ -124,6 +125,8 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     run, aucs = hide_paths(read_json(run_dir / "run.json")), measured_aucs(run_dir)
     split = run["split"]
     study, has_patients = _describe_study(run), bool(split["patients"])
+    if (run_dir / "external.csv").exists():
+        study |= {"study_caveats": _EXTERNAL_CAVEAT.sub(_write_external(run_dir), study["study_caveats"])}
     sizes = {subset: f"{n:,} images" for subset, n in split["films"].items()}
     if has_patients:
         sizes = {subset: f"{size} of {split['patients'].get(subset, 0):,} patients" for subset, size in sizes.items()}
@@ -161,11 +164,21 @@ def fill_model_card(run_dir, license_id="apache-2.0"):
     return _write_header(run, aucs, study, license_id) + Template(read_text(TEMPLATE)).substitute(fields)
 
 
+def _write_external(run_dir):
+    """Returns the caveat in which the AUCs on another hospital's images stand, of `external.csv` of notebook 3."""
+    drops = [
+        f"{_plain(row.finding)} {row.auc_here:.3f} here, {row.auc_there:.3f} there "
+        f"(drop {row.drop:+.3f}, {row.drop_low:+.3f} to {row.drop_high:+.3f})"
+        for row in read_csv(run_dir / "external.csv").itertuples()
+    ]
+    return f"- **Another hospital's images** were measured: {'; '.join(drops)}. Choose thresholds again on your own.\n"
+
+
 def _describe_study(run):
     """Returns what the card says of the run's study: a dict with the keys of `_NIH`."""
     if run["synthetic"]:
         return _SYNTHETIC
-    about = run.get("about") or {"name": _NIH["name"]}  # earlier versions knew NIH's data set only
+    about = run.get("about", {"name": _NIH["name"]})  # earlier versions knew NIH's data set only
     study = _NIH
     if about.get("name") != _NIH["name"]:
         source = f" <{about['source']}>" if "source" in about else ""

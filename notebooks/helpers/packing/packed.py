@@ -161,12 +161,22 @@ def frame_boxes(boxes, index):
         index: DataFrame with `image`, `width` and `height` (pixels); boxes of other images are left out.
 
     Returns:
-        DataFrame with the same columns; what lies outside the image is cut off.
+        DataFrame with the same columns; what reaches beyond the image is cut off.
+
+    Raises:
+        ValueError: a box lies wholly outside its image.
     """
     sizes = index.set_index("image")[["width", "height"]]
     boxes = boxes[boxes["image"].isin(sizes.index)].copy()
     size = sizes.loc[boxes["image"]].to_numpy("float64")
     scale, before = BOX_FRAME / size.max(axis=1), (size.max(axis=1, keepdims=True) - size) // 2
+    outside = (boxes[["x", "y"]].to_numpy() >= size).any(axis=1)
+    if outside.any():
+        box, (width, height) = boxes[outside].iloc[0], size[outside][0]
+        raise ValueError(
+            f"boxes.csv: a box of {box['image']} begins at x {box['x']:g}, y {box['y']:g}, outside the image's "
+            f"{width:g} x {height:g} pixels; correct or remove it, and run notebook 1 again"
+        )
     for axis, (low, length) in enumerate((("x", "width"), ("y", "height"))):
         start, end = boxes[low].to_numpy(), (boxes[low] + boxes[length]).to_numpy()
         start, end = (np.clip(value, 0, size[:, axis]) + before[:, axis] for value in (start, end))

@@ -15,6 +15,7 @@ SHARED = {
     "PACKED_DIR": "",
     "PROFILE": "quick",
     "SPLIT": "official",
+    "UNCERTAIN": "ignore",
 }
 MACHINE = {"CHECKPOINT_DIR": "", "REPLICAS": 0, "VERBOSE": 1}  # in no notebook's form, and not recorded
 RECORD = "settings.json"  # in RUN_DIR

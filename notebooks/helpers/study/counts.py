@@ -133,13 +133,20 @@ def subset_table(rows):
         `median_age` (years).
     """
     n_findings = rows[[*list_findings(rows)]].sum(axis=1)
-    columns = {"no_finding": n_findings.eq(0), "several_findings": n_findings.gt(1)}
+    columns = {"no_finding": 1 - _has_any(rows), "several_findings": n_findings.gt(1)}
     columns |= {"ap": _match(rows["view"], "AP"), "female": _match(rows["sex"], "F")}
     groups = rows.assign(**columns).groupby("subset")
     table = groups["patient_id"].agg(images="size", patients="nunique")
     table["images_per_patient"] = table["images"] / table["patients"]
     table = table.join(groups[list(columns)].mean()).assign(median_age=groups["age"].median())
     return table.reindex([subset for subset in SUBSETS if subset in table.index]).reset_index()
+
+
+def _has_any(rows):
+    """Returns 1 where an image has a finding, 0 where it is known to have none, NaN where it cannot be known."""
+    labels = rows[[*list_findings(rows)]]
+    has = labels.eq(1).any(axis=1)
+    return has.astype("float64").where(has | labels.eq(0).all(axis=1))
 
 
 def _match(column, value):
@@ -187,7 +194,7 @@ def view_table(rows):
         and `ap` (prevalences, NaN where there is no image of the view), `ratio` (ap over pa, NaN where pa is 0).
     """
     labels = rows[[*list_findings(rows)]]
-    labels = labels.assign(**{"No Finding": labels.sum(axis=1).eq(0)})
+    labels = labels.assign(**{"No Finding": 1 - _has_any(rows)})
     of_view = {view: labels[rows["view"].eq(view)] for view in ("PA", "AP")}
     table = pd.DataFrame({f"images_{view.lower()}": of_view[view].eq(1).sum() for view in of_view})
     table = table.assign(pa=of_view["PA"].mean(), ap=of_view["AP"].mean())
@@ -209,8 +216,7 @@ def band_table(rows, numbers):
     names = [f"{low}" if low == high else f"{low} to {high}" if high else f"{low} and more"
              for low, high in zip(_BANDS, ends, strict=True)]  # fmt: skip
     bands = pd.Categorical.from_codes(np.searchsorted(_BANDS, numbers, side="right") - 1, names, ordered=True)
-    any_finding = rows[[*list_findings(rows)]].eq(1).any(axis=1)
-    columns = {"band": bands, "any_finding": any_finding, "ap": _match(rows["view"], "AP")}
+    columns = {"band": bands, "any_finding": _has_any(rows), "ap": _match(rows["view"], "AP")}
     groups = rows[["patient_id"]].assign(**columns).groupby("band", observed=True)
     table = groups["patient_id"].agg(images="size", patients="nunique").join(groups[["any_finding", "ap"]].mean())
     return table.reset_index().astype({"band": str})
@@ -225,6 +231,6 @@ def age_table(rows):
     """
     known = rows[rows["age"].notna()]
     columns = {"age": (known["age"] // 10 * 10).astype("int64"), "ap": _match(known["view"], "AP")}
-    columns["any_finding"] = known[[*list_findings(known)]].eq(1).any(axis=1)
+    columns["any_finding"] = _has_any(known)
     groups = known[["sex"]].assign(**columns).groupby(["age", "sex"])
     return groups.size().rename("images").to_frame().join(groups[["any_finding", "ap"]].mean()).reset_index()

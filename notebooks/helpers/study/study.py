@@ -104,6 +104,8 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
     if table.empty:
         raise ValueError(f"{path} has a header and no rows; expected a row an image")
     findings = list_findings(table)
+    if taken := [name for name in table if name.casefold() in _BESIDE - {"split"}]:
+        raise ValueError(f"{path}: {taken[0]!r} is a name that packed studies use; rename or remove the column")
     _assert_names(path, findings)
     for line, image in table["image"].items():
         if not image or image.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", image):
@@ -182,7 +184,7 @@ def write_study_files(study, folder):
     known = known.astype(dict.fromkeys(study.findings, "Int64"))
     texts = {LABELS: known.to_csv(index=False, lineterminator="\n")}
     if len(study.boxes):
-        texts[BOXES] = study.boxes.to_csv(index=False, lineterminator="\n")
+        texts[BOXES] = study.boxes.rename(columns={"pathology": "finding"}).to_csv(index=False, lineterminator="\n")
     texts[ABOUT] = json.dumps({"kind": study.kind, **study.about}, indent=1) + "\n"
     for name, text in texts.items():
         if not (folder / name).exists() or (folder / name).read_bytes() != text.encode():
@@ -200,7 +202,7 @@ def read_about(path):
 
 
 def read_patients(path, column):
-    """Returns a column of patient ids, text, as int64 where all are digits; ValueError where one is empty."""
+    """Returns a column of patient ids, text, as int64 where all are whole numbers; ValueError where one is empty."""
     empty = column.eq("")
     if empty.any():
         line = empty.index[empty.to_numpy().argmax()]
@@ -208,7 +210,7 @@ def read_patients(path, column):
             f"{path}, row {line}: no patient_id. Give every image one, or leave out the column: then each image counts "
             "as a patient, and intervals are over images"
         )
-    return column.astype("int64") if column.str.fullmatch("[0-9]{1,18}").all() else column
+    return column.astype("int64") if column.str.fullmatch("0|[1-9][0-9]{0,17}").all() else column  # 7 is not 007
 
 
 def read_header(text):
@@ -226,12 +228,15 @@ def _assert_names(path, findings):
     for name in findings:
         if not re.fullmatch(r"[^,|\"'/\\\n]+", name) or name.casefold() in ("mean", "no finding"):
             raise ValueError(f"{path}: {name!r} cannot be the name of a finding; remove or rename the column")
-    folded = [name.casefold() for name in findings]
-    for name in findings:
-        if name.casefold() in COLUMNS:
+    words = [
+        " ".join(re.findall(r"[^\W_]+", name.casefold())) for name in findings
+    ]  # as columns of predictions are read
+    for name, word in zip(findings, words, strict=True):
+        if name.casefold() in (*COLUMNS, "split"):
             raise ValueError(f"{path}: the column {name!r} has to be called {name.casefold()!r}; rename it")
-        if folded.count(name.casefold()) > 1 or name.casefold() in _BESIDE:
-            raise ValueError(f"{path}: the name {name!r} is taken twice; rename one of the columns")
+        if not word or words.count(word) > 1:
+            others = ", ".join(repr(other) for other, same in zip(findings, words, strict=True) if same == word)
+            raise ValueError(f"{path}: the findings {others} differ by signs only; give each a name of its own")
 
 
 def _read_labels(path, column, uncertain):

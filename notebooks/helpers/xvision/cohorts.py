@@ -186,7 +186,7 @@ def _select(rows, findings, finding):
     """Returns the rows of both classes with their `label`, and the name of the class without the finding."""
     labels = rows[list(findings)]
     is_other, other = labels.eq(0).all(axis=1), "Normal"
-    if not is_other.any():
+    if labels.eq(1).any(axis=1).all():
         is_other, other = labels[finding].eq(0), f"No {finding}"
     chosen = rows[labels[finding].eq(1) | is_other]
     return chosen.assign(label=chosen[finding].astype("int8")).reset_index(drop=True), other

@@ -23,8 +23,11 @@ _ABOUT = {
 
 
 def is_here(folder):
-    """Returns whether a folder has this layout: two folders of classes or more, with images."""
-    classes = [path for path in folder.iterdir() if path.is_dir()]
+    """Returns whether a folder has this layout: two folders of classes or more, with images, and no table of labels."""
+    entries = list(folder.iterdir())
+    if any(path.suffix.casefold() in (".csv", ".tsv", ".xlsx") for path in entries):  # labels under another name
+        return False
+    classes = [path for path in entries if path.is_dir()]
     splits = [path for path in classes if path.name.casefold() in OWN_SPLITS]
     if splits:
         classes = [path for split in splits for path in split.iterdir() if path.is_dir()]
@@ -45,17 +48,12 @@ def load(folder, uncertain):  # labels know no -1
             raise ValueError(f"{folder}: {name!r} cannot be the name of a finding; rename the folder")
         table[spellings[name]] = lies_in.str.casefold().eq(name).map({True: "1", False: "0"})
     about = {"name": folder.name, **_ABOUT, **read_about(folder / ABOUT)}
-    return make_study(folder, "class folders", folder, table, lister=_list, about=about)
+    return make_study(folder, "class folders", folder, table, lister=list_image_files, about=about)
 
 
-def _list(folder):
-    images = list_image_files(folder)
-    return {image: images[image] for image in _list_classes(folder, images)}
-
-
-def _list_classes(folder, images=None):
-    """Returns the names of the images that lie in a folder of a class."""
-    names = [name.split("/") for name in images or list_image_files(folder)]
+def _list_classes(folder):
+    """Returns the names of the images that lie in a folder of a class; others are reported as images without a row."""
+    names = [name.split("/") for name in list_image_files(folder)]
     has_splits = any(name[0].casefold() in OWN_SPLITS for name in names if len(name) == 3)
     fits = (len(name) == 3 and name[0].casefold() in OWN_SPLITS if has_splits else len(name) == 2 for name in names)
     return ["/".join(name) for name, fit in zip(names, fits, strict=True) if fit]

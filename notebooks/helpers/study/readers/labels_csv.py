@@ -28,8 +28,8 @@ def load(folder, uncertain):
     header = read_header(read_text(path))
     if "image" not in header:
         raise ValueError(
-            f"{path} has no column image, the path of an image below {folder}; it has {', '.join(header) or 'none'}, "
-            "and columns are separated by commas"
+            f"{path} has no column called image, the path of an image below {folder}: rename it. It has "
+            f"{', '.join(header) or 'none'}, and columns are separated by commas"
         )
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
