@@ -35,21 +35,14 @@ run_cells("02_train_densenet121", json.loads(sys.argv[3]), draw=False)
 """
 
 
-def find_job():
-    """Returns the number of a job for which JAX chooses a port that is free here."""
-    for job in range(4096):
-        with socket.socket() as server:
-            try:
-                server.bind(("localhost", 65535 - 4095 + job))
-                return job
-            except OSError:
-                continue
-    raise AssertionError("no port is free")
+def find_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
 
 
-def start_host(number, job, settings, folder):
+def start_host(number, port, settings, folder):
     """Starts notebook 2 as `srun --ntasks=2` on this machine does; its output goes into a file."""
-    step = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": 1}
+    step = {"SLURM_JOB_ID": 7, "JAX_COORDINATOR_PORT": port, "SLURM_STEP_NODELIST": "localhost"}
     step |= {"SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": number, "SLURM_LOCALID": number}
     step |= {"RUNTIME": "jax", "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     step |= {"JAX_COMPILATION_CACHE_DIR": folder / "cache"}  # resumed, it compiles nothing again
@@ -76,10 +69,10 @@ def read_weights(run):
 
 def test_two_processes_of_srun_train_as_one_and_resume_after_one_is_killed(packed, phantom_dir, tmp_path):
     pytest.importorskip("jax")
-    run, job = tmp_path / "two", find_job()
+    run, port = tmp_path / "two", find_port()
     settings = SETTINGS | {"DATA_DIR": str(phantom_dir), "PACKED_DIR": str(packed.folder), "RUN_DIR": str(run)}
 
-    hosts = [start_host(number, job, settings | {"BLOCKS": "1,1,1,1"}, tmp_path) for number in (0, 1)]
+    hosts = [start_host(number, port, settings | {"BLOCKS": "1,1,1,1"}, tmp_path) for number in (0, 1)]
     try:
         deadline = time.monotonic() + 600
         while not (run / "history.csv").exists():
@@ -92,7 +85,7 @@ def test_two_processes_of_srun_train_as_one_and_resume_after_one_is_killed(packe
         assert "02_train_densenet121 failed in cell" in said and "give the same command again to all of them" in said
         assert not (run / "run.json").exists()
 
-        hosts = [start_host(number, job, settings | {"BLOCKS": "1,1,1,1"}, tmp_path) for number in (0, 1)]
+        hosts = [start_host(number, port, settings | {"BLOCKS": "1,1,1,1"}, tmp_path) for number in (0, 1)]
         for number, host in enumerate(hosts):
             assert host.wait(timeout=600) == 0, (tmp_path / f"log-{number}.txt").read_text()[-3000:]
     finally:

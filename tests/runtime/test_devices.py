@@ -81,13 +81,17 @@ def finish(processes):
 
 @pytest.mark.slow
 def test_jax_spreads_a_step_over_devices_and_over_processes_with_the_same_result():
-    """A fit on 4 and on 2 times 2 devices, each process with its own half of the batch, beside one in NumPy."""
+    """A fit on 4 and on 2 times 2 devices, each process with its own half of the batch, beside one in NumPy.
+
+    The two find each other as processes of Open MPI; test_resume.py has Keras's variables, test_hosts.py has srun.
+    """
     pytest.importorskip("jax")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    pair = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
+        port = str(server.getsockname()[1])
+    pair = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": port}
+    pair |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     [four] = finish([start(4)])
-    hosts = finish([start(2, **pair, KERAS_DISTRIBUTION_PROCESS_ID=str(number)) for number in range(2)])
+    hosts = finish([start(2, **pair, OMPI_COMM_WORLD_RANK=str(number)) for number in range(2)])
     assert four[:5] == ["DataParallel", 4, 0, 1, True]
     assert [host[:5] for host in hosts] == [["DataParallel", 4, 0, 2, True], ["DataParallel", 4, 1, 2, False]]
     rng = np.random.default_rng(7)
