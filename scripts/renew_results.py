@@ -65,6 +65,7 @@ COPIED_SEEDS = ("seeds.json", "seeds.csv", "seeds_localization.csv")
 BENCHMARK_BLOCKS = {  # from a page in docs and the name of its marks to what writes it, from which results
     ("evaluate.md", "eval size"): ("eval_size", "draw_page", "eval_size"),
     ("scale.md", "scale"): ("scale", "draw_page", "scale"),
+    ("scale.md", "growth"): ("scale", "draw_page", "growth"),
     ("scale.md", "peers"): ("peers", "draw_page", "peers"),
     ("speed.md", "make run"): ("make_run", "draw_page", "make_run"),
     ("speed.md", "input"): ("speed_page", "draw_input", "input_pipeline"),

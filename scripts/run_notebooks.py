@@ -236,6 +236,8 @@ def execute(name, folder, settings):
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob(f"{copy}.failed.*"), *folder.glob(f"{copy}.running.*")):  # of an earlier attempt
         stale.unlink()
+    lost = "\nIf another process of this run was lost, give the same command again to all of them: it resumes."
+    together = lost if find_launch().n_processes > 1 else ""
     print(f"{name} ...", flush=True)
     started = time.monotonic()
     try:
@@ -253,9 +255,7 @@ def execute(name, folder, settings):
             )
     except papermill.PapermillExecutionError as error:
         move_copy(folder, copy, ".running", ".failed")
-        together = "\nIf another process of this run was lost, give the same command again to all of them: it resumes."
-        failed = f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-        return failed + together * (find_launch().n_processes > 1)
+        return f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}{together}"
     except RuntimeError as error:
         if "died" not in str(error):  # Jupyter's words for a kernel that is gone
             raise
@@ -263,7 +263,7 @@ def execute(name, folder, settings):
         return (
             f"{name}: its process was killed, most often because memory ran out. Close other programs, then give the "
             "same command again to resume. If it happens again, take a machine with more memory, or a smaller "
-            "BATCH_SIZE and another RUN_DIR."
+            f"BATCH_SIZE and another RUN_DIR.{together}"
         )
     move_copy(folder, copy, ".running", "")
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
