@@ -4,11 +4,13 @@ NIH's own label file and lists, 112,120 rows of 30,805 patients, on synthetic im
 each linked under many names. Every stage of notebooks 1 to 3 that is not the network runs over a tenth of the patients
 and over all, in a process of its own, so that its peak of memory is its own: resident memory at most, less what was
 resident once everything was imported. Between the two studies a stage that is linear takes ten times as long, or less
-where a part of it is the same for both, and one that streams takes as much memory.
+where a part of it is the same for both, and one that streams takes as much memory. With --images, tables of any size
+are made up, and the smaller study has a hundredth of the patients.
 
-Usage: scale.py [--metadata FOLDER] [--rounds 1] [--only WORD ...] [--scratch FOLDER]
+Usage: scale.py [--metadata FOLDER] [--images 1000000] [--rounds 1] [--only WORD ...] [--scratch FOLDER]
 FOLDER is by default ../shared/data/nih_metadata beside the repository; it holds `Data_Entry_2017*.csv` and both lists.
-Without it, tables of the same size are made up. Renews `results/scale.json` and the table of `docs/scale.md`.
+Without it, tables of the same size are made up. Renews `results/scale.json`, with --images `results/growth.json`, and
+its table in `docs/scale.md`.
 """
 
 import argparse
@@ -62,21 +64,21 @@ from helpers.study import (
 )
 
 SIDE, CROP, BATCH, N_DRAWN = 64, 56, 128, 512  # pixels, pixels, images, images
-SHARE, SEED = 0.1, 0
+SHARES, SEED = {"tenth": 0.1, "hundredth": 0.01}, 0
 BOOTSTRAP = {"n_resamples": 1000, "seed": SEED}
 PROBS, LABELS = name_columns(PATHOLOGIES)
 
 
-def write_studies(metadata, folder):
-    """Writes two studies in NIH's layout, a tenth of the patients and all; returns their folders."""
+def write_studies(metadata, folder, part):
+    """Writes two studies in NIH's layout, a part of the patients, one of `SHARES`, and all; returns their folders."""
     table = pd.read_csv(sorted(metadata.glob("Data_Entry_2017*.csv"))[-1], dtype=str)
     write_synthetic_study(folder / "drawn", n_images=N_DRAWN, size=SIDE, seed=SEED)
     drawn = sorted((folder / "drawn" / "images").glob("*.png"))
     patients = np.random.default_rng(SEED).permutation(table["Patient ID"].unique())
     n_images = table["Patient ID"].value_counts()[patients].cumsum()
-    chosen = patients[: int(np.searchsorted(n_images, SHARE * len(table))) + 1]
+    chosen = patients[: int(np.searchsorted(n_images, SHARES[part] * len(table))) + 1]
     studies = []
-    for name, rows in (("tenth", table[table["Patient ID"].isin(chosen)]), ("all", table)):
+    for name, rows in ((part, table[table["Patient ID"].isin(chosen)]), ("all", table)):
         study = folder / name
         study.mkdir()
         rows.to_csv(study / "Data_Entry_2017_v2020.csv", index=False)
@@ -91,8 +93,9 @@ def write_studies(metadata, folder):
     return studies
 
 
-def make_up_tables(folder, n_images=112_120, n_patients=30_805):
-    """Writes tables of NIH's size where the real ones are not at hand; returns their folder."""
+def make_up_tables(folder, n_images):
+    """Writes tables of so many images, with as many a patient as NIH has; returns their folder."""
+    n_patients = round(n_images * 30_805 / 112_120)
     rng = np.random.default_rng(SEED)
     folder.mkdir()
     patients = np.sort(np.append(np.arange(n_patients), rng.integers(0, n_patients, n_images - n_patients))) + 1
@@ -321,7 +324,7 @@ def run_apart(name, study):
 
 
 def summarize(runs):
-    """Returns one stage's figures from its runs on the tenth and on all."""
+    """Returns one stage's figures from its runs on a part and on all."""
     sizes = {}
     for name, some in runs.items():
         median = {key: float(np.median([run[key] for run in some])) for key in some[0]}
@@ -333,27 +336,28 @@ def summarize(runs):
             "mib_once_imported": round(median["mib_before"]),
             "mib_growth": round(median["mib_growth"], 1),
         }
-    tenth, everything = sizes["tenth"], sizes["all"]
+    small, everything = sizes.values()
     return sizes | {
-        "times_the_images": round(everything["images"] / tenth["images"], 2),
-        "times_the_seconds": round(everything["seconds"] / tenth["seconds"], 2),
-        "times_the_processor_seconds": round(everything["processor_seconds"] / tenth["processor_seconds"], 2),
-        "more_mib": round(everything["mib_growth"] - tenth["mib_growth"], 1),
+        "times_the_images": round(everything["images"] / small["images"], 2),
+        "times_the_seconds": round(everything["seconds"] / small["seconds"], 2),
+        "times_the_processor_seconds": round(everything["processor_seconds"] / small["processor_seconds"], 2),
+        "more_mib": round(everything["mib_growth"] - small["mib_growth"], 1),
     }
 
 
 def draw_table(stages):
     """Returns a table in Markdown."""
+    part = next(iter(next(iter(stages.values()))))
     lines = [
-        "| stage | images | s | images/s | times the images, s, processor s | memory grows by, MiB: tenth, all |",
+        f"| stage | images | s | images/s | times the images, s, processor s | memory grows by, MiB: {part}, all |",
         "|---|---:|---:|---:|---|---|",
     ]
     for name, row in stages.items():
-        tenth, whole = row["tenth"], row["all"]
+        small, whole = row[part], row["all"]
         times = ", ".join(f"{row[f'times_the_{key}']:.1f}" for key in ("images", "seconds", "processor_seconds"))
         lines.append(
             f"| {name} | {whole['images']:,} | {whole['seconds']:.1f} | {whole['images_per_second']:,} | {times} "
-            f"| {tenth['mib_growth']:.0f}, {whole['mib_growth']:.0f} |"
+            f"| {small['mib_growth']:.0f}, {whole['mib_growth']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -367,12 +371,13 @@ def main():
     """Measures, prints a table and writes benchmarks/results/scale.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metadata", type=Path, default=ROOT.parent / "shared" / "data" / "nih_metadata")
+    parser.add_argument("--images", type=int, help="rows of tables that are made up, in place of NIH's")
     parser.add_argument(
         "--rounds", type=int, default=1, help="runs of each stage on all; three times as many on a tenth"
     )
     parser.add_argument("--only", nargs="*", default=[], help="only stages whose name contains one of these")
     parser.add_argument("--scratch", type=Path, help="folder to work in, kept; by default a temporary one")
-    parser.add_argument("--target", type=Path, default=RESULTS)
+    parser.add_argument("--target", type=Path)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
@@ -381,18 +386,20 @@ def main():
     load = f"{os.getloadavg()[0]:.1f} processes wanted a core before" if hasattr(os, "getloadavg") else "unknown"
     with tempfile.TemporaryDirectory() as temporary:
         scratch = arguments.scratch or Path(temporary)
-        is_real = arguments.metadata.is_dir()
-        studies = [scratch / "tenth", scratch / "all"]
+        is_real = arguments.metadata.is_dir() and not arguments.images
+        part, n_images = ("hundredth", arguments.images) if arguments.images else ("tenth", 112_120)
+        studies = [scratch / part, scratch / "all"]
         if not studies[1].is_dir():
             scratch.mkdir(parents=True, exist_ok=True)
-            write_studies(arguments.metadata if is_real else make_up_tables(scratch / "tables"), scratch)
+            tables = arguments.metadata if is_real else make_up_tables(scratch / "tables", n_images)
+            write_studies(tables, scratch, part)
         stages = {}
         for name in STAGES:
             if arguments.only and not any(word in name for word in arguments.only):
                 continue
             runs = {study.name: [] for study in studies}
             for _ in range(arguments.rounds):
-                for study in (studies[0], studies[1], studies[0], studies[0]):
+                for study in (*studies, *studies[:1] * (0 if arguments.images else 2)):
                     # Packing can be done once only: packing again is a stage of its own.
                     if name != "pack" or not runs[study.name]:
                         runs[study.name].append(run_apart(name, study))
@@ -401,17 +408,20 @@ def main():
     results = {
         "machine": describe_machine(np, pd),
         "busy": load,
-        "study": f"{'NIH’s label file and lists' if is_real else 'tables of NIH’s size, made up'}, on {N_DRAWN} "
-        f"synthetic images of {SIDE} px under all names; a tenth of the patients, and all",
-        "method": f"each stage in a process of its own; on all {arguments.rounds} time(s), on the tenth three times as "
-        "often, medians; memory is the peak less what was resident before the stage",
+        "study": f"{'NIH’s label file and lists' if is_real else f'made-up tables of {n_images:,} images'}, on "
+        f"{N_DRAWN} synthetic images of {SIDE} px under all names; a {part} of the patients, and all",
+        "method": f"each stage in a process of its own, {arguments.rounds} time(s)"
+        f"{'' if arguments.images else ', on the tenth three times as often, medians'}; memory is the peak less what "
+        "was resident before the stage",
         "stages": stages,
     }
-    arguments.target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    name = "growth" if arguments.images else "scale"
+    results_file = RESULTS.with_name(f"{name}.json")
+    (arguments.target or results_file).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     table = draw_table(stages)
     print(f"\n{table}")
-    if not arguments.only and arguments.target == RESULTS:
-        renew_page(PAGE, "scale", draw_page(results))
+    if not arguments.only and arguments.target in (None, results_file):
+        renew_page(PAGE, name, draw_page(results))
 
 
 if __name__ == "__main__":

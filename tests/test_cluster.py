@@ -35,6 +35,16 @@ SETTINGS = {"split_name": "official", "side": 16, "shard_images": 4}
 UNREADABLE = ("00000005_000.png", "00000021_000.png")
 
 
+def start_node(start, **options):
+    """Starts a node with one core. Ray allows it 30 s, which a busy machine may need more of."""
+    for attempt in range(3):
+        try:
+            return start(num_cpus=1, include_dashboard=False, **options)
+        except Exception:
+            if attempt == 2:
+                raise
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of two nodes of one core; `kill` kills the second one as soon as a worker there has a task."""
@@ -42,8 +52,8 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=1)
+    cluster = start_node(lambda **options: Cluster(initialize_head=True, head_node_args=options))
+    second = start_node(cluster.add_node)
     raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
 
     def kill():
@@ -224,9 +234,8 @@ def test_a_machine_whose_memory_is_full_is_reported_in_a_sentence(cluster, tmp_p
     busy = [stay_busy.remote(f"busy-{number}") for number in range(int(ray.cluster_resources()["CPU"]))]
     while len(list(tmp_path.iterdir())) < len(busy):
         time.sleep(0.01)
-    cluster.add_node(
-        num_cpus=1, env_vars={"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
-    )
+    full = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
+    start_node(cluster.add_node, env_vars=full)
     with pytest.raises(RuntimeError, match=r"A machine's memory was full each time that task 1 .*Give its machines"):
         list(map_tasks(prepare, range(3), cluster=cluster.address))
     for reference in busy:
