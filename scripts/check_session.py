@@ -9,6 +9,7 @@ Usage: check_session.py kaggle|colab|lab FOLDER [--set "NAME=VALUE ..."] [--pyth
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -225,6 +226,10 @@ def check_end(notebook, run):
 
 def check_lab(folder, settings, python):
     """Runs notebook 00 in JupyterLab in a browser, as a person would, and keeps pictures of what is seen."""
+    missing = [name for name in ("jupyterlab", "playwright") if not importlib.util.find_spec(name)]
+    missing += ["the program chromium"] * (shutil.which("chromium") is None)
+    if missing:
+        sys.exit(f"Skipped: a run in a browser needs {' and '.join(missing)}.")
     from playwright.sync_api import sync_playwright
 
     clone, kernel = folder / "clone", folder / "jupyter" / "kernels" / "python3"
