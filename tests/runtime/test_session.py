@@ -34,6 +34,18 @@ def test_every_notebook_runs_once_with_its_figures_and_other_settings_run_all_ag
     assert start(hours=1.0).list_states()[NOTEBOOKS[-1]][0] == "done"  # the time that is left changes no result
 
 
+def test_a_run_of_a_version_without_a_shared_setting_is_done_where_the_setting_is_the_default(start):
+    """On Colab, the next day's session fetches a newer version."""
+    first = start()
+    run_all(first)
+    record = json.loads((first.run_dir / "session.json").read_text())
+    for entry in record.values():
+        del entry["settings"]["SPLIT"]
+    (first.run_dir / "session.json").write_text(json.dumps(record))
+    assert {state for state, _ in start().list_states().values()} == {"done"}
+    assert start(more="SPLIT=random_patients").list_states()[NOTEBOOKS[0]][0] == "to do"
+
+
 def test_a_paused_training_is_exported_and_all_that_follows_runs_again_once_it_has_ended(start):
     first = start(hours=2.0)
     assert list(run_all(first)) == list(NOTEBOOKS[:5]) and first.find_pause() == "Training paused."

@@ -16,7 +16,7 @@ from parts_of_runs import finish, kill, outcome, start, train
 
 from helpers.packing import load_packed_study
 from helpers.pipeline import make_eval_dataset, make_train_dataset
-from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable
+from helpers.training import CheckpointStore, TrainingCheckpoint, ValidationAUC, fit_resumable, resume
 
 pytestmark = pytest.mark.slow
 STEPS = 7  # of an epoch of the run in resumable_run.py on the packed study of conftest.py
@@ -284,3 +284,13 @@ def test_writes_within_an_epoch_take_no_more_than_their_share(packed, tmp_path, 
     checkpoint, _ = train(packed, tmp_path, epochs=3, share=1e-6)
     assert checkpoint.store.read()[1]["serial"] == 1 + 3
     assert CheckpointStore(whole[0] / "state", writes=False).read()[1]["serial"] > 3 * 3
+
+
+def test_a_shared_setting_that_an_earlier_version_did_not_have_was_the_default(tmp_path):
+    settings = {"SPLIT": "official", "EPOCHS": 3}
+    checkpoint = TrainingCheckpoint(CheckpointStore(tmp_path / "state"), settings, tmp_path / "history.csv")
+    earlier = {"format": resume._FORMAT, "settings": {"EPOCHS": 3}}
+    checkpoint._check_compatible(earlier)
+    checkpoint.settings["SPLIT"] = "random_patients"
+    with pytest.raises(ValueError, match="SPLIT was 'official', now 'random_patients'"):
+        checkpoint._check_compatible(earlier)

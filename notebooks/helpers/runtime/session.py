@@ -139,7 +139,10 @@ class Session:
     def _find_last(self, name):
         """Returns what is recorded of a notebook's last execution with the same settings, {} for none."""
         last = self._read_record().get(name, {})
-        return {"done": True} | last if last.get("settings") == self._list_fixed() else {}
+        shared = {name: value for name, value in SHARED.items() if name not in FREE}
+        # A setting that an earlier version did not have was the default.
+        is_same = bool(last) and shared | last.get("settings", {}) == self._list_fixed()
+        return {"done": True} | last if is_same else {}
 
     def _has_begun_anew(self):
         """Returns whether training with these settings has written a checkpoint since it was first started."""

@@ -15,6 +15,7 @@ import pandas as pd
 from keras import ops
 
 from ..runtime.files import as_path, only_os_errors, write_csv, write_text
+from ..runtime.shared import SHARED
 
 _FORMAT = 1  # of a checkpoint's content; another is refused
 _SIMPLE = (bool, int, float, type(None))  # attributes of callbacks that are kept, besides lists of arrays
@@ -133,7 +134,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         folder, remedy = self.store.folders[-1], "use another RUN_DIR, or set START_OVER = True"
         if meta.get("format") != _FORMAT:
             raise ValueError(f"The checkpoint in {folder} is of another version of this code: {remedy} to begin anew.")
-        was = meta["settings"]
+        was = SHARED | meta["settings"]  # one that an earlier version did not have was the default
         differing = [(key, now) for key, now in self.settings.items() if was.get(key) != now]
         if differing:
             shown = ", ".join(f"{key} was {was.get(key)!r}, now {now!r}" for key, now in differing)
