@@ -213,7 +213,7 @@ def check_end(notebook, run):
     record = json.loads((run / "run.json").read_text())
     aucs, report = (run / "aucs.csv").read_text(), json.loads((run / "report" / "report.json").read_text())
     assert record["finished"] and record["interruptions"] >= 1, "the training was to be interrupted"
-    assert len(figures) >= 6 and "model.zip" in text and (run / "model.zip").stat().st_size > 20e6
+    assert len(figures) >= 6 and "model.zip" in text and (run / "model.zip").stat().st_size > 1e6
     assert (
         "mean" in aucs
         and report["aucs"]
