@@ -149,7 +149,7 @@ def export_model(run_dir, formats=tuple(FORMATS)):
     if "onnx" in formats and importlib.util.find_spec("tf2onnx") is None:
         raise ModuleNotFoundError('ONNX needs tf2onnx: pip install tf2onnx, or leave "onnx" out of the formats.')
     describe_export(run_dir)
-    if _computes_as_exports():
+    if _computes_as_exports() and not is_remote(run_dir):  # TensorFlow waits for a bucket with Python's lock held
         with _without_messages():
             write_formats(run_dir, formats)
     else:
