@@ -8,8 +8,9 @@ import pytest
 from made_dicom import make_dicom
 from PIL import Image
 
+from helpers.evaluation import External, compare_sites
 from helpers.packing import load_packed_study, pack_study
-from helpers.study import load_study, make_split, match_images
+from helpers.study import PATHOLOGIES, load_study, make_split, match_findings, match_images
 from helpers.study.readers import _READERS
 
 
@@ -336,6 +337,22 @@ def test_a_packed_copy_has_the_same_labels_patients_and_boxes(request, tmp_path_
     pd.testing.assert_frame_equal(again.boxes.reset_index(drop=True), study.boxes.reset_index(drop=True))
     index = packed.index.sort_values("image", ignore_index=True)
     assert index["patient_id"].equals(study.rows["patient_id"])
+
+
+@pytest.mark.parametrize(("name", "compared"), [("chexpert", 8), ("vindr", 3), ("jsrt", 1)])
+def test_a_model_of_nih_s_findings_can_be_measured_on_it(request, name, compared):
+    """In form: the folders hold a few images, so that most figures are not defined."""
+    study, rng = load_study(request.getfixturevalue(name)), np.random.default_rng(0)
+    matches, apart = match_findings(PATHOLOGIES, study.findings)
+    here = pd.DataFrame(rng.integers(0, 2, (40, 14)), columns=PATHOLOGIES).assign(patient_id=range(40), view="PA")
+    there = External(name, study.rows, study.findings, rng.random((len(study.rows), 14)), study.has_patients)
+    sides = (here, rng.random((40, 14))), None, there
+    drops, versions = compare_sites(matches, list(PATHOLOGIES), *sides, share=0.5, n_resamples=100)
+    assert len(drops) == len(matches) >= compared and len(versions) == 2 * len(matches)
+    assert {finding for _, finding in apart} | {f for match in matches for f in match.theirs} >= {*study.findings}
+    for match, row in zip(matches, drops.itertuples(), strict=True):
+        labels = study.rows[[*match.theirs]]
+        assert row.n_pos_there == labels.eq(1).any(axis=1).sum() and row.n_neg_there == labels.eq(0).all(axis=1).sum()
 
 
 def test_every_reader_says_what_its_labels_are_and_where_the_data_come_from():
