@@ -85,8 +85,12 @@ def draw_page(results):
         rows.append(format_cells(f"notebook {int(name[:2])}", *(run["notebooks"][name] for run in runs.values())))
     rows.append(format_cells("all six", *(run["make run"] for run in runs.values())))
     notes = [
-        f"{name} trained on {run['images_trained']:,} images in all its epochs, while {run['wanted_a_core']} processes "
-        "wanted a core"
+        f"{name} trained on {run['images_trained']:,} images in all its epochs, "
+        + (
+            f"while {run['wanted_a_core']} processes wanted a core"
+            if run["wanted_a_core"]
+            else "with nothing beside it"
+        )
         for name, run in runs.items()
     ]
     return f"{results['machine']}; {'; '.join(notes)}.\n\n{write_table(heads, rows)}"
