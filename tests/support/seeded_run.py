@@ -50,7 +50,7 @@ def write_seeded_run(folder, blocks=(), backbone="densenet121"):
         "blocks": list(blocks),
         "study": "seeded",
         "synthetic": True,
-        "split": {"name": "official", "sha256": "5" * 64},
+        "split": {"name": "official", "sha256": "5" * 64, "patients": {"train": 9, "val": 3, "test": 3}},
         "prevalence": dict(zip(PATHOLOGIES, np.linspace(0.02, 0.2, 14).round(4).tolist(), strict=True)),
         "weights_sha256": weights_sha256,
         "runtime": {"commit": "unknown", "tensorflow": "of this machine", "keras": keras.__version__},
