@@ -106,7 +106,7 @@ def test_study_of_nodules_uses_the_network_of_the_run(chain):
     ("only", "shown"),
     [
         (EVALUATE, ["figures    ", "notebook   "]),
-        ([XVISION], ["Nodules (phantom, 60 images), on"]),
+        ([XVISION], ["Nodule (phantom, 60 images), on"]),
     ],
 )
 def test_the_script_shows_the_results(chain, only, shown, monkeypatch, capsys):
