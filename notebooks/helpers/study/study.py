@@ -112,8 +112,8 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
             raise ValueError(f"{path}, row {line}: {image!r} is not the path of an image below {folder}")
     twice = table["image"].duplicated()
     if twice.any():
-        line = twice.index[twice.to_numpy().argmax()]
-        first = table.index[(table["image"] == table.loc[line, "image"]).to_numpy().argmax()]
+        line = twice.idxmax()
+        first = table["image"].eq(table.loc[line, "image"]).idxmax()
         raise ValueError(f"{path}, rows {first} and {line}: {table.loc[line, 'image']} is listed twice; keep one row")
     rows = pd.DataFrame({"image": table["image"]})
     has_patients = "patient_id" in table
@@ -205,7 +205,7 @@ def read_patients(path, column):
     """Returns a column of patient ids, text, as int64 where all are whole numbers; ValueError where one is empty."""
     empty = column.eq("")
     if empty.any():
-        line = empty.index[empty.to_numpy().argmax()]
+        line = empty.idxmax()
         raise ValueError(
             f"{path}, row {line}: no patient_id. Give every image one, or leave out the column: then each image counts "
             "as a patient, and intervals are over images"
@@ -243,7 +243,7 @@ def _read_labels(path, column, uncertain):
     values = column.map(_LABELS)
     bad = values.isna() & column.ne("")
     if bad.any():
-        line = bad.index[bad.to_numpy().argmax()]
+        line = bad.idxmax()
         raise ValueError(
             f"{path}, row {line}: {column[line]!r} in the column {column.name!r} is not a label; expected 1, 0, -1 "
             "(uncertain) or nothing (unknown). Remove a column that is no finding"
@@ -259,7 +259,7 @@ def _read_numbers(path, table, name, whole=False):
     numbers = numbers.replace(np.inf, np.nan)
     bad = (numbers.isna() & table[name].ne("")) | numbers.lt(0) | (whole & numbers.notna() & numbers.mod(1).ne(0))
     if bad.any():
-        line = bad.index[bad.to_numpy().argmax()]
+        line = bad.idxmax()
         what = "a whole number" if whole else "a number"
         raise ValueError(f"{path}, row {line}: {table.loc[line, name]!r} in the column {name} is not {what}, 0 or more")
     return numbers.astype("float64")
@@ -271,7 +271,7 @@ def _read_words(path, table, name, known, unknown="unknown"):
     words = table[name].str.casefold().replace({"unknown": "", "u": "", "o": ""})
     bad = ~words.isin([*known, ""])
     if bad.any():
-        line = bad.index[bad.to_numpy().argmax()]
+        line = bad.idxmax()
         expected = ", ".join(dict.fromkeys(known.values()))
         raise ValueError(
             f"{path}, row {line}: {table.loc[line, name]!r} is not a {name}; expected {expected} or nothing"

@@ -1,6 +1,6 @@
-"""Finds what lies in a study folder: images, official lists, and the small files beside the images.
+"""Finds what lies in a study folder: images of any layout; of NIH's also label file, lists and other small files.
 
-Every function takes a folder in NIH's own layout; the images may be only some of those in the label file.
+The images may be only some of those in the label file.
 """
 
 import dataclasses
@@ -14,8 +14,6 @@ SMALL_FILES = (  # all that a study in NIH's layout has beside its images
     *("Data_Entry_2017*.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"),
     *("google2019_nih-chest-xray-labels.csv", "phantom.json"),
 )
-
-
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
@@ -57,14 +55,10 @@ def list_images(study_dir):
         FileNotFoundError: if the folder is missing or holds no image.
         ValueError: if two folders hold an image of the same name; names both.
     """
-    images = {}
     folder = open_study(study_dir)
-    for path in sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")]):
-        if path.relative_to(folder).parts[0].endswith(".part"):  # an archive that was not unpacked to its end
-            continue
-        if path.name in images:
-            raise ValueError(f"two images are called {path.name}: {images[path.name]} and {path}; remove one")
-        images[path.name] = path
+    paths = sorted([*folder.glob("images*/*.png"), *folder.glob("images*/*/*.png")])
+    # Without those of an archive that was not unpacked to its end.
+    images = _name_paths(path for path in paths if not path.relative_to(folder).parts[0].endswith(".part"))
     if not images:
         caches = sorted({path.parent.name for path in folder.glob("films-*/*.npy")})
         if caches:
@@ -115,8 +109,13 @@ def list_named_images(study_dir, name=lambda path: path.name):
         FileNotFoundError: see `list_image_files`.
         ValueError: two images have the same name; names both.
     """
+    return _name_paths(list_image_files(study_dir).values(), name)
+
+
+def _name_paths(paths, name=lambda path: path.name):
+    """Returns a dict from each path's name to it; ValueError where two have the same."""
     images = {}
-    for path in list_image_files(study_dir).values():
+    for path in paths:
         if name(path) in images:
             raise ValueError(f"two images are called {name(path)}: {images[name(path)]} and {path}; remove one")
         images[name(path)] = path

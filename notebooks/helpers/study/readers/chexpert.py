@@ -47,7 +47,7 @@ def _read_frontal(path):
     table = table.set_axis([f"{line} of {path.name}" for line in table.index])
     patients = table["Path"].str.extract(r"/patient(\d+)/", expand=False)
     if patients.isna().any():
-        line = patients.index[patients.isna().to_numpy().argmax()]
+        line = patients.isna().idxmax()
         raise ValueError(f"{path}, row {line}: {table.loc[line, 'Path']!r} names no folder such as patient00001")
     facts = {
         "image": table["Path"].str.replace("^CheXpert[^/]*/", "", regex=True),  # the folder that the archive unpacks to
