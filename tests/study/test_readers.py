@@ -355,6 +355,12 @@ def test_a_model_of_nih_s_findings_can_be_measured_on_it(request, name, compared
         assert row.n_pos_there == labels.eq(1).any(axis=1).sum() and row.n_neg_there == labels.eq(0).all(axis=1).sum()
 
 
+def test_drawn_images_are_not_called_nih_s(phantom_dir):
+    study = load_study(phantom_dir)
+    assert study.kind == "nih" and study.about["name"] == "Synthetic chest radiographs"
+    assert "drawn" in study.about["labels"] and "terms" not in study.about
+
+
 def test_every_reader_says_what_its_labels_are_and_where_the_data_come_from():
     for reader in _READERS:
         about = getattr(reader, "_ABOUT", None)

@@ -25,7 +25,7 @@ from ..runtime.files import as_path, is_remote, local_draft, remove_folder
 from ..runtime.settings import read_json, write_json
 from ..training.model_files import record_hashes
 from ..training.provenance import flag_start
-from ..training.run_record import read_run
+from ..training.run_record import describe_data, read_run
 
 FORMATS = {
     "saved_model": ["saved_model"],
@@ -33,10 +33,9 @@ FORMATS = {
     "litert": ["exports/model.tflite", "exports/model_int8.tflite"],
 }
 _USE = "For research and teaching only, not for clinical use. Code under the Apache License 2.0. "
-_NIH = "NIH ChestX-ray14"
 _NIH_NOTICE = _USE + (
-    f"Weights trained on {_NIH} or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the NIH "
-    "Clinical Center as the data provider."
+    "Weights trained on NIH ChestX-ray14 or on images in its layout: cite Wang et al., CVPR 2017, and acknowledge the "
+    "NIH Clinical Center as the data provider."
 )
 _SYNTHETIC_NOTICE = _USE + "Trained on synthetic images; it says nothing about real radiographs."
 
@@ -94,8 +93,8 @@ def describe_export(run_dir):
 def _choose_notice(run):
     if run["synthetic"]:
         return _SYNTHETIC_NOTICE
-    about = run.get("about", {"name": _NIH})  # earlier versions knew NIH's layout only
-    if about.get("name") == _NIH:
+    about, is_nih = describe_data(run)
+    if is_nih:
         return _NIH_NOTICE
     terms = f": {about['terms']}" if about.get("terms") else ", whose terms the study does not name."
     return f"{_USE}Weights trained on {about.get('name', run['study'])}{terms}"

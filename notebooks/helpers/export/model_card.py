@@ -18,6 +18,7 @@ from ..runtime.settings import ROOT, read_json
 from ..study.splits import name_unit
 from ..training.backbones import BACKBONES
 from ..training.provenance import flag_start
+from ..training.run_record import describe_data
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 FIGURES = {  # charts only: none of them shows an image
@@ -178,9 +179,9 @@ def _describe_study(run):
     """Returns what the card says of the run's study: a dict with the keys of `_NIH`."""
     if run["synthetic"]:
         return _SYNTHETIC
-    about = run.get("about", {"name": _NIH["name"]})  # earlier versions knew NIH's data set only
+    about, is_nih = describe_data(run)
     study = _NIH
-    if about.get("name") != _NIH["name"]:
+    if not is_nih:
         source = f" <{about['source']}>" if "source" in about else ""
         study = _OTHER | {
             "type": re.sub(r"\W+", "-", run["study"].casefold()).strip("-"),

@@ -2,6 +2,7 @@
 
 from ..runtime.files import as_path
 from ..runtime.settings import read_json
+from ..study.readers.nih import NAME
 
 
 def read_run(run_dir):
@@ -23,6 +24,19 @@ def read_run(run_dir):
     record = read_json(path)
     defaults = {"backbone": "densenet121", "output_stride": 32, "blocks": (), "eval_size": record.get("side")}
     return defaults | record
+
+
+def describe_data(run):
+    """Returns what a run's study says of itself, see `study.Study`; earlier versions knew NIH's data set only.
+
+    Args:
+        run: content of `run.json`.
+
+    Returns:
+        Tuple of the dict, and whether it is NIH's data set.
+    """
+    about = run.get("about", {"name": NAME})
+    return about, about.get("name") == NAME
 
 
 def check_study(run_dir, record, study):
