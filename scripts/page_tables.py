@@ -138,8 +138,8 @@ def draw_seeds(summary):
     return (
         f"**{len(summary['seeds'])} trainings** that differ in their seed: mean AUC {spread['mean']:.3f} (standard "
         f"deviation {spread['sd']:.3f}, {spread['min']:.3f} to {spread['max']:.3f}), pointing {ranges['pointing']}, "
-        f"energy {ranges['energy']}; the seed\nof the run above is number {place} of them by its AUC, in trainings of their own "
-        "([by finding](docs/quick_run/seeds.csv), "
+        f"energy {ranges['energy']}; the seed\nof the run above is number {place} of them by its AUC, "
+        "in trainings of their own ([by finding](docs/quick_run/seeds.csv), "
         "[heatmaps](docs/quick_run/seeds_localization.csv))."
     )
 
