@@ -38,7 +38,8 @@ def allow(*working):
         ("auto", 1, ["jax"], "jax", ["tensorflow", "tensorflow-tpu", "jax"]),
         ("auto", 8, ["gpu"], "cpu", ["tensorflow", "tensorflow-tpu", "jax", "cpu"]),
         ("auto", 0, ["tensorflow-tpu", "jax", "gpu"], "gpu", ["gpu"]),
-        ("auto", 0, ["jax"], "cpu", ["gpu", "cpu"]),
+        ("auto", 0, ["jax"], "cpu", ["gpu", "jax-gpu", "cpu"]),
+        ("auto", 0, ["jax", "jax-gpu"], "jax", ["gpu", "jax-gpu"]),
         ("tf-tpu", 8, ["tensorflow-tpu", "jax"], "tf-tpu", ["tensorflow", "tensorflow-tpu"]),
         ("jax", 8, ["tensorflow", "jax"], "jax", ["jax"]),
         ("jax", 0, ["jax", "gpu"], "jax", ["jax"]),
@@ -68,8 +69,9 @@ def test_a_forced_choice_that_cannot_work_is_an_error_with_the_reason(choice, ch
 
 def test_the_reason_names_what_failed_before():
     _, why, _ = choose_runtime(list_choices("auto", ""), 8, allow("jax")[0])
-    assert why == "it did not; it did not; it computed"
+    assert why == "it did not; it computed"  # what is said twice is kept once
     assert choose_runtime(list_choices("auto", ""), 0, allow("gpu")[0])[1] == "no TPU was found; it computed"
+    assert choose_runtime(list_choices("auto", ""), 0, allow()[0])[1] == "no TPU was found; it did not; it computed"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,16 @@ def test_chips_that_nothing_drives_end_on_the_cpu_with_every_reason(tmp_path):
     assert "Found: 4 TPU chips" in text and "Chosen: Keras on TensorFlow with the CPU" in text
     assert re.search(r"as installed does not drive the TPU \(exit status 1: \w+Error: ", text)
     assert "File exists" in text and "Unset KERAS_BACKEND to have JAX tried as well." in text
+
+
+@pytest.mark.slow
+def test_a_gpu_that_neither_library_drives_ends_on_the_cpu_with_both_reasons(tmp_path):
+    pytest.importorskip("jax")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    [text] = run(f"print(prepare_runtime('auto', root={str(tmp_path)!r}))", CUDA_VISIBLE_DEVICES="-1")
+    assert "Found: a GPU" in text and "Chosen: Keras on TensorFlow with the CPU" in text
+    assert re.search(r"does not drive the GPU \(.*JAX \S+ computed on 1 CPU device, not on the GPU", text)
 
 
 @pytest.mark.slow

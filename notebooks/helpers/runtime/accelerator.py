@@ -18,7 +18,10 @@ LABELS = {
     "gpu": "Keras on TensorFlow with the GPU",
     "cpu": "Keras on TensorFlow with the CPU",
 }
+# What each name may stand for, see `probes.try_way`; and the order of "auto", beside a TPU and elsewhere.
 WAYS = {"tf-tpu": ("tensorflow", "tensorflow-tpu"), "jax": ("jax",), "gpu": ("gpu",), "cpu": ("cpu",)}
+ON_TPU = {"tensorflow": "tf-tpu", "tensorflow-tpu": "tf-tpu", "jax": "jax", "cpu": "cpu"}
+ELSEWHERE = {"gpu": "gpu", "jax-gpu": "jax", "cpu": "cpu"}
 KERAS_JSON = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}  # what the networks need
 GET_ACCELERATOR = (
     "For a TPU or a GPU choose one as the accelerator (Colab: Runtime > Change runtime type; Kaggle: Settings > "
@@ -63,7 +66,7 @@ def prepare_runtime(choice="auto", root="/"):
 
     Installed packages are never up- or downgraded: on Colab and Kaggle they are tuned to the machine. The order on a
     TPU host is: TensorFlow as installed, if it drives the TPU; a tensorflow-tpu known to fit, in a folder of its own;
-    Keras on JAX. Elsewhere the GPUs come first, if TensorFlow drives them. The CPU comes last. Each is first tried in a
+    Keras on JAX. Elsewhere the GPUs come first, if TensorFlow drives them, or else JAX. The CPU comes last. Each is first tried in a
     process of its own.
 
     Args:
@@ -159,15 +162,14 @@ def choose_runtime(choices, chips, attempt):
     """
     if choices == ["tf-tpu"] and not chips:
         raise RuntimeError(f"RUNTIME = 'tf-tpu' cannot work here: no TPU chip was found. {GET_ACCELERATOR}")
-    order, failed = choices, []
+    order, failed = dict.fromkeys(WAYS[choices[0]], choices[0]), []
     if len(choices) > 1:
-        order = [name for name in (["tf-tpu", "jax", "cpu"] if chips else ["gpu", "cpu"]) if name in choices]
-        failed = [] if chips else ["no TPU was found"]
-    for name in order:
-        for way in WAYS[name]:
+        order, failed = (ON_TPU, []) if chips else (ELSEWHERE, ["no TPU was found"])
+    for way, name in order.items():
+        if name in choices:
             trial = attempt(way)
             if trial.works:
-                return name, "; ".join(filter(None, [*failed, trial.text])), trial
+                return name, "; ".join(filter(None, dict.fromkeys([*failed, trial.text]))), trial
             failed.append(trial.text)
     remedy = GET_ACCELERATOR if choices == ["gpu"] else "RUNTIME = 'auto' takes what works."
     raise RuntimeError(f"RUNTIME = {choices[0]!r} cannot work here: {'; '.join(failed)}. {remedy}")
@@ -220,4 +222,4 @@ def _advise(name, chips, forced, without_jax):
     if name == "cpu" and chips:
         jax = " Unset KERAS_BACKEND to have JAX tried as well." if without_jax else ""
         return f"For the TPU shut down other kernels, which may hold it, and restart this one.{jax}"
-    return "For the CPU set RUNTIME = 'cpu' and restart the kernel." if name == "gpu" else GET_ACCELERATOR
+    return GET_ACCELERATOR if name == "cpu" else "For the CPU set RUNTIME = 'cpu' and restart the kernel."

@@ -19,6 +19,7 @@ GOOGLE, CHIP_IDS = "0x1ae0", {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", 
 # A first import from a slow disk and the start of a TPU take about a minute together; a libtpu that waits for a
 # metadata server that is not there takes many.
 PROBE_LIMIT = 120  # seconds
+NO_GPU = "this machine shows no GPU"
 
 # Each computes something, since a device may be listed and not work, and ends with one line of JSON.
 TENSORFLOW_PROBE = """
@@ -125,7 +126,8 @@ def try_way(way, chips, root="/"):
 
     Args:
         way: "tensorflow" (drives the TPU as it is), "tensorflow-tpu" (does, in an overlay folder), "jax" (drives the
-            TPU where there is one, or anything elsewhere), "gpu" (TensorFlow does) or "cpu".
+            TPU where there is one, or anything elsewhere), "gpu" (TensorFlow does), "jax-gpu" (JAX does, as installed)
+            or "cpu".
         chips: number of TPU chips.
         root: folder that holds `dev`.
 
@@ -141,6 +143,8 @@ def try_way(way, chips, root="/"):
             return _try_jax(chips)
         if way == "gpu":
             return _try_gpu(root)
+        if way == "jax-gpu":
+            return _try_jax_gpu(root)
     except (RuntimeError, OSError) as error:  # of pip; no room, or no right to write
         return Trial(False, str(error))
     # On the CPU neither a GPU nor a TPU may be touched, nor a libtpu that would abort the interpreter.
@@ -186,7 +190,7 @@ def _try_jax(chips):
 
 def _try_gpu(root):
     if not shows_gpu(root):
-        return Trial(False, "this machine shows no GPU")
+        return Trial(False, NO_GPU)
     installed = tuple(install(list_missing("tensorflow")))
     answer, reason = probe(GPU_PROBE)
     if answer and answer["devices"]:
@@ -195,6 +199,17 @@ def _try_gpu(root):
     reason = reason or "it lists none; its CUDA libraries may be missing, or it is a build for the CPU"
     text = f"TensorFlow {find_version('tensorflow')} does not drive the GPU ({reason})"
     return Trial(False, text, installed=installed)
+
+
+def _try_jax_gpu(root):
+    if not shows_gpu(root):
+        return Trial(False, NO_GPU)
+    if not find_version("jax"):
+        return Trial(False, "JAX is not installed")
+    trial = _try_jax(chips=0)
+    if trial.works and " GPU device" not in trial.text:
+        return Trial(False, f"{trial.text}, not on the GPU")
+    return trial
 
 
 def probe(code, environment=None, limit=PROBE_LIMIT):
