@@ -106,11 +106,11 @@ def start(jobs, limit=900):
     return {name: worker for name, worker in workers.items() if name not in failed}, failed
 
 
-def take_turns(workers, rounds, calls=1):
-    """Lets every process take steps and multiply matrices in each round; the order turns about."""
+def take_turns(workers, rounds, calls=None):
+    """Lets every process take steps, one or `calls[name]`, and multiply matrices in each round; the order turns about."""
     for number in range(rounds + 1):  # the first warms up
         for name in sorted(workers, reverse=number % 2):
-            step, peak = workers[name].ask("steps", calls), workers[name].ask("peak")
+            step, peak = workers[name].ask("steps", calls[name] if calls else 1), workers[name].ask("peak")
             if number:
                 workers[name].steps.append(step)
                 workers[name].peaks.append(peak)

@@ -105,3 +105,24 @@ def test_jax_spreads_a_step_over_devices_and_over_processes_with_the_same_result
         assert spread == "4"
     assert four[7]["backend"] == "jax" and len(four[7]["devices"]) == 4 and four[7]["n_replicas"] == 4
     assert len(four[8]) == 4 and hosts[0][8] == []  # asking earlier would keep processes from finding each other
+
+
+@pytest.mark.slow
+def test_what_jax_compiled_is_kept_for_the_next_kernel(tmp_path):
+    pytest.importorskip("jax")
+    code = """
+import jax
+from helpers.runtime import connect_devices
+from helpers.runtime.accelerator import Runtime
+hits = []
+jax.monitoring.register_event_listener(lambda event, **kwargs: hits.append(event.endswith("cache_hits")))
+connect_devices(Runtime("jax", "jax", 0, "CPUs", "it works", ""))
+jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((64, 64)))
+print(sum(hits), len(list({folder}.glob("jax-compiled-*/*"))))
+""".replace("{folder}", f"__import__('pathlib').Path({str(tmp_path)!r})")
+    variables = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = os.environ | {"KERAS_BACKEND": "jax", "JAX_COMPILATION_CACHE_DIR": ""} | variables
+    command = [sys.executable, "-c", code]
+    answers = [subprocess.check_output(command, cwd=ROOT / "notebooks", env=kept, text=True).split() for _ in range(2)]
+    (none, made), (hits, files) = ([int(number) for number in answer] for answer in answers)
+    assert none == 0 < made <= hits + 1 and files >= made

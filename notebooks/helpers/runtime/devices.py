@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import re
@@ -160,6 +161,7 @@ def _connect_jax(replicas, launch):
 
     with contextlib.suppress(RuntimeError):  # TensorFlow already uses the GPU and has its share of the memory
         tf.config.set_visible_devices([], "GPU")  # or TensorFlow takes the memory that JAX needs
+    _keep_compiled(jax)
     if launch.n_processes > 1 and not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it processes on CPUs cannot add
         try:
@@ -175,6 +177,17 @@ def _connect_jax(replicas, launch):
         _refuse_apart(launch, f"JAX finds {jax.process_count()}")
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return Devices("DataParallel", jax.device_count(), jax.process_index(), jax.process_count())
+
+
+def _keep_compiled(jax):
+    # XLA takes minutes for DenseNet-121, each time a kernel is restarted and in each notebook. What it made for one
+    # processor may not run on another, and a home can be that of several machines.
+    if not jax.config.jax_compilation_cache_dir:
+        info = Path("/proc/cpuinfo")
+        flags = re.search(r"(flags|Features)\s*:.*", info.read_text())[0] if info.exists() else platform.processor()
+        name = f"jax-compiled-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / name))
 
 
 def describe_runtime(runtime=None, devices=None):
