@@ -107,7 +107,7 @@ def start(jobs, limit=900):
 
 
 def take_turns(workers, rounds, calls=None):
-    """Lets every process take steps, one or `calls[name]`, and multiply matrices in each round; the order turns about."""
+    """Lets each process take steps, one or `calls[name]`, and multiply matrices in each round, in turned order."""
     for number in range(rounds + 1):  # the first warms up
         for name in sorted(workers, reverse=number % 2):
             step, peak = workers[name].ask("steps", calls[name] if calls else 1), workers[name].ask("peak")

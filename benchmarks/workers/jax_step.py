@@ -31,7 +31,7 @@ def main():
     side, batch, rng = setup["side"], setup["batch"], np.random.default_rng(0)
     model = notebook_2.build_model(notebook_2.load_recipe("full"), fused=False, jit_compile=True)
     model.steps_per_execution = setup["steps"]
-    # At the end of each `fit` Keras puts the averages into the weights; on JAX they share memory that the next one frees.
+    # `fit` ends by putting the averages into the weights; on JAX they then share memory that the next `fit` frees.
     model.optimizer.finalize_variable_values = lambda variables: None
     images = rng.integers(0, 256, (batch, side, side, 1)).astype("float32")
     data = tf.data.Dataset.from_tensors((images, rng.integers(0, 2, (batch, 14)).astype("float32"))).repeat()

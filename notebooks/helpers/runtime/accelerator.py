@@ -66,8 +66,8 @@ def prepare_runtime(choice="auto", root="/"):
 
     Installed packages are never up- or downgraded: on Colab and Kaggle they are tuned to the machine. The order on a
     TPU host is: TensorFlow as installed, if it drives the TPU; a tensorflow-tpu known to fit, in a folder of its own;
-    Keras on JAX. Elsewhere the GPUs come first, if TensorFlow drives them, or else JAX. The CPU comes last. Each is first tried in a
-    process of its own.
+    Keras on JAX. Elsewhere the GPUs come first, if TensorFlow drives them, or else JAX. The CPU comes last. Each is
+    first tried in a process of its own.
 
     Args:
         choice: "auto", or "tf-tpu", "jax", "gpu" or "cpu" for only that one. The environment variable `KERAS_BACKEND`
