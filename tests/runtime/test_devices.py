@@ -15,7 +15,7 @@ from helpers.runtime.settings import ROOT
 
 RUNTIME = Runtime("cpu", "tensorflow", 0, "a CPU", "it works", "")
 FIT = """
-import json
+import json, logging
 from helpers.runtime import connect_devices, describe_runtime
 from helpers.runtime.accelerator import Runtime
 runtime = Runtime("jax", "jax", 0, "CPUs", "it works", "")
@@ -30,11 +30,18 @@ with devices.scope():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.1), "mse")
 initial = model.get_weights()[0].ravel().tolist()
+import jax
+jax.config.update("jax_log_compiles", True)
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+logging.getLogger("jax").addHandler(handler)
 model.fit(x[mine], y[mine], batch_size=8 // devices.n_hosts, epochs=2, shuffle=False, verbose=0)
 spread = str(model.weights[0].value.sharding.num_devices)
 report = describe_runtime(runtime, devices)
 print(json.dumps([devices.name, devices.n_replicas, devices.host, devices.n_hosts, devices.is_chief,
-                  model.get_weights()[0].ravel().tolist(), spread, report, early["devices"], initial]))
+                  model.get_weights()[0].ravel().tolist(), spread, report, early["devices"], initial,
+                  sum(line.startswith("Finished tracing") and "train_step" in line for line in said)]))
 """
 
 
@@ -81,8 +88,9 @@ def finish(processes):
 
 @pytest.mark.slow
 def test_jax_spreads_a_step_over_devices_and_over_processes_with_the_same_result():
-    """A fit on 4 and on 2 times 2 devices, each process with its own half of the batch, beside one in NumPy.
+    """A fit on 1, on 4 and on 2 times 2 devices, each process with its own half of the batch, beside one in NumPy.
 
+    The step is traced once: for DenseNet-121 on an accelerator XLA takes a minute or more each time.
     The two find each other as processes of Open MPI; test_resume.py has Keras's variables, test_hosts.py has srun.
     """
     pytest.importorskip("jax")
@@ -90,19 +98,19 @@ def test_jax_spreads_a_step_over_devices_and_over_processes_with_the_same_result
         port = str(server.getsockname()[1])
     pair = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": port}
     pair |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
-    [four] = finish([start(4)])
+    one, four = (finish([start(n_devices)])[0] for n_devices in (1, 4))
     hosts = finish([start(2, **pair, OMPI_COMM_WORLD_RANK=str(number)) for number in range(2)])
-    assert four[:5] == ["DataParallel", 4, 0, 1, True]
+    assert one[:5] == ["one device", 1, 0, 1, True] and four[:5] == ["DataParallel", 4, 0, 1, True]
     assert [host[:5] for host in hosts] == [["DataParallel", 4, 0, 2, True], ["DataParallel", 4, 1, 2, False]]
     rng = np.random.default_rng(7)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 1)).astype("float32")
-    for _, _, _, _, _, weights, spread, _, _, initial in (four, *hosts):
+    for _, n_devices, _, _, _, weights, spread, _, _, initial, traced in (one, four, *hosts):
         kernel, bias = np.reshape(initial, (4, 1)), 0.0
         for _ in range(2):  # epochs of one batch, whose loss is the mean of the squared errors
             error = x @ kernel + bias - y
             kernel, bias = kernel - 0.1 * 2 / 8 * x.T @ error, bias - 0.1 * 2 * error.mean()
         np.testing.assert_allclose(weights, kernel[:, 0], rtol=1e-4)
-        assert spread == "4"
+        assert (spread, traced) == (str(n_devices), 1)
     assert four[7]["backend"] == "jax" and len(four[7]["devices"]) == 4 and four[7]["n_replicas"] == 4
     assert len(four[8]) == 4 and hosts[0][8] == []  # asking earlier would keep processes from finding each other
 

@@ -175,6 +175,10 @@ def _connect_jax(replicas, launch):
             raise RuntimeError(_started_before("JAX", replicas))
     if launch.n_processes not in (1, jax.process_count()):
         _refuse_apart(launch, f"JAX finds {jax.process_count()}")
+    if jax.device_count() == 1:
+        # Beside a distribution over one device, Keras leaves some variables outside it, so that XLA compiles the step
+        # three times; and it does not send the next batch while the device computes.
+        return Devices("one device", 1)
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return Devices("DataParallel", jax.device_count(), jax.process_index(), jax.process_count())
 
