@@ -1,6 +1,6 @@
 """Makes a run's report: report.json, a page and its figure, small enough to commit and without a path or a patient.
 
-In `docs/runs` it becomes a row of the table there and in the README. Notebook 00 writes it into the run's folder.
+In `docs/runs` it becomes a row of the table there. Notebook 00 writes it into the run's folder.
 
 Usage: make_report.py [--run-dir DIR] [--name NAME] [--out FOLDER]
 """
@@ -23,7 +23,6 @@ from helpers.runtime import NOTEBOOKS, read_csv, read_json, resolve_path, write_
 from helpers.study import name_unit
 
 RUNS = ROOT / "docs" / "runs"
-PAGES = {RUNS / "README.md": "", ROOT / "README.md": "docs/runs/"}  # with the table: how its links begin
 COPIED = ("study", "synthetic", "split", "weights", "weights_sha256", "index_sha256", "settings", "runtime", "backbone")
 COUNTED = ("side", "eval_size", "batch_size", "epochs_run", "best_epoch", "best_val_auc", "seconds", "interruptions")
 
@@ -102,20 +101,15 @@ def name_machine(runtime):
     return f"{runtime['processor']}, {runtime['runtime']} x {runtime['n_replicas']}"
 
 
-def draw_runs(folder=RUNS, prefix=""):
-    """Returns the table of all reports in a folder: real images first, by study and split, then by the mean AUC.
-
-    Args:
-        folder: path of the folder.
-        prefix: what its links begin with.
-    """
+def draw_runs(folder=RUNS):
+    """Returns the table of all reports in a folder: real images first, by study and split, then by the mean AUC."""
     rows = []
     for path in folder.glob("*/report.json"):
         report, name = read_json(path), path.parent.name
         mean, split = report["aucs"][-1], report["split"]
         study = f"{report['study']}{' (synthetic)' * report['synthetic']}"
         cells = (
-            f"[{name}]({prefix}{name}/README.md)",
+            f"[{name}]({name}/README.md)",
             study,
             f"{split['name']}, {split['films'][mean['split']]:,} {mean['split']} images",
             format_auc(mean),
@@ -137,7 +131,7 @@ def write_report(run_dir, folder, name):
 
 
 def main():
-    """Writes the report, and the tables of runs where it is added to docs/runs."""
+    """Writes the report, and the table of runs where it is added to docs/runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", default="", help="a finished run (default: models/densenet121)")
     parser.add_argument("--name", default="", help="of its folder in docs/runs, such as nih-full-v5e8-2027-01")
@@ -153,8 +147,8 @@ def main():
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     print(folder / "README.md")
-    for page, prefix in {} if arguments.out else PAGES.items():
-        renew_page(page, "runs", draw_runs(RUNS, prefix))
+    if not arguments.out:
+        renew_page(RUNS / "README.md", "runs", draw_runs(RUNS))
 
 
 if __name__ == "__main__":
