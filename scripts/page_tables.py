@@ -1,4 +1,17 @@
-"""What the pages say of measured numbers, drawn from committed files as Markdown; renew_results.py writes it there."""
+"""What the pages say of measured numbers, drawn from committed files as Markdown; renew_results.py writes it there.
+
+Tables stand between marks in a page. Of a sentence the page keeps the words: `SENTENCES` repeats a part of it, with the
+place in the results where a number stands.
+"""
+
+import json
+import re
+from pathlib import Path
+from string import Formatter
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
 
 FORMATS = {
     "saved_model": "SavedModel",
@@ -374,3 +387,137 @@ def draw_times(run, times):
         f"The documented `make run` took {sum(minutes.values()):.0f} minutes on {run['runtime']['processor']}, "
         f"{minutes[longest]:.0f} of them in notebook {longest[1:2]} ({times['machine_was']})."
     )
+
+
+# Sentences with numbers: in each page a part of a sentence. A field is the path of a value in `read_results`, with a
+# factor where the page has another unit, and the format of a number; without a format it is a word.
+SENTENCES = {
+    "README.md": ["A run killed {resume>ours, TensorFlow>kills:d} times at random moments ended bit-identical"],
+    "data/README.md": [
+        "The view alone, no pixels, gives a mean test AUC of {floors>view only:.3f}; view, age, sex and follow-up "
+        "number together {floors>metadata only:.3f}",
+        "the mined labels of the test list find {mined>0>sensitivity:.0%}, {mined>1>sensitivity:.0%} and "
+        "{mined>2>sensitivity:.0%} of the first three, at a specificity of {mined>0>specificity:.0%}, "
+        "{mined>1>specificity:.0%} and {mined>2>specificity:.0%}",
+        "a retrained CheXNet has a mean AUC of {drop>in the list:.3f} there, and of {drop>not in the list:.3f} outside",
+    ],
+    "docs/evaluate.md": [
+        "reaches a mean AUC of {floors>view only:.3f} from the view alone, and {floors>metadata only:.3f} from age",
+        "on {intervals>machine}: {intervals>bootstrap>all scores differ>seconds:.1f} seconds, "
+        "{intervals>bootstrap>all scores differ>times_as_fast:.0f} times as fast as a loop over scikit-learn's",
+        "mean AUC of {drop>all:.3f} on its own test images, and of {drop>in the list:.3f} on those in NIH's list",
+    ],
+    "docs/input_gate.md": [
+        "By view: AP {input_gate>NIH by view>AP>any>count:d} of {input_gate>NIH by view>AP>any>n:d}, the inverted one; "
+        "PA {input_gate>NIH by view>PA>any>count:d} of {input_gate>NIH by view>PA>any>n:d}.",
+        "the other half has {input_gate>NIH by half>held out>any>count:d} of {input_gate>NIH by half>held out>any>n:d}",
+        "without decoding: {input_gate>images a second>224:,.0f} images a second at 224 pixels",
+    ],
+    "docs/model_formats.md": [
+        "reaches {predict>share_of_the_models_own:.0%} of the images per second that `serving_default` answers on "
+        "files in memory, by the median of rounds ({predict>images_per_second>predict_folder:.0f} and "
+        "{predict>images_per_second>model on files in memory:.0f} on {predict>machine};",
+        "was wrong on {borders>wrong:d} of {borders>all:,d} pictures",
+        "{full_size>model.onnx>max_difference:.3f} from the SavedModel's",
+    ],
+    "docs/recipe.md": [
+        "a retrained CheXNet has {drop>all:.3f} on its own random test images, and {drop>in the list:.3f} on those",
+    ],
+    "docs/resume.md": [
+        "a checkpoint has {resume>densenet121>ours>bytes*1e-6:.0f} MB",
+        "written in {resume>densenet121>ours>write_seconds:.2f} s and read in "
+        "{resume>densenet121>ours>read_seconds:.2f} s; `keras.callbacks.BackupAndRestore` takes "
+        "{resume>densenet121>keras>write_seconds:.2f} s and {resume>densenet121>keras>read_seconds:.2f} s",
+        "killed by SIGKILL {resume>ours, TensorFlow>kills:d} times",
+        "no longer started after {resume>BackupAndRestore, TensorFlow>kills:d} kills",
+    ],
+    "docs/scale.md": [
+        "takes {scale>stages>read metadata, find and match images>times_the_seconds:.0f} times as long as for a tenth",
+    ],
+    "docs/serving.md": [
+        "takes {serving>one_image>http>p50_ms:.0f} ms, the model alone in the same process "
+        "{serving>one_image>in_process>p50_ms:.0f} ms",
+        "predicts {serving>images_per_second_in_batches_of_32>http:.0f} images a second, the process alone "
+        "{serving>images_per_second_in_batches_of_32>in_process:.0f}",
+    ],
+    "docs/speed.md": [
+        "| packing 1024 px PNG to 256 px shards | {packing>images_per_second>packing, raw:.0f} | "
+        "{packing>ratios>packing / PNG decode alone:.0%} of PNG decoding alone",
+        "the same to PNG records | {packing>images_per_second>packing, png:.0f} | "
+        "{packing>ratios>packing, png / raw:.0%} of raw records; training batches then "
+        "{packing>ratios>training batches, png / raw:.2f} times as many",
+        "Packing takes {packing>peak_mib_of_packing>4,000 images:,d} MiB of memory",
+    ],
+    "docs/tpu.md": [
+        "of `PROFILE=best` takes {tpu_check>jax>best>v5e-1>share of memory*100:.0f} % of the memory of one v5e chip",
+        "The compiler makes {tpu_check>jax>best>v5e-8>all-reduces:d} sums over the cores of a step, of "
+        "{tpu_check>jax>best>v5e-8>bytes summed*1e-6:.1f} MB in all",
+        "takes {global_statistics>ours / Keras, synchronized>elapsed:.2f} times as long as with Keras's "
+        "synchronized layer, which makes three sums where ours makes one, and "
+        "{global_statistics>ours / Keras, local>elapsed:.2f} times as long",
+    ],
+    "docs/weights.md": [
+        "give PyTorch's last map to {convert_weights>networks>torchvision densenet121>largest_difference:.0e}",
+    ],
+    "docs/xvision.md": [
+        "{features>images_per_second>cache:.0f} images a second through VGG16 at 224 pixels",
+        "takes {features>fine_tuning_over_head:.0f} times as long as one of the head on cached features",
+    ],
+    "models/README.md": ["model differed by up to {full_size>model.onnx>max_difference:.3f}"],
+    "notebooks/03_evaluate.ipynb": [
+        "alone reaches {floors>view only:.3f} in the mean and all metadata {floors>metadata only:.3f}",
+    ],
+    "notebooks/helpers/evaluation/floors.py": [
+        "is {floors>view only:.3f} from the view and {floors>metadata only:.3f} from all four columns",
+    ],
+}
+
+
+_NUMBER = r"([-+]?(?:\d[\d,]*)?\d(?:\.\d+)?(?:e[-+]?\d+)?(?: ?%)?)"
+
+
+def read_results():
+    """Returns what `SENTENCES` takes values from: files of benchmarks/results by name, and tables of the reference."""
+    results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    tables = {
+        name: pd.read_csv(ROOT / "docs" / "reference_evaluation" / f"{name}.csv")
+        for name in ("metadata_floors", "drop", "mined_labels")
+    }
+    floors, gray = tables["metadata_floors"].query("pathology == 'mean'"), results["looks_inverted"]["without borders"]
+    answers = [row[kind] for row in gray for kind in ("as they are", "inverted")]
+    return results | {
+        "floors": floors.set_index("floor")["auc"],
+        "drop": tables["drop"].set_index("images")["auc"],
+        "mined": {str(k): row for k, row in enumerate(tables["mined_labels"].to_dict("records"))},
+        "full_size": results["predict"]["exports_beside_the_saved_model_on_full_size"],
+        "borders": {
+            "wrong": sum(answer["wrong"] for answer in answers),
+            "all": sum(sum(answer[name] for name in ("right", "wrong", "no answer")) for answer in answers),
+        },
+    }
+
+
+def find_sentence(page, template):
+    """Finds the one place of a page where a sentence stands, whatever its values and line breaks: a `re.Match`."""
+    pattern = ""
+    for text, name, spec, _ in Formatter().parse(template):
+        pattern += r"\s+".join(map(re.escape, re.split(r"\s+", text)))
+        pattern += "" if name is None else _NUMBER if spec else r"([^.;:|]+?)"
+    found = list(re.finditer(pattern, page))
+    if len(found) != 1:
+        raise ValueError(f"expected once, found {len(found)} times: {template}")
+    return found[0]
+
+
+def renew_sentence(page, template, results):
+    """Returns the text of a page with today's values in a sentence, which it must have exactly once."""
+    match = find_sentence(page, template)
+    fields = [(name, spec) for _, name, spec, _ in Formatter().parse(template) if name is not None]
+    for group in range(len(fields), 0, -1):  # from the end, so that earlier places stay where they are
+        (name, spec), value = fields[group - 1], results
+        path, _, factor = name.partition("*")
+        for key in path.split(">"):
+            value = value[key]
+        value = value * float(factor) if factor else value if spec else value.partition(", Python")[0]
+        page = page[: match.start(group)] + format(value, spec) + page[match.end(group) :]
+    return page

@@ -2,8 +2,8 @@
 
 What is copied: the executed notebooks, with figures small enough for a web page, and the files behind the tables.
 Everything measured stands in the pages between `<!-- NAME -->` and `<!-- end of NAME -->` and is written from files by
-page_tables.py; numbers within a sentence are written by page_sentences.py. tests/test_committed_results.py refuses
-pages that differ from the files.
+page_tables.py, and so are numbers within sentences. tests/test_committed_results.py refuses pages that differ from the
+files.
 
 Usage: renew_results.py [--run-dir DIR] [--machine-was "otherwise idle"] | --pages-only
 """
@@ -31,7 +31,6 @@ sys.path += [
     str(ROOT / "benchmarks" / "workers"),
 ]
 
-import page_sentences
 import page_tables
 import reference_tables
 from renew_page import renew_page
@@ -234,9 +233,12 @@ def renew_pages():
     for (page, name), text in (draw_pages() | draw_benchmark_pages()).items():
         renew_page(page, name, text)
         print(f"{page.relative_to(ROOT)}: {name}")
-    for name, sentences in page_sentences.gather_sentences().items():
-        path = ROOT / name
-        path.write_text(page_sentences.renew_sentences(path.read_text(encoding="utf-8"), sentences), encoding="utf-8")
+    results = page_tables.read_results()
+    for name, sentences in page_tables.SENTENCES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for sentence in sentences:
+            text = page_tables.renew_sentence(text, sentence, results)
+        (ROOT / name).write_text(text, encoding="utf-8")
         print(f"{name}: {len(sentences)} sentences")
 
 

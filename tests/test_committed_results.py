@@ -14,7 +14,7 @@ from test_layers import HELPERS
 ROOT = HELPERS.parents[1]
 sys.path += [str(ROOT / "scripts"), str(ROOT / "benchmarks" / "workers")]
 
-from page_sentences import find_sentence, gather_sentences, renew_sentences  # noqa: E402
+from page_tables import SENTENCES, find_sentence, read_results, renew_sentence  # noqa: E402
 from renew_page import replace_between  # noqa: E402
 from renew_results import (  # noqa: E402
     BENCHMARK_BLOCKS,
@@ -29,7 +29,6 @@ from helpers.study import PATHOLOGIES  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-9]*.ipynb"))  # notebook 00 shows the figures of the others
 PAGES = draw_pages()
-SENTENCES = gather_sentences()
 RENEW = "`make run` and `make results` renew it"
 
 
@@ -73,22 +72,23 @@ def test_what_a_page_says_is_what_the_files_hold(page, name):
 
 @pytest.mark.parametrize("name", list(SENTENCES))
 def test_the_numbers_in_a_sentence_are_those_of_the_files(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    for template, values in SENTENCES[name]:
-        renewed = renew_sentences(text, [(template, values)])
-        said, is_now = (find_sentence(page, template)[0] for page in (text, renewed))
+    text, results = (ROOT / name).read_text(encoding="utf-8"), read_results()
+    for template in SENTENCES[name]:
+        said, is_now = (find_sentence(page, template)[0] for page in (text, renew_sentence(text, template, results)))
         assert said == is_now, f"{name}: `python scripts/renew_results.py --pages-only` renews it"
 
 
 def test_only_the_values_of_a_sentence_are_renewed():
-    page = "Before, it takes 1.5 s\non an old machine: 12 %, not more.\n"
-    sentence = "takes {seconds:.2f} s on {machine}: {share:.0%}, not"
-    renewed = renew_sentences(page, [(sentence, {"seconds": 2, "machine": "a new one", "share": 0.5})])
-    assert renewed == "Before, it takes 2.00 s\non a new one: 50%, not more.\n"
+    page = "Before, it takes 1.5 s\non an old machine: 12 %, not 1,200, or more.\n"
+    sentence = "takes {run>seconds*0.5:.2f} s on {run>machine}: {share:.0%}, not {limit:,d}"
+    renewed = renew_sentence(
+        page, sentence, {"run": {"seconds": 4, "machine": "a new one, Python 3"}, "share": 0.5, "limit": 3400}
+    )
+    assert renewed == "Before, it takes 2.00 s\non a new one: 50%, not 3,400, or more.\n"
     with pytest.raises(ValueError, match="found 0 times: gives "):
-        renew_sentences(page, [("gives {share:.0%}", {"share": 1})])
+        renew_sentence(page, "gives {share:.0%}", {"share": 1})
     with pytest.raises(ValueError, match="found 2 times"):
-        renew_sentences(page + page, [(sentence, {})])
+        renew_sentence(page + page, sentence, {})
 
 
 def test_every_mark_in_a_page_is_renewed():

@@ -180,7 +180,7 @@ def test_a_study_without_view_and_age_is_counted(rows_and_paths):
 def test_the_data_card_says_what_nih_has(nih):
     """Numbers in the card's sentences, counted in NIH's own files and rounded as they are written there."""
     sys.path.append(str(ROOT / "scripts"))
-    from page_sentences import renew_sentences
+    from page_tables import renew_sentence
 
     in_list, is_ap = nih["subset"].eq("test"), nih["view"].eq("AP")
     none = nih[list(PATHOLOGIES)].sum(axis=1).eq(0)
@@ -219,7 +219,7 @@ def test_the_data_card_says_what_nih_has(nih):
     ]
     card = (ROOT / "data" / "README.md").read_text()
     for sentence in sentences:
-        assert renew_sentences(card, [(sentence, of)]) == card, sentence
+        assert renew_sentence(card, sentence, of) == card, sentence
 
 
 @pytest.mark.parametrize("split", ["official", "random_patients", "leaky_images"])
