@@ -21,56 +21,6 @@ FORMATS = {
 }
 
 
-def draw_aucs(aucs, run):
-    """Returns what a run was and its mean AUC on the test images, as text."""
-    machine, split = run["runtime"], run["split"]
-    mean = aucs[aucs["split"].eq("test")].set_index("pathology").loc["mean"]
-    return (
-        f"Mean AUC **{mean.auc:.3f}** ({mean.auc_low:.3f} to {mean.auc_high:.3f}, 95 % interval over patients) on "
-        f"{split['films']['test']:,} test images of\n{split['patients']['test']:,} patients, after "
-        f"{run['epochs_run']} epochs from random weights on {split['films']['train']:,} images of other patients, in\n"
-        f"{run['seconds']['wall_clock'] / 60:.0f} minutes on {machine['processor']}, without a GPU; TensorFlow "
-        f"{machine['tensorflow']}, Keras {machine['keras']}. All 14 findings:"
-    )
-
-
-def draw_floors(floors, difficulty, aucs):
-    """Returns what is reached without a trained network, as sentences.
-
-    Args:
-        floors: DataFrame of the run's floors.csv.
-        difficulty: dict of benchmarks/results/difficulty.json, of the same study.
-        aucs: DataFrame of the run's aucs.csv.
-    """
-    names = {
-        "thumbnail": "a ridge regression on 16 x 16 pixels",
-        "random network": "one on the features of an untrained network",
-        "metadata only": "age, sex, view and follow-up number",
-        "view only": "the view alone",
-    }
-    mean = floors[floors["pathology"].eq("mean")].set_index("floor")
-    found = [
-        f"{text} {mean.auc[name]:.3f} ({mean.auc_low[name]:.3f} to {mean.auc_high[name]:.3f})"
-        for name, text in names.items()
-    ]
-    by_finding = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference"].min()
-    shown = floors[floors["pathology"].ne("mean")].groupby("pathology")["difference_low"].min().gt(0).sum()
-    beaten = by_finding[by_finding <= 0]
-    ahead = floors[floors["pathology"].ne("mean") & floors["difference_high"].lt(0)]["pathology"].unique()
-    text = "**Floors**, the mean AUC without a trained network: " + "; ".join(found) + ". "
-    text += f"The network is better than each of them on {shown} of {len(by_finding)} findings, by intervals above 0. "
-    if len(beaten):
-        listed = ", ".join(name.replace("_", " ") for name in beaten.index)
-        text += f"On {len(beaten)} of {len(by_finding)} findings ({listed}) one of them is as good or better. "
-    if len(ahead):
-        text += f"It is clearly better, by its interval, on {', '.join(name.replace('_', ' ') for name in ahead)}."
-    gradients = difficulty["models"]["logistic, gradients"]
-    network = aucs[aucs["split"].eq("test")].set_index("pathology")["auc"].drop("mean")
-    more = [name.replace("_", " ") for name, auc in network.items() if gradients[name] > auc]
-    text = f"{text.strip()} A logistic regression on histograms of gradients has {gradients['mean']:.3f}"
-    return text + (f", more than the network on {', '.join(more)}." if more else ".")
-
-
 def format_auc(row):
     """Returns an AUC with its interval, of a row with `auc`, `auc_low` and `auc_high`."""
     return f"{row['auc']:.3f} ({row['auc_low']:.3f} to {row['auc_high']:.3f})"
@@ -93,6 +43,67 @@ def write_table(heads, rows):
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
+def draw_quick_run(aucs, floors, seeds, results):
+    """Returns the table of mean AUCs of the documented run, and what else is reached on the same images.
+
+    Args:
+        aucs: DataFrame of the run's aucs.csv.
+        floors: DataFrame of its floors.csv.
+        seeds: dict of seeds.json: the same training with several seeds.
+        results: dict of benchmarks/results, of which difficulty.json and learning.json are of the same study.
+    """
+    aucs, spread = aucs[aucs["split"].eq("test")].set_index("pathology"), seeds["spread"]
+    gradients, learning = results["difficulty"]["models"]["logistic, gradients"], results["learning"]
+    gradients = gradients | {"auc": gradients["mean"]}
+    shuffled = [row["mean_test_auc"] for row in learning["shuffled"]]
+    means, count = floors[floors["pathology"].eq("mean")].set_index("floor"), f"{len(seeds['seeds'])} trainings"
+    rows = [
+        ["the documented run", f"**{aucs.auc['mean']:.3f}**{format_auc(aucs.loc['mean'])[5:]}"],
+        [f"{count} with different seeds: mean; range", "{mean:.3f}; {min:.3f} to {max:.3f}".format(**spread)],
+        ["no network: logistic regression on histograms of gradients", format_auc(gradients)],
+        ["an untrained network's features, ridge regression", format_auc(means.loc["random network"])],
+        ["age, sex, view and follow-up number, no image", format_auc(means.loc["metadata only"])],
+        [
+            f"shuffled training labels, {len(shuffled)} short trainings (one on true labels: "
+            f"{learning['true labels']['mean_test_auc']:.3f}): mean; range",
+            f"{learning['mean of shuffled']:.3f}; {min(shuffled):.3f} to {max(shuffled):.3f}",
+        ],
+    ]  # fmt: skip
+    heads = ["predicted by", f"mean AUC, {seeds['images']} test images of {seeds['patients']} patients"]
+    ahead = [name.replace("_", " ") for name, auc in aucs.auc.items() if gradients[name] > auc]
+    place = 1 + sum(row["auc"] > seeds["seeds"][0]["auc"] for row in seeds["seeds"])
+    text = f"The documented seed is {'the best' if place == 1 else f'number {place}'} of the {count}. "
+    text += f"Gradients are ahead of the network on {' and '.join(ahead) or 'no finding'}."
+    return f"{write_table(heads, rows)}\n\n{text}"
+
+
+def draw_heatmaps(localization, seeds):
+    """Returns the table of the heatmaps' mean scores beside their controls, and where they lose, flattering or not."""
+    table, heat = localization.set_index("pathology"), seeds["heatmaps"]
+    mean, by_finding = table.loc["mean"], table.drop("mean")
+    of = lambda name, spec: f"{mean[name]:{spec}} ({mean[f'{name}_low']:{spec}} to {mean[f'{name}_high']:{spec}})"  # noqa: E731
+    ends = {name: [heat[name][end] for end in ("min", "max")] for name in ("pointing", "energy")}
+    rows = [
+        ["the documented run", of("pointing", ".0%"), of("energy", ".3f")],
+        [
+            f"{len(seeds['seeds'])} trainings with different seeds: range",
+            "{:.0%} to {:.0%}".format(*ends["pointing"]),
+            "{:.3f} to {:.3f}".format(*ends["energy"]),
+        ],
+    ]
+    controls = {"random": "random weights", "center": "the image's center", "location": "the boxes of other patients"}
+    rows += [[text, f"{mean[f'pointing_{c}']:.0%}", f"{mean[f'energy_{c}']:.3f}"] for c, text in controls.items()]
+    heads = ["heatmap", "images with the hottest place in a box", "share of the heat in boxes"]
+    verdicts = [
+        f"{judge(mean[f'energy_minus_{c}_low'], mean[f'energy_minus_{c}_high'])} {controls[c]}"
+        for c in ("center", "location")
+    ]
+    worse = by_finding.index[by_finding["pointing_minus_location_high"] < 0]
+    text = f"By the share of the heat, the documented run is {verdicts[0]}, and {verdicts[1]}.\n"
+    text += f"By the hottest place it is worse than these on {' and '.join(worse).replace('_', ' ') or 'no finding'}."
+    return f"{write_table(heads, rows)}\n\n{text}"
+
+
 def draw_flaws(flaws):
     """Returns the table of what each flaw of the original adds, over divisions of the images."""
     rows = []
@@ -113,20 +124,11 @@ def draw_flaws(flaws):
 def draw_earlier(runs):
     """Returns the table of docs/earlier_runs.csv."""
     rows = []
-    for row in runs.itertuples():
-        pointing = f"{row.pointing:.0%}" if row.pointing == row.pointing else "not measured"
-        energy = f"{row.energy:.2f}, {row.energy_center:.2f}" if row.energy == row.energy else "not measured"
-        rows.append(
-            [
-                row.began,
-                f"`{row.commit}`",
-                row.seed,
-                row.epochs,
-                f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})",
-                pointing,
-                energy,
-            ]
-        )
+    for row in runs.to_dict("records"):
+        known = row["pointing"] == row["pointing"]  # not NaN
+        heat = [f"{row['pointing']:.0%}", f"{row['energy']:.2f}, {row['energy_center']:.2f}"]
+        cells = [row["began"], f"`{row['commit']}`", row["seed"], row["epochs"], format_auc(row)]
+        rows.append(cells + (heat if known else ["not measured"] * 2))
     heads = ["began", "commit", "seed", "epochs", "mean AUC", "pointing", "energy, and of a blob at the center"]
     return write_table(heads, rows)
 
@@ -138,36 +140,8 @@ def draw_difficulty(results):
         best = max(
             (value, finding) for finding, value in model.items() if finding not in ("mean", "auc_low", "auc_high")
         )
-        mean = f"{model['mean']:.3f} ({model['auc_low']:.3f} to {model['auc_high']:.3f})"
-        rows.append([name, mean, f"{best[1].replace('_', ' ')}, {best[0]:.3f}"])
+        rows.append([name, format_auc(model | {"auc": model["mean"]}), f"{best[1].replace('_', ' ')}, {best[0]:.3f}"])
     return write_table(["model", "mean AUC", "its best finding"], rows)
-
-
-def draw_seeds(summary):
-    """Returns how much one training differs from the next, of docs/quick_run/seeds.json."""
-    spread, heat = summary["spread"], summary["heatmaps"]
-    ranges = {name: f"{heat[name]['min']:.3f} to {heat[name]['max']:.3f}" for name in ("pointing", "energy")}
-    place = 1 + sum(row["auc"] > summary["seeds"][0]["auc"] for row in summary["seeds"])
-    return (
-        f"**{len(summary['seeds'])} trainings** that differ in their seed: mean AUC {spread['mean']:.3f} (standard "
-        f"deviation {spread['sd']:.3f}, {spread['min']:.3f} to {spread['max']:.3f}), pointing {ranges['pointing']}, "
-        f"energy {ranges['energy']}; the seed\nof the run above is number {place} of them by its AUC, "
-        "in trainings of their own ([by finding](docs/quick_run/seeds.csv), "
-        "[heatmaps](docs/quick_run/seeds_localization.csv))."
-    )
-
-
-def draw_shuffled(learning):
-    """Returns what trainings on shuffled labels reach, of benchmarks/results/learning.json."""
-    rows, machine = learning["shuffled"], learning["machine"].partition(", Python")[0]
-    means = [row["mean_test_auc"] for row in rows]
-    return (
-        f"**Shuffled training labels**: {rows[0]['epochs']} epochs give a mean AUC of "
-        f"{learning['mean of shuffled']:.3f} (mean of {len(rows)} trainings, standard deviation\n"
-        f"{learning['sd of shuffled']:.3f}, {min(means):.3f} to {max(means):.3f}), as many with true labels "
-        f"{learning['true labels']['mean_test_auc']:.3f}\n"
-        f"({machine}, beside other work; [results](benchmarks/results/learning.json))."
-    )
 
 
 def draw_published_findings(published):
@@ -190,34 +164,6 @@ def draw_published(published):
     return write_table(["model", "pixels", "start", "mean AUC", "chosen on test images", "number read"], rows)
 
 
-def draw_heatmaps(localization):
-    """Returns what the heatmaps' scores say, flattering or not, as text."""
-    mean = localization.set_index("pathology").loc["mean"]
-    share = {name: f"{mean[f'pointing_{name}']:.0%}" for name in ("low", "high", "random", "center", "location")}
-    verdict = judge(mean["energy_minus_center_low"], mean["energy_minus_center_high"])
-    return (
-        "**Heatmaps**, mean of eight findings. Pointing: the hottest place lies in the box on "
-        f"{mean['pointing']:.0%} of the\nimages ({share['low']} to {share['high']}); with random weights on "
-        f"{share['random']}, at the image's center on {share['center']}, at the\n"
-        f"place where such boxes lie in other patients on {share['location']}. Energy: "
-        f"{mean['energy']:.2f} of the heat lies inside the box,\nwhich is {verdict} a blob at the center "
-        f"({mean['energy_center']:.2f}); the map of other patients' boxes has {mean['energy_location']:.2f}.\n"
-        + "Pointing, by finding, better / not shown to differ / worse: "
-        + "; ".join(f"{count_verdicts(localization, control)} than {name}" for control, name in CONTROLS.items())
-        + "."
-    )
-
-
-CONTROLS = {"random": "random weights", "center": "the center", "location": "the boxes of others"}
-
-
-def count_verdicts(localization, control, measure="pointing"):
-    """Returns on how many findings a measure's lead over a control is above 0, not shown, and below 0, as text."""
-    rows = localization[localization["pathology"].ne("mean")]
-    low, high = (rows[f"{measure}_minus_{control}_{end}"] for end in ("low", "high"))
-    return f"{(low > 0).sum()} / {((low <= 0) & (high >= 0)).sum()} / {(high < 0).sum()}"
-
-
 def draw_nodules(scores, study, leads=None):
     """Returns the table of the study of nodules: accuracy and AUC for each kind of features and classifier.
 
@@ -228,10 +174,7 @@ def draw_nodules(scores, study, leads=None):
     rows = [["none: always the majority class", "", f"{majority['value']:.3f}", "0.5"]]
     for (features, classifier), measured in scores.groupby(["features", "classifier"], sort=False):
         figures = measured.set_index("figure")
-        cells = [
-            f"{figures.loc[name, 'value']:.3f} ({figures.loc[name, 'low']:.3f} to {figures.loc[name, 'high']:.3f})"
-            for name in ("accuracy", "auc")
-        ]
+        cells = ["{value:.3f} ({low:.3f} to {high:.3f})".format(**figures.loc[name]) for name in ("accuracy", "auc")]
         rows.append([features.replace("trained on phantom", "trained on the synthetic study"), classifier, *cells])
     about = (
         f"{counts['films']:,} {synthetic}images of {counts['patients']:,} patients, {counts['Nodule']:,} with a nodule."
@@ -248,29 +191,22 @@ def draw_nodules(scores, study, leads=None):
 
 
 def draw_saliency(study):
-    """Returns how often each kind of saliency map points into a nodule, beside its controls, as sentences."""
-    rows = study["saliency"]
-    shares = [
-        f"{row['method']} on {row['pointing']:.0%} ({row['pointing_low']:.0%} to {row['pointing_high']:.0%}), with an "
-        f"untrained head on {row['pointing_untrained']:.0%}"
-        for row in rows
+    """Returns how often each kind of saliency map points into a nodule, beside an untrained head, as a table."""
+    rows = [
+        [
+            f"{row['method']} of the head",
+            f"{row['pointing']:.0%} ({row['pointing_low']:.0%} to {row['pointing_high']:.0%})",
+            f"{row['pointing_untrained']:.0%}; "
+            + judge(row["pointing_minus_untrained_low"], row["pointing_minus_untrained_high"]).rsplit(" ", 1)[0],
+        ]
+        for row in study["saliency"]
     ]
-    text = f"Saliency maps of {rows[0]['n_images']} test images with nodules point into one: {'; '.join(shares)}; the "
-    text += f"image's center on {rows[0]['pointing_center']:.0%}."
-    if by_finding := study["saliency_by_finding"]:
-        others = {name: share for name, share in by_finding.items() if name != "Nodule"}
-        highest = sorted(others, key=others.get, reverse=True)[:3]
-        listed = ", ".join(f"{name.replace('_', ' ')} {others[name]:.0%}" for name in highest)
-        text += f" The gradients of notebook 2's own logits point there as well: Nodule {by_finding['Nodule']:.0%}, "
-        text += f"of the others {listed} at most. "
-        most = others[highest[0]]
-        more = "more often" if by_finding["Nodule"] > most else "no more often"
-        text += f"So the gradient of Nodule points into nodules {more} than that of every other finding. "
-    verdicts = {"better than": [], "worse than": [], "not shown to differ from": []}
-    for row in rows:
-        verdicts[judge(row["pointing_minus_untrained_low"], row["pointing_minus_untrained_high"])].append(row["method"])
-    text = text.rstrip() + " Against an untrained head: "
-    return text + "; ".join(f"{', '.join(methods)} {what} it" for what, methods in verdicts.items() if methods) + "."
+    shares = study["saliency_by_finding"]
+    ranked = sorted(shares, key=lambda name: (name != "Nodule", -shares[name]))[:4]  # Nodule, and the three highest
+    rows += [[f"gradient of {name.replace('_', ' ')}, notebook 2's", f"{shares[name]:.0%}", ""] for name in ranked]
+    rows.append(["none: the image's center", f"{study['saliency'][0]['pointing_center']:.0%}", ""])
+    heads = ["map", f"points into a nodule, {study['saliency'][0]['n_images']} images", "with an untrained head"]
+    return write_table(heads, rows)
 
 
 def draw_parity(parity):
@@ -340,43 +276,16 @@ def draw_counts(run, counts, floors):
         floors: DataFrame of docs/reference_evaluation/metadata_floors.csv, which has the test patients.
     """
     patients = floors[floors["floor"].eq("view only")].set_index("pathology")["n_pos_patients"]
-    total, rows = counts["images"][0], []
+    percent = lambda name: f"{100 * counts[name][0] / counts['images'][0]:.1f}"  # noqa: E731
+    rows = []
     for name, share in run["prevalence"].items():
-        n = [f"{count:,}" for count in counts[name]]
-        boxes = counts.get(f"boxes of {name}", [0])[0]
-        rows.append(
-            [
-                name,
-                f"{100 * share:.0f}",
-                f"{100 * counts[name][0] / total:.1f}",
-                *n,
-                f"{patients[name]:,.0f}",
-                boxes or "–",
-            ]
-        )
-    rows.append(
-        [
-            "*No Finding*",
-            "",
-            f"{100 * counts['No Finding'][0] / total:.1f}",
-            *(f"{n:,}" for n in counts["No Finding"]),
-            "",
-            "",
-        ]
-    )
+        n = [f"{count:,}" for count in (*counts[name], int(patients[name]))]
+        rows.append([name, f"{100 * share:.0f}", percent(name), *n, counts.get(f"boxes of {name}", "–")[0]])
+    rows.append(["*No Finding*", "", percent("No Finding"), *(f"{n:,}" for n in counts["No Finding"]), "", ""])
     both = [f"{n:,} ({of:,})" for n, of in zip(counts["images"], counts["patients"], strict=True)]
     rows.append(["all (patients)", "", "", *both, f"{counts['patients'][2]:,}", counts["boxes"][0]])
-    heads = [
-        "",
-        "synthetic training images, %",
-        "NIH, %",
-        "NIH images",
-        "train + val list",
-        "test list",
-        "test patients",
-        "boxes",
-    ]
-    return write_table(heads, rows)
+    lists = ["NIH images", "train + val list", "test list", "test patients", "boxes"]
+    return write_table(["", "synthetic training images, %", "NIH, %", *lists], rows)
 
 
 def draw_times(run, times):

@@ -6,54 +6,16 @@ LEAD = ("difference", "difference_low", "difference_high")
 PARTS = {"all": "all images", "official": "official list"}  # folders of docs/reference_evaluation
 
 
-def draw_real_labels(reference, published):
-    """Returns the table of what has been measured on real labels, and which part of the drop is explained.
-
-    Args:
-        reference: dict of DataFrames, see `read_reference` of renew_results.py.
-        published: DataFrame of data/published_means.csv, of which those checked at their source are counted.
-    """
+def draw_real_labels(reference):
+    """Returns the table of what has been measured on real labels. `reference` is that of `read_reference`."""
+    rows, sets = [], {"all": "all", "official": "in the list"}
     drop = reference["drop"].set_index("images")
-    official = published[published["split"].eq("official") & published["checked"].eq("at the source")]
-    like_ours = official["model"].str.startswith("DenseNet-121") & official["pixels"].eq(224)
-    small = official.loc[like_ours & official["start"].eq("ImageNet"), "mean_auc"]
-    floor = reference["metadata_floors"].query("pathology == 'mean'").set_index("floor")
-    sets = {"all": "all", "in the list": "official"}
-    rows = [["the retrained CheXNet", *(format_auc(drop.loc[name]) for name in sets)]]
-    floors = [
-        reference[part, "floors"].query("pathology == 'mean'").set_index("floor")["auc"] for part in sets.values()
-    ]
-    for name, text in {
-        "metadata only": "age, sex, view and follow-up number, without the image",
-        "view only": "the view (AP or PA) alone",
-    }.items():
-        rows.append([text, *(f"{means[name]:.3f}" for means in floors)])
-    top = [reference[part, "top"].query("k == 5").set_index("ranking")["labels"] for part in PARTS]
-    shares = [f"{share['probability']:.0%}; {share['constant list']:.0%}" for share in top]
-    rows.append(["labels among its top 5; in a constant list of 5", *shares])
-    counts = [f"{drop.n[name]:,}" for name in sets]
-    heads = [
-        "mean AUC of 14 findings",
-        f"all its {counts[0]} test images",
-        f"its {counts[1]} in NIH's official test list",
-    ]
-    without = drop["auc_without_hernia"]
-    inside, outside = without["in the list"], without["not in the list"]
-    mixed = without["not in the list, weighted to its number of findings"]
-    n_hernia = reference["official", "aucs"].set_index("pathology").loc["Hernia", "n_pos"]
-    return (
-        f"{write_table(heads, rows)}\n\n"
-        f"Why the list is harder: leaving out Hernia, of which it has {n_hernia} images, the model has "
-        f"{outside:.3f} on its "
-        f"images outside the list\nand {inside:.3f} inside. Images in the list show more findings; where those "
-        f"outside are "
-        f"weighted so that as many show none, one, two\nor more, it has {mixed:.3f}, some "
-        f"{(outside - mixed) / (outside - inside):.0%} of the drop (no interval); weighted by "
-        f"images a patient, the same. On all of the list, {len(small)} models of "
-        f"others like "
-        f"ours (DenseNet-121 from ImageNet,\n224 pixels) have {small.min():.3f} to {small.max():.3f}, the view alone "
-        f"{floor['auc']['view only']:.3f}, all metadata {floor['auc']['metadata only']:.3f}."
-    )
+    rows.append(["a retrained CheXNet", *(format_auc(drop.loc[name]) for name in sets.values())])
+    floors = [reference[part, "floors"].query("pathology == 'mean'").set_index("floor") for part in sets]
+    names = {"metadata only": "age, sex, view and follow-up number, no image", "view only": "the view alone, no image"}
+    rows += [[text, *(format_auc(means.loc[name]) for means in floors)] for name, text in names.items()]
+    heads = [f"{drop.n['all']:,} test images", f"the {drop.n['in the list']:,} of them in NIH's official test list"]
+    return write_table(["predicted by", *(f"mean AUC, {head}" for head in heads)], rows)
 
 
 def draw_reference_findings(reference, published):

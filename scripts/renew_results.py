@@ -173,10 +173,8 @@ def draw_pages():
     read = lambda name: json.loads((QUICK_RUN / name).read_text())  # noqa: E731
     study, jsrt = read("xvision/study.json"), ROOT / "docs" / "xvision_jsrt"
     jsrt_study = json.loads((jsrt / "study.json").read_text())
-    learning, gate, difficulty = (
-        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in ("learning", "input_gate", "difficulty")
-    )
+    results, seeds = page_tables.read_results(), read("seeds.json")
+    gate, difficulty = results["input_gate"], results["difficulty"]
     gate_page, card = ROOT / "docs" / "input_gate.md", ROOT / "data" / "README.md"
     run, located = read("run.json"), pd.read_csv(QUICK_RUN / "localization.csv")
     readme, xvision, recipe = ROOT / "README.md", ROOT / "docs" / "xvision.md", ROOT / "docs" / "recipe.md"
@@ -185,7 +183,7 @@ def draw_pages():
     is_official = means["split"].eq("official")
     page, reference = REFERENCE / "README.md", read_reference()
     return {
-        (readme, "real labels"): reference_tables.draw_real_labels(reference, means),
+        (readme, "real labels"): reference_tables.draw_real_labels(reference),
         (page, "findings"): reference_tables.draw_reference_findings(reference, findings),
         (page, "floors"): reference_tables.draw_reference_floors(reference),
         (page, "subgroups"): reference_tables.draw_subgroups(reference),
@@ -194,15 +192,12 @@ def draw_pages():
         (page, "drop"): reference_tables.draw_drop(reference["drop"]),
         (recipe, "published"): page_tables.draw_published(means[is_official]),
         (recipe, "other splits"): page_tables.draw_published(means[~is_official]),
-        (readme, "quick run"): page_tables.draw_aucs(pd.read_csv(QUICK_RUN / "aucs.csv"), run),
-        (readme, "floors"): page_tables.draw_floors(
-            pd.read_csv(QUICK_RUN / "floors.csv"), difficulty, pd.read_csv(QUICK_RUN / "aucs.csv")
+        (readme, "quick run"): page_tables.draw_quick_run(
+            pd.read_csv(QUICK_RUN / "aucs.csv"), pd.read_csv(QUICK_RUN / "floors.csv"), seeds, results
         ),
-        (readme, "heatmaps"): page_tables.draw_heatmaps(located),
-        (readme, "seeds"): page_tables.draw_seeds(read("seeds.json")),
-        (readme, "shuffled"): page_tables.draw_shuffled(learning),
+        (readme, "heatmaps"): page_tables.draw_heatmaps(located, seeds),
         (ROOT / "docs" / "earlier_runs.md", "runs"): page_tables.draw_earlier(pd.read_csv(EARLIER_RUNS)),
-        (readme, "xvision"): page_tables.draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study, leads),
+        (xvision, "scores"): page_tables.draw_nodules(pd.read_csv(QUICK_RUN / "xvision" / "scores.csv"), study, leads),
         (xvision, "saliency"): page_tables.draw_saliency(study),
         (xvision, "flaws"): page_tables.draw_flaws(pd.read_csv(QUICK_RUN / "xvision" / "flaws.csv")),
         (xvision, "jsrt"): page_tables.draw_nodules(pd.read_csv(jsrt / "scores.csv"), jsrt_study),
