@@ -15,7 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
 
-from training_step import WORKERS, compare, start, summarize, take_turns
+from renew_page import renew_page
+from speed_page import draw_gpu
+from training_step import PAGE, WORKERS, compare, start, summarize, take_turns
 
 from helpers.runtime import describe_machine
 
@@ -52,7 +54,7 @@ def measure(side, batch, rounds, steps, torch_python):
 
 
 def main():
-    """Measures, prints what it found, and writes benchmarks/results/gpu_step.json."""
+    """Measures, prints what it found, and writes benchmarks/results/gpu_step.json and docs/speed.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["224x128"], help="pixels and images of a step")
     parser.add_argument("--rounds", type=int, default=5)
@@ -67,6 +69,8 @@ def main():
         results["sizes"][f"{side} pixels, {batch} images"] = found
         print(json.dumps(found, indent=1), flush=True)
         Path(arguments.target).write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.target == str(RESULTS):
+        renew_page(PAGE, "gpu", draw_gpu(results))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ BENCHMARK_BLOCKS = {  # from a page in docs and the name of its marks to what wr
     ("speed.md", "input"): ("speed_page", "draw_input", "input_pipeline"),
     ("speed.md", "ways"): ("speed_page", "draw_ways", "input_pipeline"),
     ("speed.md", "results"): ("speed_page", "draw_results", "training_step"),
+    ("speed.md", "gpu"): ("speed_page", "draw_gpu", "gpu_step"),
     ("tpu.md", "results"): ("benchmarks.tpu.page", "draw_tables", "tpu_check"),
 }
 MAX_WIDTH = 1000  # pixels, of a figure in an executed notebook: 10 inches at 100 dpi

@@ -1,4 +1,4 @@
-"""Draws what `training_step.py` and `input_pipeline.py` found as the tables of docs/speed.md."""
+"""Draws what `training_step.py`, `gpu_step.py` and `input_pipeline.py` found as the tables of docs/speed.md."""
 
 
 def draw_table(head, rows):
@@ -7,29 +7,34 @@ def draw_table(head, rows):
     return "".join(f"| {line} |\n" for line in lines + [" | ".join(map(str, row)) for row in rows])
 
 
-def draw_results(results):
-    """Returns the tables of speeds, of the profile and of the experiments as Markdown."""
-    text = f"{results['machine']}; {'; '.join(results['versions'])}. {results['busy']}.\n"
-    for size, found in results["sizes"].items():
+def draw_speeds(sizes):
+    """Returns a table for each size: rates of a step, and the ratios of notebook 2's to the others."""
+    heads = ["step", "images/s", "processor seconds an image", "GFLOP/s", "matrix product, GFLOP/s", "share of that"]
+    heads.append("notebook 2's is so many times as fast (by processor time)")
+    text = ""
+    for size, found in sizes.items():
         rows = []
         for name, speed in found["speeds"].items():
             ratio = next((r for pair, r in found["ratios"].items() if pair.endswith(f"/ {name}")), None)
             times = f"{ratio['speed']:.2f} ({ratio['by_processor_time']:.2f})" if ratio else ""
             columns = ("images_per_second", "cpu_seconds_per_image", "gigaflops", "matrix_product_gigaflops")
-            rows.append([name, *(speed[column] for column in columns), f"{speed['share_of_that']:.0%}", times])
-        text += f"\n{size}, {found['gigaflop_per_image']} GFLOP an image:\n\n"
-        text += draw_table(
-            [
-                "step",
-                "images/s",
-                "processor seconds an image",
-                "GFLOP/s",
-                "matrix product, GFLOP/s",
-                "share of that",
-                "notebook 2's is so many times as fast (by processor time)",
-            ],
-            rows,
-        )
+            rates = [f"{speed[column]:,.0f}" if speed[column] >= 1000 else speed[column] for column in columns]
+            rows.append([name, *rates, f"{speed['share_of_that']:.0%}", times])
+        text += f"\n{size}, {found['gigaflop_per_image']} GFLOP an image:\n\n{draw_table(heads, rows)}"
+    return text
+
+
+def draw_gpu(results):
+    """Returns the table of a step on a GPU as Markdown."""
+    found = next(iter(results["sizes"].values()))
+    text = f"{found['device']}, {results['machine']}; {'; '.join(found['versions'])}; nothing else ran on it. XLA took "
+    return text + f"{found['compiled_in_seconds']:.0f} s to compile the step.\n{draw_speeds(results['sizes'])}".rstrip()
+
+
+def draw_results(results):
+    """Returns the tables of speeds, of the profile and of the experiments as Markdown."""
+    text = f"{results['machine']}; {'; '.join(results['versions'])}. {results['busy']}.\n"
+    text += draw_speeds(results["sizes"])
     profile = dict(results["profile_on_one_thread"])
     text += f"\nWhere the time goes, {profile.pop('size')}, one thread:\n\n"
     columns = {name: found for name, found in profile.items() if isinstance(found, dict)}
