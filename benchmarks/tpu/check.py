@@ -9,6 +9,7 @@ The parts, each in a process of its own, since each needs its own backend, devic
   parallel   four logical CPUs under keras.distribution.DataParallel on JAX, compared with one
   jax        the step on JAX, compiled by the real TPU compiler for each machine of `helpers.training.CHIPS`
   stablehlo  TensorFlow's step, compiled by the real TPU compiler
+  precision  what a TPU makes of float32, by the real TPU compiler
 Results go to benchmarks/results/tpu_check.json, and from there into the tables of docs/tpu.md.
 """
 
@@ -44,6 +45,7 @@ PARTS = {  # environment of each part; those of the TPU compiler run in an envir
     "parallel": {"KERAS_BACKEND": "jax", "XLA_FLAGS": DEVICES_OF_JAX},
     "jax": {"KERAS_BACKEND": "jax"},
     "stablehlo": {"KERAS_BACKEND": "tensorflow"},
+    "precision": {"KERAS_BACKEND": "jax"},
 }
 TPU_COMPILER = {  # no chip is looked for, and none is waited for
     "JAX_PLATFORMS": "cpu",
@@ -60,6 +62,7 @@ STEPS = {  # what a process of its own can run; most are the parts themselves
     "jax": compiler.compile_jax_step,
     "stablehlo": compiler.lower_tensorflow_step,
     "text": compiler.compile_text,
+    "precision": compiler.compile_precisions,
 }
 
 
@@ -97,7 +100,9 @@ def run_step(step, *arguments, python=sys.executable, environment=None, limit=36
 def list_versions(step):
     """Returns the versions of Python and of the packages that this process has used, as a dict."""
     loaded = {name.replace("_", "-") for name in importlib.metadata.packages_distributions() if name in sys.modules}
-    loaded |= {"graph": {"tensorboard"}, "jax": {"libtpu"}, "text": {"libtpu"}}.get(step, set())
+    loaded |= {"graph": {"tensorboard"}, "jax": {"libtpu"}, "text": {"libtpu"}, "precision": {"libtpu"}}.get(
+        step, set()
+    )
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in ("tensorflow", "tensorflow-cpu", "tensorboard", "keras", "jax", "libtpu"):
         if package.removesuffix("-cpu") in loaded:
@@ -122,6 +127,8 @@ def run_parts(parts, size, tpu_python, chips):
                 traced = run_step(part, size, text)
                 compiled = run_step("text", text, "v5e-1", **on_compiler)
                 yield (part, size, "v5e-1"), traced | compiled | {"traced by": traced["versions"]}
+            elif part == "precision":
+                yield (part,), run_step(part, "v5e-1", **on_compiler)
             elif part in ("mirrored", "parallel"):
                 study = study or run_step("study", folder, environment=PARTS["graph"])["folder"]
                 yield (part,), run_step(part, study)

@@ -48,6 +48,29 @@ def compile_jax_step(size, name):
     return {"side": side, "batch": batch, "cores": chips.n_cores} | result | count_all_reduces(executable.as_text())
 
 
+def compile_precisions(name):
+    """Part `precision`: one convolution, in the ways that a number and JAX's precision can be chosen.
+
+    Returns:
+        Dict: `cycles` that the compiler estimates, by type and precision: what JAX does by default, or "highest".
+    """
+    import jax
+
+    one_core, cycles = jax.sharding.SingleDeviceSharding(describe_devices(name)[0]), {}
+    for dtype in ("bfloat16", "float32"):
+        arrays = [
+            jax.ShapeDtypeStruct(shape, dtype, sharding=one_core) for shape in ((32, 28, 28, 128), (3, 3, 128, 128))
+        ]
+        for precision in (None, "highest"):
+            convolve = lambda x, w, p=precision: jax.lax.conv_general_dilated(  # noqa: E731
+                x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=p
+            )
+            text = jax.jit(convolve).lower(*arrays).compile().as_text()
+            found = re.findall(r'estimated_cycles":"(\d+)"', text)
+            cycles[f"{dtype}, {precision or 'default'}"] = sum(map(int, found))
+    return {"cycles": cycles}
+
+
 def count_all_reduces(text):
     """Counts what the cores of a compiled step add up between them.
 

@@ -39,6 +39,11 @@ def _list_checks(results):
             f"| {found['devices']} logical CPUs under {names[part]}, against one | largest differences: {largest} | "
             f"{found['part seconds']:.0f} |"
         ]
+    if "precision" in results:
+        cycles = results["precision"]["cycles"]
+        found = "; ".join(f"{name} {number:,}" for name, number in cycles.items())
+        seconds = results["precision"]["part seconds"]
+        lines += [f"| cycles of a convolution on v5e, by type and JAX's precision | {found} | {seconds:.0f} |"]
     return lines
 
 

@@ -55,6 +55,21 @@ def test_one_device_computes_in_its_scope():
         assert np.asarray(layer(np.ones((1, 3), "float32"))).shape == (1, 2)
 
 
+def test_float32_is_not_rounded_to_less_on_accelerators():
+    """On a CPU nothing rounds it, so what the libraries are told is asked for."""
+    import tensorflow as tf
+
+    connect_devices(RUNTIME)
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    jax = pytest.importorskip("jax")
+    code = "import jax; from helpers.runtime import connect_devices; from helpers.runtime.accelerator import Runtime\n"
+    code += "connect_devices(Runtime('jax', 'jax', 0, 'CPUs', 'it works', ''))\n"
+    code += "print(jax.jit(lambda x: x @ x).lower(jax.numpy.ones((8, 8))).as_text())"
+    command, variables = [sys.executable, "-c", code], os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    assert "HIGHEST" in subprocess.check_output(command, cwd=ROOT / "notebooks", env=variables, text=True)
+    assert "HIGHEST" not in jax.jit(lambda x: x @ x).lower(jax.numpy.ones((8, 8))).as_text()
+
+
 def test_runtime_report_names_what_a_reader_needs():
     report = describe_runtime()
     assert {"python", "tensorflow", "keras", "backend", "devices", "processor", "commit"} <= set(report)
