@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def draw_page(name, report):
         "study": f"{report['study']}{synthetic}",
         "split": f"{split['name']} ({split['sha256'][:12]}), {images}",
         "start": report["weights"]["source"],
-        "machine": f"{name_machine(runtime)}; {', '.join(runtime['devices'])}",
+        "machine": name_machine(runtime),
         "software": f"{versions} on {runtime['backend']}, commit {runtime['commit']}",
         "weights": report["weights_sha256"],
         "training": f"{report['epochs_run']} epochs, {minutes:,.0f} minutes, {report['interruptions']} interruptions",
@@ -97,8 +98,11 @@ def draw_page(name, report):
 
 
 def name_machine(runtime):
-    """Returns the processor and what computed, such as "..., 96 cores, jax x 8"."""
-    return f"{runtime['processor']}, {runtime['runtime']} x {runtime['n_replicas']}"
+    """Returns the processor and what computed, such as "..., 96 cores, 8 x TPU v5 lite, jax"."""
+    names = [name.removeprefix("/device:").partition(":")[0] for name in runtime["devices"]]
+    found = Counter(name for name in names if name.lower() != "cpu")
+    accelerators = [f"{number} x {name}" for name, number in found.items()]
+    return ", ".join([runtime["processor"], *accelerators, runtime["runtime"]])
 
 
 def draw_runs(folder=RUNS):

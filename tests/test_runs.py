@@ -36,6 +36,21 @@ def test_reported_runs_are_whole_and_the_table_is_made_from_them():
     assert f"<!-- runs -->\n{make_report.draw_runs()}\n<!-- end of runs -->" in page
 
 
+@pytest.mark.parametrize(
+    ("devices", "runtime", "machine"),
+    [
+        (["TPU v5 lite"] * 8, "jax", "EPYC, 224 cores, 8 x TPU v5 lite, jax"),
+        (["/device:TPU:0", "/device:TPU:1"], "tf-tpu", "EPYC, 224 cores, 2 x TPU, tf-tpu"),
+        (["NVIDIA H200"], "gpu", "EPYC, 224 cores, 1 x NVIDIA H200, gpu"),
+        (["/device:CPU:0"], "cpu", "EPYC, 224 cores, cpu"),
+        (["cpu", "cpu"], "jax", "EPYC, 224 cores, jax"),
+    ],
+)
+def test_a_report_names_the_accelerators(devices, runtime, machine):
+    described = {"processor": "EPYC, 224 cores", "devices": devices, "runtime": runtime}
+    assert make_report.name_machine(described) == machine
+
+
 @pytest.fixture
 def finished(tmp_path):
     """A run of which everything is written that a report needs."""

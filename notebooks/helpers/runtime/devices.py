@@ -208,7 +208,7 @@ def describe_runtime(runtime=None, devices=None):
         devices: `Devices` that it is connected to, if it is.
 
     Returns:
-        Dict of versions, backend, devices, processor and commit; of the runtime and of how the work is spread where
+        Dict of versions, backend, devices such as "NVIDIA H200" or "TPU v5 lite", processor and commit; of the runtime and of how the work is spread where
         these are given.
     """
     import keras
@@ -259,11 +259,13 @@ def _list_devices(connected):
     import tensorflow as tf
 
     if keras.backend.backend() != "jax":
-        return [device.name for kind in ("TPU", "GPU", "CPU") for device in tf.config.list_logical_devices(kind)]
+        gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+        names = [gpu.get("device_name", "GPU") for gpu in gpus]
+        return names or [device.name for kind in ("TPU", "CPU") for device in tf.config.list_logical_devices(kind)]
     import jax
 
     # Asking JAX starts it, and after that the processes can no longer find each other.
-    return [str(device) for device in jax.devices()] if connected or find_launch().n_processes == 1 else []
+    return [device.device_kind for device in jax.devices()] if connected or find_launch().n_processes == 1 else []
 
 
 def find_commit():
