@@ -45,7 +45,6 @@ def start_host(number, port, settings, folder):
     step = {"SLURM_JOB_ID": 7, "JAX_COORDINATOR_PORT": port, "SLURM_STEP_NODELIST": "localhost"}
     step |= {"SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": number, "SLURM_LOCALID": number}
     step |= {"RUNTIME": "jax", "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    step |= {"JAX_COMPILATION_CACHE_DIR": folder / "cache"}  # resumed, it compiles nothing again
     command = [sys.executable, ROOT / "scripts" / "run_notebooks.py", "--only", DENSENET[1], "--set"]
     command += [f"{name}={value}" for name, value in settings.items() if name not in ("DATA_DIR", "RUN_DIR", "VERBOSE")]
     command += ["--data-dir", settings["DATA_DIR"], "--run-dir", settings["RUN_DIR"]]

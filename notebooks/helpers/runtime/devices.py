@@ -208,8 +208,8 @@ def describe_runtime(runtime=None, devices=None):
         devices: `Devices` that it is connected to, if it is.
 
     Returns:
-        Dict of versions, backend, devices such as "NVIDIA H200" or "TPU v5 lite", processor and commit; of the runtime and of how the work is spread where
-        these are given.
+        Dict of versions, backend, devices such as "TPU v5 lite", processor and commit; of the runtime and of how the
+        work is spread where these are given.
     """
     import keras
     import tensorflow as tf
