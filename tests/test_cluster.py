@@ -159,11 +159,12 @@ def test_images_that_workers_cannot_see_are_not_taken_for_unreadable(cluster, no
 
 
 @needs_ray
-def test_copies_are_found_as_by_one_process(cluster, packed, tmp_path):
+def test_copies_are_found_as_by_one_process(cluster, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.study.duplicates.MAX_DISTANCE", 110)  # at which different images of a study are near
     found = []
     for name, options in (("here", {}), ("there", {"cluster": cluster.address})):
         study = load_packed_study(shutil.copytree(packed.folder, tmp_path / name))
-        found.append(find_study_duplicates(study, max_distance=110, **options))
+        found.append(find_study_duplicates(study, **options))
     assert len(found[0]) and found[0].equals(found[1])
     assert (tmp_path / "here" / "duplicates.json").read_bytes() == (tmp_path / "there" / "duplicates.json").read_bytes()
 

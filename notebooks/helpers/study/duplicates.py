@@ -21,7 +21,6 @@ HASH_BITS = 256
 MAX_DISTANCE = 16  # bits; measured, see `find_duplicates`
 
 _MIN_SIDE = 32  # pixels; smaller images lack the frequencies that are hashed
-_MAX_PIECES = 32  # into which a hash is cut; they have 8 bits then
 _BATCH = 128  # images at once: 34 MB in float32 at 256 pixels
 _MAX_PAIRS = 1_000_000
 _PAIR_COLUMNS = ["image_a", "subset_a", "patient_a", "image_b", "subset_b", "patient_b", "kind", "distance"]
@@ -55,16 +54,14 @@ def hash_images(images):
         `ImageHashes` in the order of the images.
 
     Raises:
-        ValueError: if a batch has another type or shape.
+        ValueError: the images are smaller.
     """
     batches = (
         (images[i : i + _BATCH] for i in range(0, len(images), _BATCH)) if isinstance(images, np.ndarray) else images
     )
     exact, perceptual = [np.empty((0, 16), "uint8")], [np.empty((0, HASH_BITS // 8), "uint8")]
     for batch in map(np.asarray, batches):
-        side = batch.shape[1] if batch.ndim > 1 else 0
-        if batch.dtype != np.uint8 or batch.shape not in [(len(batch), side, side), (len(batch), side, side, 1)]:
-            raise ValueError(f"images are {batch.dtype} of shape {batch.shape}; expected uint8 (n, side, side)")
+        side = batch.shape[1]
         if side < _MIN_SIDE:
             raise ValueError(f"images have sides of {side} pixels; expected {_MIN_SIDE} or more")
         if not len(batch):
@@ -81,14 +78,14 @@ def hash_images(images):
     return ImageHashes(np.concatenate(exact), np.concatenate(perceptual))
 
 
-def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
-    """Finds pairs of images that are exact or near duplicates of each other.
+def find_duplicates(rows, hashes):
+    """Finds all pairs of images that are exact or near duplicates of each other: at most `MAX_DISTANCE` bits differ.
 
     Finds every such pair, in memory proportional to the number of images. Only images that agree in a whole piece of
     the hash are compared, which all near ones do: as many images as NIH's take a second on one core
     (`benchmarks/scale.py`).
 
-    The default distance was measured on 304 images of ChestX-ray14 and 247 of JSRT. Different images are 55 bits apart
+    The distance was measured on 304 images of ChestX-ray14 and 247 of JSRT. Different images are 55 bits apart
     or more (151,000 pairs, median 121), follow-ups of one patient 63 or more. Copies resized to 64 to 1024 pixels,
     saved as JPEG of quality 50, brightened by 20 or with noise of 5 gray levels are at most 10 bits from the original;
     98 % of those with gamma 0.8 or 1.25 are at most 16, and 95 % of those with a fifth more contrast, clipped. A crop
@@ -98,26 +95,15 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
     Args:
         rows: DataFrame of the n images with `image`, `patient_id` and `subset`, for instance `PackedStudy.index`.
         hashes: `ImageHashes` of the images, in the order of the rows.
-        max_distance: largest number of differing bits, of 256, at which a pair is reported.
-        across: column in which the images of a pair differ: "subset" for what leaks from one subset into another,
-            "patient_id" for images under two patients, in the same subset or not, "image" for all pairs.
 
     Returns:
         DataFrame, one row a pair, nearest first: `image_a`, `subset_a`, `patient_a`, `image_b`, `subset_b`,
         `patient_b`, with a before b in `rows`; `kind`, "exact" or "near"; `distance` (int64, bits).
 
     Raises:
-        ValueError: if rows and hashes differ in number, the distance is out of range, or more than a million pairs are
-            that near, as with many blank images.
+        ValueError: if more than a million pairs are that near, as with many blank images.
     """
-    n = len(rows)
-    if hashes.exact.shape != (n, 16) or hashes.perceptual.shape != (n, HASH_BITS // 8):
-        shapes = f"{hashes.exact.shape} and {hashes.perceptual.shape}"
-        raise ValueError(f"hashes have shapes {shapes}; expected ({n}, 16) and ({n}, {HASH_BITS // 8})")
-    if not 0 <= max_distance < HASH_BITS:
-        raise ValueError(f"max_distance is {max_distance}; expected 0 to {HASH_BITS - 1}")
-    a, b, distance = _search(np.unique(rows[across], return_inverse=True)[1], hashes.perceptual, max_distance)
-    a, b = np.minimum(a, b), np.maximum(a, b)
+    a, b, distance = _search(hashes.perceptual)
     order = np.lexsort((b, a, distance))
     a, b = a[order], b[order]
     columns = {
@@ -129,24 +115,23 @@ def find_duplicates(rows, hashes, max_distance=MAX_DISTANCE, across="subset"):
     return pd.DataFrame({**columns, "kind": np.where(same, "exact", "near"), "distance": distance[order]})
 
 
-def find_study_duplicates(study, max_distance=MAX_DISTANCE, cluster=""):
+def find_study_duplicates(study, cluster=""):
     """Finds all pairs of copies in a packed study and keeps them in its `duplicates.json`, so that it searches once.
 
     Images are read batch by batch and only their hashes, 48 bytes each, are kept.
 
     Args:
         study: a `PackedStudy` of images of 32 pixels or more.
-        max_distance: see `find_duplicates`.
         cluster: where images are hashed, a shard at a time, see `runtime.cluster.map_tasks`; they are compared here.
 
     Returns:
-        DataFrame of `find_duplicates`, of all pairs within and across subsets and patients.
+        DataFrame of `find_duplicates`.
 
     Raises:
         ValueError: more than a million pairs are that near.
     """
     shards = [shard["sha256"] for subset in study.shards.values() for shard in subset]
-    asked = json.dumps([study.index_sha256, *shards, HASH_BITS, max_distance])
+    asked = json.dumps([study.index_sha256, *shards, HASH_BITS, MAX_DISTANCE])
     path, key = study.folder / "duplicates.json", hashlib.sha256(asked.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or cut short: it is made again
         kept = json.loads(read_text(path))
@@ -156,7 +141,7 @@ def find_study_duplicates(study, max_distance=MAX_DISTANCE, cluster=""):
     form = dataclasses.replace(study, index=study.index.head(0), shards={}, excluded=[])  # how records are read
     hashes = [hash_images(()), *map_tasks(_prepare_hashing, files, form, cluster=cluster)]
     hashes = ImageHashes(*map(np.concatenate, zip(*hashes, strict=True)))
-    pairs = find_duplicates(study.index, hashes, max_distance, across="image")
+    pairs = find_duplicates(study.index, hashes)
     with contextlib.suppress(OSError):  # an attached study may be read-only
         write_text(path, json.dumps({"of": key, "pairs": pairs.to_dict("list")}))
     return pairs
@@ -187,9 +172,9 @@ def read_images(study, files=None):
         yield images.numpy()
 
 
-def _search(group, perceptual, max_distance):
-    """Returns the rows of all near pairs of different groups, as two int64 arrays, and their distances."""
-    n, keys = len(group), _make_keys(perceptual, max_distance)
+def _search(perceptual):
+    """Returns the rows of all near pairs, as two int64 arrays, the earlier row in the first, and their distances."""
+    n, keys = len(perceptual), _make_keys(perceptual)
     words = np.ascontiguousarray(perceptual).view("uint64")  # (n, 4)
     pairs = [np.empty((3, 0), "int64")]
     n_pairs = 0
@@ -200,20 +185,20 @@ def _search(group, perceptual, max_distance):
         while len(first):  # rows of the same key lie side by side: each with its next, its next but one, ...
             step += 1
             first = first[first + step < ends[first]]
-            a, b = order[first], order[first + step]
-            apart = group[a] != group[b]
-            a, b = a[apart], b[apart]
+            a, b = order[first], order[first + step]  # the sort is stable: a is the earlier row
             distance = np.bitwise_count(words[a] ^ words[b]).sum(axis=1, dtype="uint16")
-            near = distance <= max_distance
+            near = distance <= MAX_DISTANCE
             near[near] = (keys[:piece, a[near]] != keys[:piece, b[near]]).all(axis=0)  # others were found before
             n_pairs += int(near.sum())
             if n_pairs > _MAX_PAIRS:
-                raise ValueError(f"more than {_MAX_PAIRS:,} pairs are within {max_distance} bits; lower max_distance")
+                raise ValueError(
+                    f"more than {_MAX_PAIRS:,} pairs are within {MAX_DISTANCE} bits of each other; remove blank images"
+                )
             pairs.append(np.stack([a[near], b[near], distance[near]]))
     return np.concatenate(pairs, axis=1).astype("int64")
 
 
-def _make_keys(perceptual, max_distance):
+def _make_keys(perceptual):
     """Cuts hashes into pieces, one more than bits may differ, so that near ones agree in a whole piece or more.
 
     Of images of ChestX-ray14 that are not near, one pair in 800 agrees in one of 17 pieces (304 images); for
@@ -221,15 +206,12 @@ def _make_keys(perceptual, max_distance):
     images: with pieces of adjacent bits it is one in 300.
 
     Returns:
-        uint32 (pieces, n), up to 32 bits of each piece. Where pieces would be so short that chance makes most images
-        agree in one, a single one that is the same for all.
+        uint32 (pieces, n), the bits of each piece.
     """
-    n_pieces = max_distance + 1
-    if n_pieces > _MAX_PIECES:
-        return np.zeros((1, len(perceptual)), "uint32")
+    n_pieces = MAX_DISTANCE + 1
     bits, keys = np.unpackbits(perceptual, axis=1), np.zeros((n_pieces, len(perceptual)), "uint32")
     for piece, key in enumerate(keys):
-        for bit in bits[:, piece::n_pieces].T[:32]:
+        for bit in bits[:, piece::n_pieces].T:
             key <<= 1
             key |= bit
     return keys
