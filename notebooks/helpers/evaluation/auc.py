@@ -4,7 +4,8 @@ Everywhere `y_true` is (n, classes) of 0, 1 and NaN for unknown, `y_score` (n, c
 more suspicious, and `groups` (n,) the patient of each row; a vector counts as one class. Other labels and scores raise
 ValueError, which names the row and the class. A row counts for the classes of which its label is known, and for no
 other. A figure that the labels leave undefined, such as the AUC of a class without positives, is NaN and is never
-dropped. Resamples are those of `bootstrap`.
+dropped. Resamples are those of `bootstrap`: `n_resamples` of them are drawn with `seed`, and `level` is the share of
+them inside an interval. `class_names` are in column order.
 """
 
 import numpy as np
@@ -19,10 +20,6 @@ from .bootstrap import draw_patients, interval_around, number_patients, ratio, r
 def roc_auc(y_true, y_score):
     """Computes the exact area under the ROC curve (Mann-Whitney); a tie of positive and negative counts one half.
 
-    Args:
-        y_true: (n, classes) labels.
-        y_score: (n, classes) scores.
-
     Returns:
         (classes,) float64 in [0, 1]; NaN without positives or without negatives.
     """
@@ -33,15 +30,6 @@ def roc_auc(y_true, y_score):
 
 def auc_table(y_true, y_score, groups, class_names, n_resamples=1000, seed=0, level=0.95):
     """Builds the table of AUCs and average precisions, with patient-wise bootstrap intervals of the AUCs.
-
-    Args:
-        y_true: (n, classes) labels; n may be 0.
-        y_score: (n, classes) scores.
-        groups: (n,) patient of each row.
-        class_names: the classes' names, in column order.
-        n_resamples: number of resamples.
-        seed: seed of the draw.
-        level: share of the resamples inside the interval.
 
     Returns:
         DataFrame with a row a class and a last row `mean`: `pathology`, `n_pos`, `n_neg`, `n_pos_patients`, `auc`,
@@ -72,16 +60,6 @@ def difference_table(y_true, y_score_a, y_score_b, groups, class_names, n_resamp
     """Builds the table of AUC differences between two models on the same images, model a minus model b.
 
     Each resample draws the same patients for both models, so what both find hard cancels out.
-
-    Args:
-        y_true: (n, classes) labels; n may be 0.
-        y_score_a: (n, classes) scores of the first model.
-        y_score_b: (n, classes) scores of the second.
-        groups: (n,) patient of each row.
-        class_names: the classes' names, in column order.
-        n_resamples: number of resamples.
-        seed: seed of the draw.
-        level: share of the resamples inside the interval.
 
     Returns:
         DataFrame with a row a class and a last row `mean`: `pathology`, `n_pos`, `auc_a`, `auc_b`, `difference`,

@@ -25,10 +25,6 @@ def fit_platt(y_true, logits):
     best allowed one is that bound. It reports nearly the prevalence without inverting the ranking on which the AUC
     rests.
 
-    Args:
-        y_true: (n, classes) labels.
-        logits: (n, classes) logits.
-
     Returns:
         Tuple `(slope, intercept)` of (classes,) float64; 1 and 0 without positives or without negatives, where there is
         nothing to fit.
@@ -50,28 +46,15 @@ def fit_platt(y_true, logits):
 
 
 def apply_platt(logits, slope, intercept):
-    """Applies Platt scaling as `fit_platt` fits it: `sigmoid(slope * logits + intercept)`.
-
-    Args:
-        logits: (n, classes) logits.
-        slope: (classes,) slopes.
-        intercept: (classes,) intercepts.
-
-    Returns:
-        (n, classes) float64 probabilities.
-    """
+    """Returns (n, classes) float64 probabilities of logits of that shape, with slope and intercept of `fit_platt`."""
     return expit(np.asarray(slope) * np.asarray(logits, dtype="float64") + np.asarray(intercept))
 
 
 def reliability_curve(y_true, probs):
-    """Compares the probabilities of one class with the frequencies of its label, bin by bin.
+    """Compares the (n,) probabilities of one class with the frequencies of its label, bin by bin.
 
     Bins hold equal numbers of images, not equal ranges of probability: findings are rare, and ranges would leave most
     bins empty. Equal probabilities share a bin, so with many ties there are fewer bins and they differ in size.
-
-    Args:
-        y_true: (n,) labels.
-        probs: (n,) probabilities.
 
     Returns:
         DataFrame with a row a bin, by rising probability: `mean_prob`, `frequency` (share of positives), `n` (images),
@@ -96,10 +79,6 @@ def calibration_error(y_true, probs):
     2015). In a finite sample the error is biased upward: a frequency misses even a perfect probability by chance, and
     the distance counts as an error in either direction. Fewer images mean more of it, so only errors of equally many
     images compare.
-
-    Args:
-        y_true: (n, classes) labels.
-        probs: (n, classes) probabilities.
 
     Returns:
         (classes,) float64 in [0, 1]; NaN without images of known label.

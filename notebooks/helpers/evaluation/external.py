@@ -2,7 +2,8 @@
 
 "Here" are the test images of the model's own study, "there" the images of the other. Findings are compared where
 `study.finding_names` says that their labels mean the same, or nearly; of several that make one finding on the other
-side, the highest score counts. The patients here and there are others, so each side draws its own resamples.
+side, the highest score counts. The patients here and there are others, so each side draws its own resamples, those of
+`auc`. A side's `(y_true, y_score, groups)` is as there, and `method` and `sensitivity` as in `choose_thresholds`.
 """
 
 from dataclasses import dataclass
@@ -93,11 +94,11 @@ def compare_sites(matches, findings, here, val, external, *, share, method="youd
         val: the same of the validation images, on which thresholds are chosen; None where there are none.
         external: `External`, with probabilities calibrated as those here.
         share: of the patients there, to recalibrate on.
-        method: how thresholds are chosen, see `choose_thresholds`.
-        sensitivity: see there.
-        n_resamples: number of resamples.
-        seed: seed of all draws.
-        level: share of the resamples inside an interval.
+        method: see the module.
+        sensitivity: see the module.
+        n_resamples: see `auc`.
+        seed: of all draws.
+        level: see `auc`.
 
     Returns:
         Tuple of two DataFrames: that of `drop_table` with `theirs`, `is_same`, `note` of each match, and `ap_here` and
@@ -151,13 +152,7 @@ def pair_scores(matches, findings, scores):
 def drop_table(here, there, names, n_resamples=1000, seed=0, level=0.95):
     """Builds the table of AUCs here and there, and of what is lost.
 
-    Args:
-        here: tuple `(y_true, y_score, groups)` of the study that the model was made for, as in `auc`.
-        there: the same of the other study, the same classes.
-        names: the classes' names.
-        n_resamples: number of resamples, of either side's own patients.
-        seed: seed of the draws here; there it is the next one.
-        level: share of the resamples inside an interval.
+    Both sides have the classes `names`. The draws here begin with `seed`, those there with the next one.
 
     Returns:
         DataFrame with a row a class: `finding`; of `here` and `there` `n_pos_`, `n_neg_`, `prevalence_` (of the images
@@ -188,18 +183,8 @@ def recalibration_table(there, names, thresholds, in_share, method="youden", sen
                         level=0.95):  # fmt: skip
     """Measures probabilities and thresholds on another study as they come, and after recalibration on a share of it.
 
-    Platt scaling and thresholds are chosen on the share; both versions are measured on the rest.
-
-    Args:
-        there: tuple `(y_true, probs, groups)` of the other study, as in `calibration`.
-        names: the classes' names.
-        thresholds: (classes,) thresholds as they come; NaN where there is none.
-        in_share: (n,) bool, the images that are used for recalibration, of whole patients.
-        method: how thresholds are chosen, see `choose_thresholds`.
-        sensitivity: see there.
-        n_resamples: number of resamples of patients.
-        seed: seed of the draw.
-        level: share of the resamples inside an interval.
+    Platt scaling and thresholds are chosen where `in_share`, (n,) bool, is true, on images of whole patients; both
+    versions are measured on the rest. `thresholds` are those that come, NaN where there is none.
 
     Returns:
         DataFrame with a row a class and version, "as it comes" and "recalibrated": `finding`, `version`, `n_pos_share`

@@ -150,9 +150,9 @@ def localization_table(scores, controls=None, n_resamples=1000, seed=0, level=0.
         scores: DataFrame of `score_maps`.
         controls: dict from a control's name to its DataFrame of `score_maps` for the same findings in the same order,
             or for a part of them with some of each pathology; the model's lead over it is then that on this part.
-        n_resamples: number of resamples.
-        seed: seed of the draw.
-        level: share of the resamples inside an interval.
+        n_resamples: see `auc`.
+        seed: see `auc`.
+        level: see `auc`.
 
     Returns:
         DataFrame with a row a pathology that has boxes, sorted by name, and a last row `mean`; no row at all without

@@ -1,4 +1,8 @@
-"""Measures a classifier in groups of patients: in which it is worse, and how certain that is."""
+"""Measures a classifier in groups of patients: in which it is worse, and how certain that is.
+
+In both tables `thresholds` are the (classes,) operating thresholds, `masks` those of `list_subgroups`, and the other
+arguments those of `auc`.
+"""
 
 import numpy as np
 import pandas as pd
@@ -32,17 +36,8 @@ def subgroup_table(y_true, y_score, thresholds, masks, groups, class_names, *, s
                    level=0.95):  # fmt: skip
     """Builds the table of AUC and true-positive rate in each subgroup.
 
-    Args:
-        y_true: (n, classes) labels.
-        y_score: (n, classes) scores.
-        thresholds: (classes,) operating thresholds, or None where none were chosen: then rates are NaN.
-        masks: dict of `list_subgroups`.
-        groups: (n,) patient of each row.
-        class_names: the classes' names, in column order.
-        small: a cell with fewer patients with the finding, or fewer images without it, is marked as `small`.
-        n_resamples: number of resamples of patients.
-        seed: seed of the draw.
-        level: share of the resamples inside an interval.
+    A cell with fewer than `small` patients with the finding, or fewer images without it, is marked. Without thresholds,
+    None, rates are NaN.
 
     Returns:
         DataFrame, a row for each subgroup and class: `attribute`, `group`, `pathology`, `n_pos`, `n_neg`,
@@ -71,19 +66,8 @@ def gap_table(y_true, y_score, thresholds, masks, groups, class_names, *, small=
     """Builds the table of gaps: the largest difference in true-positive rate between two subgroups of an attribute.
 
     The pair is chosen for its difference, which makes the gap look large: with many groups some differ by chance. Where
-    the interval reaches below 0, the data do not show a difference.
-
-    Args:
-        y_true: (n, classes) labels.
-        y_score: (n, classes) scores.
-        thresholds: (classes,) operating thresholds.
-        masks: dict of `list_subgroups`.
-        groups: (n,) patient of each row.
-        class_names: the classes' names, in column order.
-        small: subgroups with fewer patients with the finding are left out.
-        n_resamples: number of resamples of patients, the same ones for both groups.
-        seed: seed of the draw.
-        level: share of the resamples inside an interval.
+    the interval reaches below 0, the data do not show a difference. Subgroups with fewer than `small` patients with the
+    finding are left out; resamples draw the same patients for both groups.
 
     Returns:
         DataFrame, a row for each attribute and class: `attribute`, `pathology`, `highest` and `lowest` (the groups;

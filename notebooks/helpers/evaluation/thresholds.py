@@ -1,7 +1,8 @@
 """Turns scores into decisions: operating thresholds, the rates at them, and lists of the top k. NumPy and pandas only.
 
-`y_true`, `y_score` and `groups` are those of `auc`, with the same checks, and the same NaN where labels leave a figure
-undefined. Notebook 3 writes what is chosen here to thresholds.json.
+Arguments are those of `auc`, with the same checks, and the same NaN where labels leave a figure undefined. `thresholds`
+are (classes,), or one number for all; at NaN nothing is called and every rate is NaN. Notebook 3 writes what is chosen
+here to thresholds.json.
 """
 
 import numpy as np
@@ -25,11 +26,6 @@ _MERITS = {
 
 def confusion_at(y_true, y_score, thresholds):
     """Counts the outcomes where a score at or above its class's threshold is called positive.
-
-    Args:
-        y_true: (n, classes) labels.
-        y_score: (n, classes) scores.
-        thresholds: (classes,) thresholds, or one number for all; at NaN nothing is called and every rate is NaN.
 
     Returns:
         Dict of (classes,) arrays: int64 `tp`, `fp`, `fn`, `tn`, and float64 `sensitivity`, `specificity`, `ppv`, `npv`
@@ -59,13 +55,7 @@ def choose_thresholds(y_true, y_score, method="youden", sensitivity=None):
     "youden" takes the score at which sensitivity + specificity - 1 is largest (Youden, 1950), "f1" that at which
     2 tp / (2 tp + fp + fn) is, "sensitivity" the highest that reaches the wished sensitivity. Of several equally good
     scores the highest is taken, which calls the fewest images. A score equal to the threshold is positive, as in
-    `confusion_at`.
-
-    Args:
-        y_true: (n, classes) labels.
-        y_score: (n, classes) scores.
-        method: "youden", "f1" or "sensitivity".
-        sensitivity: the wished sensitivity in (0, 1], for the method of that name only.
+    `confusion_at`. `sensitivity` is the wished one in (0, 1], for the method of that name only.
 
     Returns:
         (classes,) float64 thresholds; NaN without positives or without negatives.
@@ -97,16 +87,6 @@ def rates_table(y_true, y_score, thresholds, groups, class_names, n_resamples=10
 
     The thresholds are taken as given: choose them on other images, or the rates are too good.
 
-    Args:
-        y_true: (n, classes) labels; n may be 0.
-        y_score: (n, classes) scores.
-        thresholds: (classes,) thresholds, or one number for all, as in `confusion_at`.
-        groups: (n,) patient of each row.
-        class_names: the classes' names, in column order.
-        n_resamples: number of resamples.
-        seed: seed of the draw.
-        level: share of the resamples inside the interval.
-
     Returns:
         DataFrame with a row a class: `pathology`, `threshold`, `tp`, `fp`, `fn`, `tn`, then `sensitivity`,
         `specificity`, `ppv` and `npv`, each followed by its `_low` and `_high`. Rates that nothing defines are NaN.
@@ -134,12 +114,8 @@ def top_k_hits(y_true, y_score, k):
     """Finds the true labels that are among the k highest scores of their image.
 
     Scores of different classes are compared, so they should be probabilities. The same row of scores for every image,
-    for instance the prevalences, gives the constant ranking that any model must beat.
-
-    Args:
-        y_true: (n, classes) labels.
-        y_score: (n, classes) scores; of tied classes the earlier ranks higher.
-        k: classes named for each image.
+    for instance the prevalences, gives the constant ranking that any model must beat. Of tied classes the earlier ranks
+    higher.
 
     Returns:
         (n, classes) bool.

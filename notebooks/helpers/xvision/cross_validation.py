@@ -2,6 +2,9 @@
 
 NumPy, pandas and scikit-learn, no TensorFlow. Labels are 0, normal, and 1, with the finding; a probability of 0.5 or
 more counts as a prediction of 1. Figures that labels or predictions leave undefined are NaN and are never dropped.
+
+In both tables labels are (n,), probabilities of class 1 (n,) or (n, repeats), each from a network that was not trained
+on the row, and groups (n,) the patient of each row; other arguments are those of `evaluation.auc`.
 """
 
 from typing import NamedTuple
@@ -100,14 +103,6 @@ def score_table(labels, probs, groups, n_resamples=1000, seed=0, level=0.95):
     narrower than that of new studies (Nadeau and Bengio, Machine Learning 2003). Probabilities of a repeat are pooled
     over its folds, so the AUC compares images that different networks judged, and is lower where their scales differ.
 
-    Args:
-        labels: (n,) 0 or 1; n may be 0.
-        probs: (n,) or (n, repeats) probabilities of class 1, each from a network that was not trained on the row.
-        groups: (n,) patient of each row.
-        n_resamples: number of resamples.
-        seed: seed of the draw.
-        level: share of the resamples inside an interval.
-
     Returns:
         DataFrame with a row a figure: `figure`, `value`, `low`, `high`, `n_rows`, `n_patients`. Figures are `accuracy`,
         `balanced_accuracy` (mean of the recalls), `precision_`, `recall_` and `f1_` of each class, `auc`; `majority`,
@@ -141,16 +136,7 @@ def compare_scores(labels, probs_a, probs_b, groups, n_resamples=1000, seed=0, l
     """Builds the table of differences between two classifiers on the same rows, a minus b.
 
     Each resample draws the same patients for both, so what both find hard cancels out. What the intervals cover, and
-    what not, is as in `score_table`.
-
-    Args:
-        labels: (n,) 0 or 1; n may be 0.
-        probs_a: (n,) or (n, repeats) out-of-fold probabilities of the first classifier.
-        probs_b: the same of the second, with any number of repeats.
-        groups: (n,) patient of each row.
-        n_resamples: number of resamples.
-        seed: seed of the draw.
-        level: share of the resamples inside an interval.
+    what not, is as in `score_table`. The two may have other numbers of repeats.
 
     Returns:
         DataFrame with a row a figure, those of `score_table` up to `auc`: `figure`, `a`, `b`, `difference`, `low`,
