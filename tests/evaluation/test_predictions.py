@@ -142,7 +142,7 @@ def test_bad_files_are_refused_by_name(tmp_path, study):
     refused(frame.rename(columns={"image": "file"}), r"file.csv has no column image or Image Index; rename")
     refused(frame.assign(prob_mass=0.5), r"columns prob_Mass and prob_mass both name Mass")
     twice = pd.concat([frame, frame.iloc[[7]]])
-    refused(twice, rf"{frame['image'][7]} is listed twice, in rows 9 and {len(frame) + 2}")
+    refused(twice, rf"rows 9 and {len(frame) + 2}: {frame['image'][7]} is listed twice")
     refused(frame.assign(image=[f"x/{name}" for name in frame["image"]]), "none of its 90 images, such as x/")
     refused(frame.iloc[:0], "file.csv has a header and no rows")
     refused(

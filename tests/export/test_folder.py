@@ -16,7 +16,7 @@ import pytest
 from made_images import encode, make_png
 
 from helpers.export import ExportedModel, predict_folder
-from helpers.export.folder import _escape, list_image_files
+from helpers.export.folder import _escape, list_files
 from helpers.packing import load_image
 from helpers.study import draw_image
 
@@ -156,10 +156,10 @@ def test_linked_folders_are_followed_and_never_in_circles(tmp_path):
     (folder / "c.png").symlink_to(elsewhere / "c.png")
     (elsewhere / "images" / "back").symlink_to(folder)
     (folder / "images_001" / "root").symlink_to("/")
-    names = [name for name, _ in list_image_files(folder)]
+    names = [name for name, _ in list_files(folder)]
     assert names == ["c.png", "images_001/a.png", "images_001/root", "images_002/b.png", "images_002/back"]
     (tmp_path / "link").symlink_to(elsewhere / "images")
-    assert list_image_files(tmp_path / "link")[0][0] == "b.png"
+    assert list_files(tmp_path / "link")[0][0] == "b.png"
 
 
 def test_what_is_written_into_the_folder_is_not_read(tiny_model, ten):
@@ -408,7 +408,7 @@ def test_names_that_are_no_plain_text_do_not_break_the_csv(tiny_model, tmp_path)
         write(folder, {name: encode(np.roll(IMAGES[k % 6], k, 0)) for k, name in enumerate(names)})
     except OSError as error:
         pytest.skip(f"this disk takes no such names: {error}")
-    listed = list_image_files(folder)
+    listed = list_files(folder)
     assert len({name for name, _ in listed}) == len(names)
     assert {path.relative_to(folder).as_posix() for _, path in listed} == set(names)
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"

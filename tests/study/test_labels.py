@@ -240,7 +240,7 @@ def test_adjudicated_labels(tmp_path):
     assert table.loc["a.png"].to_dict() == {"Pneumothorax": 0, "Nodule or mass": 0, "Airspace opacity": 1}
     assert table.loc["b.png"].to_dict() == {"Pneumothorax": 1, "Nodule or mass": 0, "Airspace opacity": 0}
     path.write_text(f"{header}\na.png,YES,NO,YES,NO\na.png,NO,YES,NO,NO\n")
-    with pytest.raises(ValueError, match=r"google2019.*row 3: a.png is listed twice"):
+    with pytest.raises(ValueError, match=r"google2019.*rows 2 and 3: a.png is listed twice"):
         load_adjudicated(tmp_path)
     path.write_text(f"{header}\na.png,YES,NO,perhaps,NO\n")
     with pytest.raises(ValueError, match=r"google2019.*row 2: 'perhaps' is not a label"):

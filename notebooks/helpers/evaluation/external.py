@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from ..runtime.files import as_path, read_csv
-from ..study.labels import read_table
+from ..runtime.files import as_path
+from ..study.labels import read_header, read_table
 from ..study.study import read_patients
 from .auc import auc_table, bootstrap_auc
 from .bootstrap import interval_around, percentile_interval, ratio
@@ -59,7 +59,7 @@ def read_external(path, findings):
     """
     path = as_path(path)
     predictions = read_predictions(path, findings)
-    header = [name.strip() for name in read_csv(path, nrows=0)]
+    header = read_header(path)
     labels = [column for column in header if column.startswith("label_")]
     if not labels:
         raise ValueError(f"{path} has no column label_..., of a finding that the other study has labels of")

@@ -5,17 +5,15 @@ A table of predictions has a row an image: `image`, `patient_id`, `split`, then 
 `follow_up`, `age`, `sex`, `view`. Here `split` names the subset that an image is in.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import re
 
 import numpy as np
 import pandas as pd
 
-from ..runtime.files import as_path, lock_folder, read_csv, read_text, write_csv
-from ..study.labels import COLUMNS, list_findings, read_table
+from ..runtime.files import as_path, lock_folder, read_csv, write_csv
+from ..study.labels import COLUMNS, list_findings, read_header, read_table, refuse_twice
 from ..study.splits import assert_no_patient_overlap
 from ..study.study_folder import name_some
 from .auc import roc_auc
@@ -153,7 +151,7 @@ def read_predictions(path, findings):
     path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of predictions {path}")
-    header = [name.strip() for name in next(csv.reader(io.StringIO(read_text(path), newline="")), [])]
+    header = read_header(path)
     if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
         raise ValueError(f"{path}: its columns are not separated by commas; save it as a plain CSV with decimal points")
     images = [name for name in header if name.casefold() in ("image", "image index", "image_index")]
@@ -172,11 +170,7 @@ def read_predictions(path, findings):
     table = read_table(path, list(names)).rename(columns=names)
     if table.empty:
         raise ValueError(f"{path} has a header and no rows")
-    first = {}
-    for line, name in table["image"].items():
-        if name in first:
-            raise ValueError(f"{path}: {name} is listed twice, in rows {first[name]} and {line}; keep one")
-        first[name] = line
+    refuse_twice(path, table["image"])
     for column in of_probs:
         table[column] = _parse_probs(path, table, column, columns[column.removeprefix("prob_")])
     table["split"] = _parse_split(path, table["split"]) if "split" in table else ""

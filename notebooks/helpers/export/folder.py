@@ -23,7 +23,7 @@ from ..training.model_files import hash_model
 from .input_gate import check_images, measure_color
 
 
-def list_image_files(images, without=()):
+def list_files(images, without=()):
     """Lists all files of a folder, and of the folders in it: what is no image is to be reported, not skipped.
 
     Links to folders are followed. Listed as well, so that they are reported, are folders that are not entered: hidden
@@ -81,7 +81,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None, cluster=
     Args:
         model: an `ExportedModel`.
         images: path of a folder on a local disk, or of one image.
-        out: path of the CSV to write, on a local disk. One row an image: `file` (see `list_image_files`), `bytes`,
+        out: path of the CSV to write, on a local disk. One row an image: `file` (see `list_files`), `bytes`,
             `modified` (UTC), `findings` (those above their thresholds, with "|"), `warnings`, then `prob_<Pathology>`
             (calibrated) and `threshold_<Pathology>`. Beside it are written `<out>_model.json`, which describes the
             model and the folder, and `<out>_unreadable.csv`, the files that cannot be read, with reasons.
@@ -96,7 +96,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None, cluster=
         `unreadable` and `warned`, DataFrames with `file` and `reason`, of this call.
 
     Raises:
-        FileNotFoundError: see `list_image_files`.
+        FileNotFoundError: see `list_files`.
         ValueError: `out` holds predictions of another model or folder, or is another file; or the side of the model's
             images is too small for the input gate.
         OSError: `out` cannot be written.
@@ -104,7 +104,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None, cluster=
     """
     out = Path(out)
     unreadable_csv, note = out.with_name(f"{out.stem}_unreadable.csv"), out.with_name(f"{out.stem}_model.json")
-    files = list_image_files(images, without=(out, unreadable_csv, note))
+    files = list_files(images, without=(out, unreadable_csv, note))
     folder = Path(images) if Path(images).is_dir() else Path(images).parent
     busy = f"Another process predicts the images in {folder}. This one waits until it ends."
     with lock_folder(folder, busy, wait=True):

@@ -76,13 +76,10 @@ def load_metadata(study_dir):
     table = read_table(path, [*needed, "View Position"], renamed)
     if table.empty:
         raise ValueError(f"{path} has a header and no rows; fetch the file again")
-    first_lines = {}
     for line, image in table["Image Index"].items():
         if not image or "/" in image or "\\" in image:
             raise ValueError(f"{path}, row {line}: {image!r} is not an image's file name")
-        if image in first_lines:
-            raise ValueError(f"{path}: {image} is listed twice, in rows {first_lines[image]} and {line}")
-        first_lines[image] = line
+    refuse_twice(path, table["Image Index"])
 
     ages = _map_values(path, table["Patient Age"], _parse_age).astype("float64")
     findings = _map_values(path, table["Finding Labels"], _parse_findings)
@@ -176,13 +173,25 @@ def load_adjudicated(study_dir):
     path = open_study(study_dir) / "google2019_nih-chest-xray-labels.csv"
     columns = ["Image Index", *ADJUDICATED]
     table = read_table(path, columns) if path.is_file() else pd.DataFrame(columns=columns, dtype=str)
-    twice = table.index[table["Image Index"].duplicated()]
-    if len(twice):
-        raise ValueError(f"{path}, row {twice[0]}: {table.loc[twice[0], 'Image Index']} is listed twice")
+    refuse_twice(path, table["Image Index"])
     for name in ADJUDICATED:
         parsed = _map_values(path, table[name], lambda text: _choose(text, {"YES": 1, "NO": 0}, "label"))
         table[name] = parsed.astype("uint8")
     return table.rename(columns={"Image Index": "image"}).reset_index(drop=True)
+
+
+def refuse_twice(path, images):
+    """Raises ValueError where a column of image names has one twice; names the file and both rows."""
+    twice = images.duplicated()
+    if twice.any():
+        line = twice.idxmax()
+        first = images.eq(images[line]).idxmax()
+        raise ValueError(f"{path}, rows {first} and {line}: {images[line]} is listed twice; keep one row")
+
+
+def read_header(path):
+    """Returns the names of a CSV's columns, stripped."""
+    return [name.strip() for name in next(csv.reader(io.StringIO(read_text(path), newline="")), [])]
 
 
 def read_table(path, needed, renamed=None):

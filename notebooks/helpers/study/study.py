@@ -4,8 +4,6 @@ A reader in `readers` makes a `Study` of a folder; `write_study_files` writes an
 is how packed studies carry them.
 """
 
-import csv
-import io
 import json
 import os
 import re
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..runtime.files import copy_file, hash_file, read_text, write_text
-from .labels import _BESIDE, COLUMNS, list_findings
+from .labels import _BESIDE, COLUMNS, list_findings, refuse_twice
 from .splits import SUBSETS, assert_no_patient_overlap
 from .study_folder import list_small_files
 
@@ -110,11 +108,7 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
     for line, image in table["image"].items():
         if not image or image.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", image):
             raise ValueError(f"{path}, row {line}: {image!r} is not the path of an image below {folder}")
-    twice = table["image"].duplicated()
-    if twice.any():
-        line = twice.idxmax()
-        first = table["image"].eq(table.loc[line, "image"]).idxmax()
-        raise ValueError(f"{path}, rows {first} and {line}: {table.loc[line, 'image']} is listed twice; keep one row")
+    refuse_twice(path, table["image"])
     rows = pd.DataFrame({"image": table["image"]})
     has_patients = "patient_id" in table
     rows["patient_id"] = read_patients(path, table["patient_id"]) if has_patients else 0
@@ -211,11 +205,6 @@ def read_patients(path, column):
             "as a patient, and intervals are over images"
         )
     return column.astype("int64") if column.str.fullmatch("0|[1-9][0-9]{0,17}").all() else column  # 7 is not 007
-
-
-def read_header(text):
-    """Returns the names of a CSV's columns, stripped."""
-    return [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")), [])]
 
 
 def _assert_names(path, findings):

@@ -8,9 +8,8 @@ of the reports with a label for most findings nearly all are positive. Columns a
 
 import pandas as pd
 
-from ...runtime.files import read_text
-from ..labels import read_table
-from ..study import make_study, read_header
+from ..labels import read_header, read_table
+from ..study import make_study
 from ..study_folder import list_image_files
 
 FILES = "CheXpert's train.csv"
@@ -30,7 +29,7 @@ _ABOUT = {
 def is_here(folder):
     """Returns whether a folder has this layout."""
     paths = [folder / name for name in _SUBSETS if (folder / name).is_file()]
-    return any({*_FACTS} <= {*read_header(read_text(path))} for path in paths)
+    return any({*_FACTS} <= {*read_header(path)} for path in paths)
 
 
 def load(folder, uncertain):
@@ -41,7 +40,7 @@ def load(folder, uncertain):
 
 
 def _read_frontal(path):
-    findings = [name for name in read_header(read_text(path)) if name not in (*_FACTS, "No Finding", "")]
+    findings = [name for name in read_header(path) if name not in (*_FACTS, "No Finding", "")]
     table = read_table(path, [*_FACTS, *findings])
     table = table[table["Frontal/Lateral"].eq("Frontal")]
     table = table.set_axis([f"{line} of {path.name}" for line in table.index])

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ...runtime.files import read_text
-from ..labels import read_table
-from ..study import make_study, read_header
+from ..labels import read_header, read_table
+from ..study import make_study
 from ..study_folder import list_named_images
 
 FILES = "jsrt_metadata.csv"
@@ -35,7 +34,7 @@ def is_here(folder):
 def load(folder, uncertain):  # labels know no -1
     """Loads the study, see `readers.load_study`; images are named by file, and every one is of another patient."""
     path = folder / FILES
-    facts = [name for name in ("age", "gender") if name in read_header(read_text(path))]
+    facts = [name for name in ("age", "gender") if name in read_header(path)]
     table = read_table(path, ["study_id", "size", "x", "y", *facts]).rename(
         columns={"study_id": "image", "gender": "sex"}
     )

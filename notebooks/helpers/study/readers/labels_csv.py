@@ -3,9 +3,8 @@
 Packed studies of every layout but NIH's carry their labels in this form.
 """
 
-from ...runtime.files import read_text
-from ..labels import read_table
-from ..study import ABOUT, BOX_COLUMNS, BOXES, LABELS, make_study, read_about, read_header
+from ..labels import read_header, read_table
+from ..study import ABOUT, BOX_COLUMNS, BOXES, LABELS, make_study, read_about
 from ..study_folder import list_image_files
 
 FILES = LABELS
@@ -25,7 +24,7 @@ def load(folder, uncertain):
     `study.json` may hold `name`, `labels`, `source` and `terms`, which the model card shows.
     """
     path = folder / LABELS
-    header = read_header(read_text(path))
+    header = read_header(path)
     if "image" not in header:
         raise ValueError(
             f"{path} has no column called image, the path of an image below {folder}: rename it. It has "
@@ -48,7 +47,7 @@ def _load_boxes(folder):
     path = folder / BOXES
     if not path.is_file():
         return None
-    header = read_header(read_text(path))
+    header = read_header(path)
     called = "pathology" if "pathology" in header else "finding"
     boxes = read_table(path, [called if name == "pathology" else name for name in BOX_COLUMNS])
     boxes = boxes.rename(columns={called: "pathology"}).assign(image=_unify(boxes["image"]))

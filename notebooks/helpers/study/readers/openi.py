@@ -10,7 +10,6 @@ import json
 import re
 import tarfile
 import zlib
-from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -84,13 +83,9 @@ def find_frontal(reports):
         Series of bool with the index of `reports`.
     """
     number = reports["study"].str.removeprefix("CXR").astype("int64")
-    second, none = (number.isin(_load_views()[key]) for key in ("second", "none"))
+    views = json.loads(read_text(Path(__file__).with_name("openi_views.json")))
+    second, none = (number.isin(views[key]) for key in ("second", "none"))
     return (reports["position"] == 1 + second) & ~none
-
-
-@lru_cache(maxsize=1)
-def _load_views():
-    return json.loads(read_text(Path(__file__).with_name("openi_views.json")))
 
 
 def read_openi_reports(path):

@@ -8,9 +8,8 @@ of all of them are kept. Columns: physionet.org/content/vindr-cxr/1.0.0; those o
 
 import pandas as pd
 
-from ...runtime.files import read_text
-from ..labels import read_table
-from ..study import check_boxes, make_study, read_header
+from ..labels import read_header, read_table
+from ..study import check_boxes, make_study
 from ..study_folder import list_named_images
 
 FILES = "VinDr-CXR's image_labels_train.csv or Kaggle's train.csv"
@@ -34,7 +33,7 @@ _ABOUT = {
 def is_here(folder):
     """Returns whether a folder has this layout."""
     paths = [*_find(folder, "image_labels_*.csv"), folder / "train.csv"]
-    headers = [{*read_header(read_text(path))} for path in paths if path.is_file()]
+    headers = [{*read_header(path)} for path in paths if path.is_file()]
     # The data set of children's radiographs, VinDr-PCXR, has files of the same names and other findings.
     return any(header >= {"image_id", "Aortic enlargement"} or header >= {*_KAGGLE} for header in headers)
 
@@ -66,7 +65,7 @@ def _list_images(folder):
 
 def _vote(path):
     """Returns a row an image: `image`, PhysioNet's `split`, and whether most radiologists saw each finding."""
-    header = read_header(read_text(path))
+    header = read_header(path)
     if path.name == "train.csv":
         table = read_table(path, _KAGGLE).replace({"class_name": _SPELLINGS})
         seen = pd.crosstab(table["image_id"], table["class_name"], table["rad_id"], aggfunc="nunique").fillna(0)
