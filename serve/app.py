@@ -58,24 +58,21 @@ class Protocol(H11Protocol):
         return is_due
 
 
-def make_app(model, name, *, limits=None, slots=None, waiting=16, body_seconds=30):
+def make_app(model, name, *, limits=Limits(), waiting=16, body_seconds=30):
     """Builds the web application.
 
     Args:
         model: an `ExportedModel`.
         name: text, the model's name in addresses.
-        limits: a `rest.Limits`; None for its defaults.
-        slots: int, requests that are computed at the same time; None for one a core, two at most, because each of them
-            uses all cores most of the time.
-        waiting: int, further requests that may wait or be received; more get a 429 at once, so memory for bodies is
-            at most (slots + waiting) * `limits.max_bytes`.
+        limits: a `rest.Limits`.
+        waiting: int, requests that may wait or be received beside the two that are computed; more get a 429 at once, so
+            memory for bodies is at most (2 + waiting) * `limits.max_bytes`.
         body_seconds: float, seconds that a client has to send a body.
 
     Returns:
         An ASGI application.
     """
-    limits = limits or Limits()
-    slots = slots or min(2, os.cpu_count() or 1)
+    slots = min(2, os.cpu_count() or 1)  # each request uses all cores most of the time
     description = json.dumps(_describe(model, name)).encode()
     status = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     status = json.dumps({"model_version_status": [status]}).encode()

@@ -81,7 +81,7 @@ def build_demo(model):
         # All of them and one at a time: of two at once, the page would show the numbers of one beside the other's name.
         in_order = {"concurrency_id": "image", "trigger_mode": "multiple", "api_visibility": "private"}
         file.upload(functools.partial(_read_upload, model), file, shown, **in_order)
-        file.clear(_forget, None, shown, **in_order)
+        file.clear(functools.partial(_show_nothing, _WELCOME, "fine"), None, shown, **in_order)
         draw.click(None, None, file, js="() => null", api_visibility="private")
         draw.click(functools.partial(_draw, model), None, shown, **in_order)
         finding.input(_show_finding, [known, finding], stage, api_visibility="private")
@@ -126,12 +126,12 @@ def _answer(model, path, caption):
         data, remarks = load_image(path)
     except (ValueError, OSError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it cannot be opened"
-        return _refuse(f"This file cannot be read as an image: {reason}.")
+        return _show_nothing(f"This file cannot be read as an image: {reason}.")
     try:
         answer = {name: values[0] for name, values in model.predict([data]).items()}
         explained = model.explain([data])
     except ValueError:
-        return _refuse("This file cannot be read as an image: it is damaged or cut short.")
+        return _show_nothing("This file cannot be read as an image: it is damaged or cut short.")
     remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in remarks] + _list_warnings(data)
     image = page.encode_picture(decode_image(data, _SHOWN_SIDE).numpy()[..., 0], "JPEG")
     names = model.facts["class_names"]
@@ -161,12 +161,8 @@ def _show_finding(known, finding):
     return page.show_image(known["image"], known["heatmaps"][finding], known["side"], finding, known["caption"])
 
 
-def _refuse(sentence):
-    return None, page.show_empty(), page.show_notes([sentence], "error"), "", "", gr.Dropdown([], value=None)
-
-
-def _forget():
-    return None, page.show_empty(), page.show_notes([_WELCOME], "fine"), "", "", gr.Dropdown([], value=None)
+def _show_nothing(sentence, kind="error"):
+    return None, page.show_empty(), page.show_notes([sentence], kind), "", "", gr.Dropdown([], value=None)
 
 
 def main():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.evaluation import floors
 from helpers.evaluation.auc import roc_auc
 from helpers.evaluation.floors import (
     METADATA_COLUMNS,
@@ -165,7 +166,7 @@ def test_the_auc_is_too_high_on_a_split_by_image(planted):
 
 
 @pytest.mark.slow
-def test_of_many_images_leakage_takes_patients_at_random_and_whole(planted):
+def test_of_many_images_leakage_takes_patients_at_random_and_whole(planted, monkeypatch):
     rows, thumbnails = planted
     drawn = [_draw_patients(rows["patient_id"].to_numpy(), 200, seed) for seed in range(40)]
     for taken in drawn:
@@ -176,7 +177,8 @@ def test_of_many_images_leakage_takes_patients_at_random_and_whole(planted):
     often = np.bincount(np.concatenate(drawn), minlength=len(rows)) / len(drawn)
     assert often.min() > 0 and abs(often[:200].mean() - often[-200:].mean()) < 0.1
     np.testing.assert_array_equal(_draw_patients(rows["patient_id"].to_numpy(), len(rows), 0), np.arange(len(rows)))
-    result = measure_leakage(thumbnails, rows, seeds=range(2), max_images=300)
+    monkeypatch.setattr(floors, "_MAX_IMAGES", 300)
+    result = measure_leakage(thumbnails, rows, seeds=range(2))
     assert result["n_images"].between(250, 300).all() and (result["known_by_patient"] == 0).all()
 
 
@@ -203,7 +205,7 @@ def test_leakage_of_odd_input(planted):
     rows, thumbnails = planted
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        small = measure_leakage(thumbnails[:12], rows[:12].reset_index(drop=True), seeds=[0], n_neighbors=50)
+        small = measure_leakage(thumbnails[:12], rows[:12].reset_index(drop=True), seeds=[0])
         few = rows[:150].reset_index(drop=True)
         blank = measure_leakage(np.zeros((150, 8, 8), "uint8"), few, seeds=[0])
         healthy = measure_leakage(thumbnails[:150], few.assign(**dict.fromkeys(PATHOLOGIES, 0)), seeds=[0])

@@ -17,6 +17,7 @@ METADATA_COLUMNS = ("age", "sex", "view", "follow_up")
 
 _MAX_SIDE = 64  # pixels; the covariance of larger thumbnails would be a matrix of gigabytes
 _MAX_IMAGES = 20_000  # to look for neighbors among, in seconds rather than minutes
+_N_NEIGHBORS = 5  # images to look up
 _N_COMPONENTS = 100  # of 20 to 200, these separated the patients of an earlier synthetic study best
 
 
@@ -96,22 +97,20 @@ def predict_by_ridge(train_features, train_labels, features):
     return scores
 
 
-def measure_leakage(thumbnails, rows, seeds=range(5), n_neighbors=5, max_images=_MAX_IMAGES):
+def measure_leakage(thumbnails, rows, seeds=range(5)):
     """Measures how much too good a split by image makes a model look that can only recognize images it has seen.
 
     The model names the findings of the nearest training images, as far as they are known. Distances are taken between
     whitened principal components of the standardized thumbnails, where what all chests share counts no more than what
     is a patient's own.
     Each seed splits the same images twice, by "random_patients" and by "leaky_images" (see `make_split`), into a fifth
-    to test on and the rest to look up. Of more than `max_images`, each seed draws whole patients at random. Where
+    to test on and the rest to look up. Of more than 20,000, each seed draws whole patients at random. Where
     thumbnails do not tell patients apart, `recognized_by_image` is small and there is nothing to gain.
 
     Args:
         thumbnails: uint8 array (n, side, side), sides of 16 pixels recognize best; up to 64 are accepted.
         rows: DataFrame of the n images, as `load_metadata` gives them: `image`, `patient_id` and the findings.
         seeds: seeds of the splits, one row of the result each.
-        n_neighbors: images to look up.
-        max_images: most images to take, of patients drawn at random.
 
     Returns:
         DataFrame, one row a seed: `seed`, `n_images`; `auc_by_patient` and `auc_by_image`, mean test AUC over the
@@ -133,12 +132,10 @@ def measure_leakage(thumbnails, rows, seeds=range(5), n_neighbors=5, max_images=
     labels, patients = rows[[*list_findings(rows)]].to_numpy("float64"), rows["patient_id"].to_numpy()
     results = []
     for seed in seeds:
-        taken = _draw_patients(patients, max_images, seed)
+        taken = _draw_patients(patients, _MAX_IMAGES, seed)
         few = rows.iloc[taken].reset_index(drop=True)
         by_patient, by_image = (
-            _recognize(
-                x[taken], labels[taken], patients[taken], make_split(few, split=s, seed=seed) == "test", n_neighbors
-            )
+            _recognize(x[taken], labels[taken], patients[taken], make_split(few, split=s, seed=seed) == "test")
             for s in ("random_patients", "leaky_images")
         )
         both = np.isfinite(by_patient[0]) & np.isfinite(by_image[0])
@@ -170,7 +167,7 @@ def _encode(frame, train, columns):
     return encoded
 
 
-def _recognize(x, labels, patients, in_test, n_neighbors):
+def _recognize(x, labels, patients, in_test):
     """Returns the AUCs of looking up the nearest images, and the shares of test images known and recognized."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
@@ -181,7 +178,7 @@ def _recognize(x, labels, patients, in_test, n_neighbors):
     whiten = PCA(n_components, whiten=True, svd_solver="covariance_eigh")
     with np.errstate(invalid="ignore"):  # images without any variance have no shares of it, which nobody reads
         whiten.fit(x[~in_test])
-    memory = NearestNeighbors(n_neighbors=min(n_neighbors, n_train), algorithm="brute").fit(
+    memory = NearestNeighbors(n_neighbors=min(_N_NEIGHBORS, n_train), algorithm="brute").fit(
         whiten.transform(x[~in_test])
     )
     nearest = memory.kneighbors(whiten.transform(x[in_test]), return_distance=False)

@@ -122,12 +122,12 @@ class OpenExport(NamedTuple):
     facts: dict
 
 
-def open_export(path, sha256=None):
+def open_export(path):
     """Opens an exported model of any format.
 
     Args:
-        path: path of `saved_model`, `model.onnx`, `model.tflite` or `model_int8.tflite`.
-        sha256: see `check_model_file`; for ONNX and LiteRT, None takes the hash that the export recorded.
+        path: path of `saved_model`, `model.onnx`, `model.tflite` or `model_int8.tflite`; the last three must have the
+            hash that the export recorded.
 
     Returns:
         An `OpenExport`.
@@ -140,9 +140,9 @@ def open_export(path, sha256=None):
     """
     path = as_path(path)
     if path.suffix not in (".onnx", ".tflite"):
-        model = ExportedModel(path, sha256)
+        model = ExportedModel(path)
         return OpenExport(model.predict_pixels, lambda data: model.predict([data]), model.facts)
-    with local_copy(check_model_file(path, sha256=sha256)) as file:
+    with local_copy(check_model_file(path)) as file:
         predict, facts = (_open_onnx if path.suffix == ".onnx" else _open_litert)(os.fspath(file))
     if facts is None:
         raise ValueError(f"{path} carries no model.json, which describes it. Export the model again.")

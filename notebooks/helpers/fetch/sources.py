@@ -47,6 +47,7 @@ _METADATA = (  # name, id in Box, SHA-256 in the mirror
     ("BBox_List_2017.csv", 219760940956, "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
 )
 _MARKS = ("phantom.json", LABELS)  # of studies that are not NIH's
+_MAX_DEPTH = 4  # folders between /kaggle/input and a study, at most
 _KAGGLE_BYTES = 2 * 45_000_000_000  # kagglehub keeps the archive until it is unpacked
 
 
@@ -169,7 +170,7 @@ def assert_no_other_images(folder, allowed=()):
         raise ValueError(f"{folder} holds another study, by its {marks[0]}: name another DATA_DIR, such as data/nih")
 
 
-def find_attached_study(root="/kaggle/input", max_depth=4):
+def find_attached_study(root="/kaggle/input"):
     """Finds the study that is attached to a Kaggle notebook.
 
     The two places where Kaggle has mounted `nih-chest-xrays/data` are tried first, then all folders down to a depth.
@@ -177,7 +178,6 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
 
     Args:
         root: path of the folder with what is attached.
-        max_depth: most folders between it and a study.
 
     Returns:
         Path of the study, a folder with `Data_Entry_2017*.csv` and `images*/`, or with `labels.csv`.
@@ -206,7 +206,7 @@ def find_attached_study(root="/kaggle/input", max_depth=4):
                 folders.clear()
             else:
                 others += _describe_other(folder, images, files)
-            if len(folder.relative_to(root).parts) == max_depth:
+            if len(folder.relative_to(root).parts) == _MAX_DEPTH:
                 folders.clear()
             folders[:] = [name for name in folders if name not in images and not name.startswith(".")]
     if len(found) > 1:

@@ -12,6 +12,7 @@ SPLITS = ("official", "random_patients", "leaky_images")
 SUBSETS = ("train", "val", "test")  # of each split
 
 _TEST_SHARE = 0.2  # of the community's 70/10/20
+_N_DRAWS, _N_MOVES = 500, 300  # random draws of validation patients, and most patients that are moved afterwards
 
 
 def make_split(metadata, split="official", val_share=0.1, seed=0):
@@ -130,15 +131,13 @@ def _split_at_random(units, val_share, rng):
     return subset_of_unit[unit_of_row]
 
 
-def _choose_val(counts, val_share, rng, n_draws=500, n_moves=300):
+def _choose_val(counts, val_share, rng):
     """Chooses validation patients: the best of random draws, then single patients moved while that helps.
 
     Args:
         counts: (columns, patients) int64, a patient's positive images of each finding; the last column is all images.
         val_share: share aimed at in every column.
         rng: numpy Generator.
-        n_draws: random draws to choose from.
-        n_moves: most patients that are moved afterwards.
 
     Returns:
         (patients,) bool. Sums run over the first axis, term after term, hence to the same bits on every machine.
@@ -157,7 +156,7 @@ def _choose_val(counts, val_share, rng, n_draws=500, n_moves=300):
 
     size = min(max(round(val_share * n_patients), 1), n_patients - 1)
     best, best_cost = None, np.inf
-    for _ in range(n_draws):
+    for _ in range(_N_DRAWS):
         # The smallest of uniform numbers: the draw rests on the generator's stream alone, not on numpy's shuffling.
         chosen = np.sort(np.argpartition(rng.random(n_patients), size - 1)[:size])
         draw_cost = cost(counts[:, chosen].sum(axis=1)[:, None], positive[:, chosen].sum(axis=1)[:, None])[0]
@@ -166,7 +165,7 @@ def _choose_val(counts, val_share, rng, n_draws=500, n_moves=300):
     in_val = np.zeros(n_patients, dtype=bool)
     in_val[best] = True
 
-    for _ in range(n_moves):
+    for _ in range(_N_MOVES):
         sign = np.where(in_val, -1, 1)
         sums, patients = counts[:, in_val].sum(axis=1), positive[:, in_val].sum(axis=1)
         after = cost(sums[:, None] + sign * counts, patients[:, None] + sign * positive)
