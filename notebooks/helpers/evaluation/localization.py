@@ -231,15 +231,8 @@ def _contain(corners, shape):
 
 def _upsample(maps):
     """Interpolates (n, h, w) maps bilinearly between the centers of their cells, constant beyond the outermost."""
-    for _ in range(2):  # Along the last axis, which then changes places with the other.
-        size = maps.shape[2]
-        n_points = max(_GRID, size)
-        position = np.clip((np.arange(n_points) + 0.5) * size / n_points - 0.5, 0, size - 1)
-        before = position.astype("int64")
-        part = position - before
-        after = np.minimum(before + 1, size - 1)
-        maps = (maps[:, :, before] * (1 - part) + maps[:, :, after] * part).swapaxes(1, 2)
-    return maps
+    factors = [max(_GRID, size) / size for size in maps.shape[1:]]
+    return ndimage.zoom(maps, (1, *factors), order=1, mode="nearest", grid_mode=True)
 
 
 def _predict_boxes(fine, flat):
