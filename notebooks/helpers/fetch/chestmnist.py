@@ -158,7 +158,7 @@ def write_chestmnist_study(npz, folder, side, *, images=None, origin=None, progr
             rows = _write_images(arrays, draft, bar)
             if bar is not None:
                 bar.close()
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise ArchiveError(
             f"{npz}: damaged, or not a file of MedMNIST ({error}); remove it and download it again"
         ) from error
@@ -174,19 +174,17 @@ class _Images:
 
     def __init__(self, archive, subset, side, limit, stack):
         with archive.open(f"{subset}_labels.npy") as file:
-            labels = _read_header(archive, file, f"{subset}_labels")
-            n_images = labels[0][0]
-            if labels[0] != (n_images, len(PATHOLOGIES)) or labels[1].kind not in "biu":
-                raise ArchiveError(f"{archive.filename}: {subset}_labels has shape {labels[0]}; is this ChestMNIST?")
-            self.labels = np.frombuffer(file.read(), labels[1]).reshape(labels[0])[:limit]
-        if not np.isin(self.labels, (0, 1)).all():
-            raise ArchiveError(f"{archive.filename}: {subset}_labels holds other numbers than 0 and 1")
-        self.file, self.side = stack.enter_context(archive.open(f"{subset}_images.npy")), side
-        shape, dtype = _read_header(archive, self.file, f"{subset}_images")
-        if shape != (n_images, side, side) or dtype != np.uint8:
-            raise ArchiveError(
-                f"{archive.filename}: {subset}_images is {dtype} of shape {shape}; expected uint8 of shape "
-                f"{(n_images, side, side)}"
+            labels = np.lib.format.read_array(file, allow_pickle=False)
+        if labels.shape != (len(labels), len(PATHOLOGIES)) or not np.isin(labels, (0, 1)).all():
+            raise ValueError(f"{subset}_labels, of shape {labels.shape}, are no labels of ChestMNIST")
+        self.labels, self.side = labels[:limit], side
+        self.file = stack.enter_context(archive.open(f"{subset}_images.npy"))
+        version = np.lib.format.read_magic(self.file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(self.file)
+        if (shape, is_fortran, dtype) != ((len(labels), side, side), False, np.uint8):
+            raise ValueError(
+                f"{subset}_images is {dtype} of shape {shape}; expected uint8 of shape {(len(labels), side, side)}"
             )
 
     def __iter__(self):
@@ -198,19 +196,6 @@ class _Images:
                 raise EOFError("it ends within the images")
             yield from np.frombuffer(data, np.uint8).reshape(-1, self.side, self.side)
             left -= min(left, _CHUNK)
-
-
-def _read_header(archive, file, name):
-    """Returns shape and dtype of an array in an npz; ArchiveError for anything but a plain array."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(file)
-    except ValueError as error:
-        raise ArchiveError(f"{archive.filename}: {name} is not an array ({error})") from error
-    if is_fortran or dtype.hasobject or len(shape) < 2:
-        raise ArchiveError(f"{archive.filename}: {name} is {dtype} of shape {shape}; is this ChestMNIST?")
-    return shape, dtype
 
 
 def _write_images(arrays, folder, bar):
