@@ -38,22 +38,6 @@ def test_undefined_figures_are_nan():
         np.testing.assert_allclose(calibration_error([0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]), [0.25])
 
 
-@pytest.mark.parametrize(
-    ("y", "score", "text"),
-    [
-        ([[0, 1], [1, 0]], [[0.1, 0.2], [0.3, np.nan]], "score nan in row 1, class 1"),
-        ([[0, 1], [2, 0]], [[0.1, 0.2], [0.3, 0.4]], "label 2 in row 1, class 0"),
-        ([[0, 1]], [[0.1, 0.2], [0.3, 0.4]], r"\(1, 2\).*\(2, 2\)"),
-    ],
-)
-def test_malformed_input_is_refused(y, score, text):
-    for figure in (fit_platt, calibration_error, reliability_curve):
-        with pytest.raises(ValueError, match=text):
-            figure(y, score)
-    with pytest.raises(ValueError, match=text):
-        bootstrap_calibration_error(y, score, np.arange(len(y)))
-
-
 def test_platt_recovers_known_parameters():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(40000, 3)) * 2 - 1

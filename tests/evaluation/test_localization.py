@@ -390,15 +390,6 @@ def test_a_control_may_be_scored_on_a_part_of_the_findings():
         localization_table(scores.iloc[part], controls)
 
 
-def test_table_of_one_finding():
-    boxes = make_boxes(("a.png", "Mass", 600, 200, 200, 300))
-    findings = boxed_findings(boxes, make_images(boxes))
-    table = localization_table(score_maps(blob(700, 350)[None], findings, boxes), n_resamples=20)
-    assert table["pathology"].tolist() == ["Mass", "mean"]
-    assert table["pointing"].tolist() == table["pointing_high"].tolist() == [1, 1]
-    assert table.notna().all(axis=None)
-
-
 def test_a_study_without_boxes_gives_empty_tables():
     boxes, full, controls = scored_study(2)
     none = boxes.iloc[:0]

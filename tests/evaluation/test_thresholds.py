@@ -25,17 +25,6 @@ def test_undefined_figures_are_nan():
         assert rates_table(empty, empty, 0.5, [], list("abc")).filter(regex="sens|spec|pv").isna().all(axis=None)
 
 
-def test_malformed_input_is_refused():
-    y, score = [[0, 1], [1, 0]], [[0.1, 0.2], [0.3, np.nan]]
-    for call in (
-        lambda: choose_thresholds(y, score),
-        lambda: top_k_hits(y, score, 1),
-        lambda: rates_table(y, score, 0.5, np.arange(2), ["a", "b"]),
-    ):
-        with pytest.raises(ValueError, match="score nan in row 1, class 1"):
-            call()
-
-
 def test_confusion_counts_and_rates():
     y = np.array([[1, 0], [1, 0], [0, 0], [0, 1], [0, 1]])
     score = np.array([[0.9, 0.1], [0.5, 0.1], [0.5, 0.1], [0.4, 0.1], [0.1, 0.1]])

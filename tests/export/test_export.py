@@ -4,7 +4,6 @@
 installation: `pytest tests/export/test_export.py`.
 """
 
-import io
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_images import encode
 from PIL import Image
 from scipy.special import expit, logit
 from seeded_run import SIDE, write_seeded_run
@@ -61,11 +61,6 @@ def expected(tiny_run, images):
 
 def platt(facts, logits):
     return expit(np.array(facts["calibration_slope"]) * logits + facts["calibration_intercept"])
-
-
-def encode(image):
-    Image.fromarray(image).save(file := io.BytesIO(), "PNG")
-    return file.getvalue()
 
 
 def test_densenet121_gives_the_golden_image_its_numbers(tmp_path):

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from made_images import make_png
+from made_images import encode, make_png
 from PIL import Image
 from serve.rest import Limits, RequestError, answer_predict
 
@@ -35,14 +35,11 @@ MAX_BYTES, MAX_IMAGES, BODY_SECONDS = 4 * 2**20, 8, 2
 DOCS = (ROOT / "docs" / "serving.md").read_text()
 
 
-def encode(seed, size=128, kind="PNG"):
-    image, _ = draw_image(seed, ["Cardiomegaly"] if seed % 2 else [], size=size)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, kind)
-    return file.getvalue()
+def draw_file(seed, size=128, kind="PNG"):
+    return encode(draw_image(seed, ["Cardiomegaly"] if seed % 2 else [], size=size)[0], kind)
 
 
-IMAGES = [encode(1), encode(2), encode(3, size=200, kind="JPEG")]
+IMAGES = [draw_file(1), draw_file(2), draw_file(3, size=200, kind="JPEG")]
 
 
 def b64(data):
@@ -285,7 +282,7 @@ MALFORMED = {
         "1, 3",
     ),
     "bomb": ({"instances": [b64(make_png(20_000, 20_000, raw=b""))]}, "item 0 (from 0): declares"),
-    "tiny": ({"instances": [b64(encode(1, 64)), b64(make_png(3, 300))]}, "item 1 (from 0): 3 x 300"),
+    "tiny": ({"instances": [b64(draw_file(1, 64)), b64(make_png(3, 300))]}, "item 1 (from 0): 3 x 300"),
     "not UTF-8": (b'{"instances": ["\xff"]}', "JSON Parse error"),
     "many digits": (b'{"instances": [' + b"9" * 5000 + b"]}", "JSON Parse error"),
     "no pixels": ({"signature_name": "pixels", "instances": [[]]}, "pixels: "),

@@ -1,6 +1,5 @@
 """Open-i: a made-up collection, the real reports, and a server on this machine to fetch from."""
 
-import io
 import json
 import tarfile
 from collections import Counter
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from faulty_server import FaultyServer, cut_after
-from PIL import Image
+from made_archives import make_image, make_tar
 
 from helpers.fetch import fetch_openi
 from helpers.fetch.downloads import DownloadError
@@ -40,23 +39,11 @@ def write_report(study, terms, images):
 
 
 def pack(files):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
-def make_png(seed=0, side=64):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    return make_tar(files, folder="")
 
 
 REPORT_ARCHIVE = pack({f"ecgen-radiology/{n}.xml": write_report(n, *what) for n, what in STUDIES.items()})
-IMAGES = {f"{image}.png": make_png(n) for n, (_, images) in STUDIES.items() for image in images}
+IMAGES = {f"{image}.png": make_image(n, side=64) for n, (_, images) in STUDIES.items() for image in images}
 
 
 @pytest.fixture
@@ -137,7 +124,7 @@ def test_a_frontal_image_of_each_visit_has_the_labels_of_its_terms(collection, u
         with tarfile.open(collection / REPORTS) as tar:
             tar.extractall(collection, filter="data")
         (collection / REPORTS).unlink()
-    (collection / "images" / "CXR9_IM-1-1.png").write_bytes(make_png())
+    (collection / "images" / "CXR9_IM-1-1.png").write_bytes(make_image(0))
     (collection / "more").mkdir()  # images are found at any depth
     (collection / "images" / "CXR6_IM-2192-1001.png").rename(collection / "more" / "CXR6_IM-2192-1001.png")
     study = load_study(collection)

@@ -20,12 +20,12 @@ def make_image(seed, side=40):
     return buffer.getvalue()
 
 
-def make_tar(files):
-    """Returns the bytes of a tar.gz with a folder `images`, as NIH's are."""
+def make_tar(files, folder="images/"):
+    """Returns the bytes of a tar.gz with files in a folder, as NIH's are."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, data in files.items():
-            member = tarfile.TarInfo(f"images/{name}")
+            member = tarfile.TarInfo(f"{folder}{name}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()

@@ -225,23 +225,6 @@ def test_undefined_figures_are_nan():
     assert score_table([], np.zeros((0, 2)), [], n_resamples=3)["n_rows"].tolist() == [0] * 11
 
 
-@pytest.mark.slow
-def test_patient_intervals_cover_and_row_intervals_do_not():
-    """Patients with 5 rows of one label that share most of the score; 120 studies of 80 patients."""
-    rng = np.random.default_rng(2)
-    patients, hits = np.repeat(np.arange(80), 5), {"patients": [], "rows": []}
-    truth = stats.norm.cdf(1 / np.sqrt(1 + 0.5**2))  # of predicting a row rightly, in either class
-    for study in range(120):
-        y = (rng.random(80) < 0.4)[patients]
-        score = 2 * y - 1 + rng.normal(size=80)[patients] + 0.5 * rng.normal(size=400)
-        for name, groups in (("patients", patients), ("rows", np.arange(400))):
-            table = score_table(y, stats.norm.cdf(score), groups, n_resamples=100, seed=study)
-            hits[name].append((table["low"] <= truth)[[0, 1, 3, 6]] & (truth <= table["high"])[[0, 1, 3, 6]])
-    by_patient, by_row = (np.mean(hits[name], axis=0) for name in ("patients", "rows"))
-    assert ((by_patient >= 0.87) & (by_patient <= 0.99)).all(), by_patient
-    assert (by_row < 0.85).all(), by_row
-
-
 @pytest.mark.parametrize(
     ("y", "probs", "groups", "text"),
     [
