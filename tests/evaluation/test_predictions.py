@@ -227,12 +227,6 @@ def test_labels_written_as_words_are_compared(tmp_path, study):
     assert load_predictions(write(tmp_path, frame.drop(columns="split")), study[0])[1].n_relabeled == 0
 
 
-def test_join_refuses_an_image_twice(study):
-    rows = study[0].iloc[[0, 1, 1]]
-    with pytest.raises(ValueError, match=f"{rows['image'].iloc[1]} is predicted twice"):
-        join_predictions(rows, np.full((3, 14), 0.5), ["test"] * 3)
-
-
 def entry(run="a", split="official", auc=0.8, images="0123", **more):
     base = {"run": run, "study": "nih", "split": split, "part": "test", "images_sha256": images, "mean_auc": auc}
     return base | more
@@ -286,6 +280,4 @@ def test_another_file_is_refused_and_left_alone(tmp_path):
     path.write_text("name,score\nx,1\n")
     with pytest.raises(ValueError, match=r"leaderboard.csv lacks run, study, .*move"):
         add_to_leaderboard(path, entry())
-    with pytest.raises(ValueError, match="the entry lacks mean_auc"):
-        add_to_leaderboard(tmp_path / "new.csv", {k: v for k, v in entry().items() if k != "mean_auc"})
-    assert path.read_text() == "name,score\nx,1\n" and not (tmp_path / "new.csv").exists()
+    assert path.read_text() == "name,score\nx,1\n"

@@ -87,22 +87,6 @@ def test_a_wished_sensitivity_that_is_met_exactly_is_met():
             assert choose_thresholds(y, score, "sensitivity", found / n_pos) == [n_pos + 1 - found]
 
 
-@pytest.mark.parametrize(
-    ("method", "sensitivity", "text"),
-    [
-        ("cost", None, "'cost'; expected one of youden, f1, sensitivity"),
-        ("sensitivity", None, "sensitivity None"),
-        ("youden", 0.9, "'youden' with sensitivity 0.9"),
-        ("sensitivity", 0, "above 0"),
-        ("sensitivity", 90, "at most 1"),
-        ("sensitivity", np.nan, "sensitivity is nan"),
-    ],
-)
-def test_methods_that_do_not_fit_are_refused(method, sensitivity, text):
-    with pytest.raises(ValueError, match=text):
-        choose_thresholds([0, 1], [0.1, 0.2], method, sensitivity)
-
-
 @pytest.mark.parametrize("decimals", [None, 1])
 def test_rates_table_values(decimals):
     y, score = draw(200, decimals=decimals)

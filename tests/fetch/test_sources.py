@@ -174,8 +174,6 @@ def test_a_mirror_takes_the_place_of_the_address():
     assert box.metadata[1].url == "http://localhost/x/train_val_list.txt"
     assert hub.archives[0].url == "http://localhost/x/data/images/images_003.zip" and hub.archives[0].size is None
     assert hub.metadata[1].url == "http://localhost/x/data/train_val_list.txt"
-    with pytest.raises(ValueError, match="unknown source 'ftp'"):
-        list_remote_study("ftp")
     for call in (
         lambda mirror: list_remote_study("nih_box", "1", mirror),
         lambda mirror: list_chestmnist_file(64, mirror),

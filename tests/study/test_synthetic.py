@@ -250,12 +250,3 @@ def test_progress_sees_every_patient(tmp_path):
 def test_draw_image_refuses_what_it_cannot_draw(wrong):
     with pytest.raises(ValueError, match="cannot draw"):
         draw_image(0, **wrong)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"n_images": 0}, {"size": 8}, {"seed": -1}, {"label_noise": 1.0}], ids=lambda w: next(iter(w))
-)
-def test_write_refuses_settings_out_of_range(wrong, tmp_path):
-    with pytest.raises(ValueError, match="need n_images"):
-        write_synthetic_study(tmp_path / "study", **SMALL | wrong)
-    assert not (tmp_path / "study").exists()

@@ -84,11 +84,9 @@ def score_maps(maps, findings, boxes, centers=None):
         - `iou_0.1` to `iou_0.7`, `iobb_0.1` to `iobb_0.9`: number of the finding's boxes for which that is larger.
 
     Raises:
-        ValueError: if shapes disagree, a map is not finite or a finding has no box; names pathology and image.
+        ValueError: if a map is not finite or a finding has no box; names pathology and image.
     """
     maps = np.asarray(maps, dtype="float64")
-    if len(maps) != len(findings) or (len(maps) and maps.ndim != 3):
-        raise ValueError(f"maps have shape {maps.shape}; expected ({len(findings)}, h, w), one map a finding")
     all_corners, rows_of = _corners(boxes), boxes.groupby(["image", "pathology"]).indices
     pairs = list(zip(findings["image"], findings["pathology"], strict=True))
     for pair, heat in zip(pairs, maps, strict=True):

@@ -56,13 +56,7 @@ def join_predictions(rows, probs, split):
 
     Returns:
         DataFrame of predictions, see the module.
-
-    Raises:
-        ValueError: if an image is in it twice.
     """
-    twice = rows["image"][rows["image"].duplicated()]
-    if len(twice):
-        raise ValueError(f"{twice.iloc[0]} is predicted twice")
     columns = {"image": rows["image"], "patient_id": rows["patient_id"], "split": np.asarray(split)}
     findings = list_findings(rows)
     of_probs, of_labels = name_columns(findings)
@@ -246,7 +240,7 @@ def add_to_leaderboard(path, entry):
         DataFrame of the entries on the same images of the same split, best first: only these can be compared.
 
     Raises:
-        ValueError: if the entry or the file lacks one of these columns; nothing is written then.
+        ValueError: if the file lacks one of these columns; nothing is written then.
     """
     path = as_path(path)
     needed = ["run", *_SAME_IMAGES, "mean_auc"]
@@ -254,10 +248,8 @@ def add_to_leaderboard(path, entry):
     kinds = dict.fromkeys(["run", *_SAME_IMAGES], str)
     with lock_folder(path.parent, wait=True):  # runs that end together add theirs one after the other
         entries = read_csv(path, dtype=kinds) if path.exists() else pd.DataFrame(columns=[*entry])
-        for held, what in ((entry, "the entry"), (entries, str(path))):
-            lacking = [name for name in needed if name not in held]
-            if lacking:
-                raise ValueError(f"{what} lacks {', '.join(lacking)}; move {path} away to begin a new leaderboard")
+        if lacking := [name for name in needed if name not in entries]:
+            raise ValueError(f"{path} lacks {', '.join(lacking)}; move {path} away to begin a new leaderboard")
         new = pd.DataFrame([entry]).astype(kinds)
         same = (entries[["run", *_SAME_IMAGES]] == new[["run", *_SAME_IMAGES]].iloc[0]).all(axis=1)
         kept = entries[~same]

@@ -59,16 +59,7 @@ def choose_thresholds(y_true, y_score, method="youden", sensitivity=None):
 
     Returns:
         (classes,) float64 thresholds; NaN without positives or without negatives.
-
-    Raises:
-        ValueError: if method and sensitivity do not fit.
     """
-    if method not in _MERITS:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(_MERITS)}")
-    if (method == "sensitivity") != (sensitivity is not None):
-        raise ValueError(f"method {method!r} with sensitivity {sensitivity}; they go together, or neither is given")
-    if sensitivity is not None and not 0 < sensitivity <= 1:
-        raise ValueError(f"sensitivity is {sensitivity}; expected a share above 0 and at most 1")
     positive, negative, score = check_scores(y_true, y_score)
     result = np.full(score.shape[1], np.nan)
     for c in np.flatnonzero(positive.any(axis=0) & negative.any(axis=0)):

@@ -138,13 +138,10 @@ def export_model(run_dir, formats=tuple(FORMATS)):
         List of the paths written.
 
     Raises:
-        FileNotFoundError, ValueError: see `describe_export`; or a format is unknown.
+        FileNotFoundError, ValueError: see `describe_export`.
         ModuleNotFoundError: a format needs a package that is not installed.
         RuntimeError: the export failed in a process of its own; with the last lines of its error.
     """
-    unknown = set(formats) - set(FORMATS)
-    if unknown:
-        raise ValueError(f"unknown formats {sorted(unknown)}; expected some of {', '.join(FORMATS)}")
     if "onnx" in formats and importlib.util.find_spec("tf2onnx") is None:
         raise ModuleNotFoundError('ONNX needs tf2onnx: pip install tf2onnx, or leave "onnx" out of the formats.')
     describe_export(run_dir)

@@ -48,8 +48,6 @@ _CHUNK = 256  # images in memory at a time
 
 def list_chestmnist_file(side, mirror=""):
     """Returns the `RemoteFile` of ChestMNIST at 64, 128 or 224 pixels, at Zenodo or in a `mirror`'s folder."""
-    if side not in _FILES:
-        raise ValueError(f"CHESTMNIST_SIDE is {side!r}; expected {', '.join(map(str, _FILES))} pixels")
     name, mirror, (md5, about) = f"chestmnist_{side}.npz", parse_mirror(mirror), _FILES[side]
     url = f"{mirror}/{name}" if mirror else f"{CHESTMNIST_PAGE}/files/{name}?download=1"
     return RemoteFile(name, url, about, md5=md5, images=_IMAGES)

@@ -101,11 +101,9 @@ def list_remote_study(source, archives="1-12", mirror=""):
         A `RemoteStudy`.
 
     Raises:
-        ValueError: unknown source, archives that are no such list, or a mirror that is no address.
+        ValueError: archives that are no such list, or a mirror that is no address.
     """
     numbers, mirror = parse_archives(archives), parse_mirror(mirror)
-    if source not in ("nih_box", "hugging_face"):
-        raise ValueError(f"unknown source {source!r}; expected nih_box or hugging_face")
     chosen = [(f"images_{number:03d}", *_ARCHIVES[number - 1]) for number in numbers]
     if source == "nih_box":
         sums = {_METADATA[0][0]: _BOX_LABELS}

@@ -20,7 +20,6 @@ from .study_folder import list_small_files
 
 MAX_FINDINGS = 100
 LABELS, BOXES, ABOUT = "labels.csv", "boxes.csv", "study.json"  # of the layout for images of one's own
-UNCERTAIN = ("ignore", "zeros", "ones")  # what a label of -1 becomes: unknown, 0 or 1
 BOX_COLUMNS = ("image", "pathology", "x", "y", "width", "height")
 
 # Of a finding that an image has, has not, or of which nothing is known, as text; -1 is CheXpert's "uncertain".
@@ -88,7 +87,7 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
         lister: see `Study`.
         boxes: DataFrame of `BOX_COLUMNS`, or None.
         about: see `Study`.
-        uncertain: what -1 becomes, one of `UNCERTAIN`.
+        uncertain: what -1 becomes, "ignore" (unknown), "zeros" or "ones".
 
     Returns:
         The `Study`.
@@ -97,8 +96,6 @@ def make_study(folder, kind, path, table, *, lister, boxes=None, about=None, unc
         ValueError: a value cannot be what its column holds, an image is listed twice, or a patient is in two subsets;
             names the file, the row and the remedy.
     """
-    if uncertain not in UNCERTAIN:
-        raise ValueError(f"UNCERTAIN is {uncertain!r}; expected one of {', '.join(UNCERTAIN)}")
     if table.empty:
         raise ValueError(f"{path} has a header and no rows; expected a row an image")
     findings = list_findings(table)

@@ -219,14 +219,9 @@ def write_synthetic_study(
         A dict: `n_images`, `n_patients`, `n_test_images`, `n_boxes` and `written`, False for a study found complete.
 
     Raises:
-        ValueError: if a setting is out of range, or the folder holds a study of other settings.
+        ValueError: if the folder holds a study of other settings.
         FileExistsError: if the folder holds files that no synthetic study has put there.
     """
-    if n_images < 1 or size < 32 or seed < 0 or not 0 <= label_noise < 1:
-        raise ValueError(
-            "need n_images >= 1, size >= 32, seed >= 0 and 0 <= label_noise < 1, "
-            f"got {n_images}, {size}, {seed} and {label_noise}"
-        )
     study_dir = as_path(study_dir)
     settings = {
         "version": SYNTHETIC_VERSION, "n_images": n_images, "size": size, "seed": seed,
