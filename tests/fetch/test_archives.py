@@ -8,6 +8,7 @@ import types
 import zipfile
 
 import pytest
+from bars import Bars
 
 from helpers.fetch import downloads
 from helpers.fetch.archives import ArchiveError, unpack_archive
@@ -49,23 +50,14 @@ def write(request, tmp_path):
 
 
 def test_an_archive_is_unpacked_whole_and_its_folder_left_alone_later(write, tmp_path):
-    counts = []
-
-    class Bar:
-        def __init__(self, **options):
-            assert options == {"unit": "file", "desc": "out"}
-
-        def update(self, n):
-            counts.append(n)
-
-        def close(self):
-            counts.append("closed")
-
+    bars = Bars()
     (tmp_path / "out.part").mkdir()
     (tmp_path / "out.part" / "left.over").touch()
     archive = write()
-    assert unpack_archive(archive, tmp_path / "out", progress=Bar) == tmp_path / "out"
-    assert contents(tmp_path / "out") == FILES and counts == [1, 1, 1, "closed"]
+    assert unpack_archive(archive, tmp_path / "out", progress=bars) == tmp_path / "out"
+    assert contents(tmp_path / "out") == FILES
+    (bar,) = bars.made
+    assert bar.options == {"unit": "file", "desc": "out"} and bar.at == 3 and bar.closed
     assert sorted(os.listdir(tmp_path)) == [archive.name, "out"]
     (tmp_path / "out" / "top.txt").write_bytes(b"2")
     unpack_archive(archive, tmp_path / "out")

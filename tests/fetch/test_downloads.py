@@ -6,6 +6,7 @@ import time
 import types
 
 import pytest
+from bars import Bars
 from faulty_server import FaultyServer, answer, cut_after, serve
 
 from helpers.fetch import downloads
@@ -35,25 +36,9 @@ def ranges(server):
     return [asked for _, asked, _ in server.asked]
 
 
-class Bar:
-    made = None
-
-    def __init__(self, **options):
-        self.options, self.at, self.closed = options, options["initial"], False
-        Bar.made.append(self)
-
-    def update(self, n):
-        assert not self.closed
-        self.at += n
-
-    def close(self):
-        self.closed = True
-
-
 @pytest.fixture
 def bars():
-    Bar.made = []
-    return Bar.made
+    return Bars()
 
 
 def test_a_file_comes_whole_and_later_copies_are_compared_with_its_recorded_hash(server, tmp_path):
@@ -91,10 +76,10 @@ def test_a_known_hash_is_compared_and_not_recorded(server, tmp_path, algorithm, 
 
 def test_a_cut_download_resumes_at_the_byte(server, tmp_path, bars):
     server.faults["/a.bin"] = [cut_after(300_000), cut_after(200_000)]
-    assert fetch(server, tmp_path, sha256=SHA256, progress=Bar).read_bytes() == DATA
+    assert fetch(server, tmp_path, sha256=SHA256, progress=bars).read_bytes() == DATA
     assert ranges(server) == [None, "bytes=300000-", "bytes=500000-"]
     assert [asked for _, _, asked in server.asked] == [None, '"1"', '"1"']
-    (bar,) = bars
+    (bar,) = bars.made
     assert bar.closed and bar.at == len(DATA)
     assert bar.options == {"total": len(DATA), "initial": 0, "desc": "a.bin", "unit": "B", "unit_scale": True}
 
@@ -105,8 +90,8 @@ def test_a_later_call_resumes_where_an_earlier_gave_up(server, tmp_path, bars):
         fetch(server, tmp_path, retries=2)
     assert names(tmp_path) == ["a.bin.part", "a.bin.part.json"]
     server.faults.clear()
-    assert fetch(server, tmp_path, progress=Bar).read_bytes() == DATA
-    assert ranges(server)[-1] == "bytes=300000-" and bars[0].options["initial"] == 300_000
+    assert fetch(server, tmp_path, progress=bars).read_bytes() == DATA
+    assert ranges(server)[-1] == "bytes=300000-" and bars.made[0].options["initial"] == 300_000
     assert names(tmp_path) == ["a.bin", "a.bin.sha256"]
 
 
@@ -118,8 +103,8 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server, tmp_
         handler.serve()
 
     server.faults["/a.bin"].append(change)
-    assert fetch(server, tmp_path, progress=Bar).read_bytes() == DATA[::-1]
-    assert len(server.asked) == 2 and bars[0].at == len(DATA)
+    assert fetch(server, tmp_path, progress=bars).read_bytes() == DATA[::-1]
+    assert len(server.asked) == 2 and bars.made[0].at == len(DATA)
 
 
 def test_a_changed_file_is_seen_by_its_size_where_the_server_has_no_etag(server, tmp_path):
@@ -177,8 +162,8 @@ def test_a_whole_part_is_only_checked(server, tmp_path):
 
 def test_a_body_of_unknown_length_that_is_cut_is_noticed(server, tmp_path, bars):
     server.faults["/a.bin"] = [cut_after(300_000, no_length=True), serve(no_length=True, ignore_range=True)]
-    assert fetch(server, tmp_path, progress=Bar).read_bytes() == DATA
-    assert bars[0].options["total"] is None and bars[0].at == len(DATA)
+    assert fetch(server, tmp_path, progress=bars).read_bytes() == DATA
+    assert bars.made[0].options["total"] is None and bars.made[0].at == len(DATA)
 
 
 def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):

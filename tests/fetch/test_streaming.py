@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bars import Bars
 from faulty_server import FaultyServer, answer, cut_after, serve
 from made_archives import LISTS, make_image, make_tar, make_zip, serve_study
 
@@ -224,30 +225,6 @@ def test_killed_before_or_after_any_stage_it_continues_there(server, tmp_path, m
     assert asked(server) == [FIRST, SECOND]  # no whole download came twice
 
 
-def test_killed_within_a_download_it_resumes_at_the_byte(server, tmp_path):
-    study, images = serve_study(server, side=500)  # archives of several blocks
-    kept = []
-
-    class Bar:
-        def __init__(self, desc, **options):
-            self.desc = desc
-
-        def update(self, n):
-            if self.desc == "images_002.tar.gz":
-                raise Killed
-
-        def close(self):
-            pass
-
-    with pytest.raises(Killed):
-        fetch_study(study, tmp_path, progress=Bar, **QUICK)
-    kept = (tmp_path / "downloads" / "images_002.tar.gz.part").stat().st_size
-    assert 0 < kept < study.archives[1].size
-    fetch_study(study, tmp_path, **QUICK)
-    assert {name: path.read_bytes() for name, path in list_images(tmp_path).items()} == images
-    assert asked(server) == [FIRST, SECOND, SECOND] and server.asked[-1][1] == f"bytes={kept}-"
-
-
 def measure(folder):
     total = 0
     for path in Path(folder).rglob("*"):
@@ -309,19 +286,7 @@ def test_room_is_checked_before_anything_is_fetched_and_counts_what_is_here(serv
 
 def test_each_stage_of_an_archive_has_a_bar(server, tmp_path):
     study, _ = serve_study(server, n_archives=1)
-    bars = []
-
-    class Bar:
-        def __init__(self, **options):
-            self.options, self.at, self.closed = options, 0, False
-            bars.append(self)
-
-        def update(self, n):
-            self.at += n
-
-        def close(self):
-            self.closed = True
-
-    fetch_study(study, tmp_path, side=SIDE, progress=Bar, **QUICK)
-    assert [bar.options["desc"] for bar in bars] == ["images_001.tar.gz", "images_001", "Shrinking images_001"]
-    assert [bar.at for bar in bars] == [study.archives[0].size, 3, 3] and all(bar.closed for bar in bars)
+    bars = Bars()
+    fetch_study(study, tmp_path, side=SIDE, progress=bars, **QUICK)
+    assert [bar.options["desc"] for bar in bars.made] == ["images_001.tar.gz", "images_001", "Shrinking images_001"]
+    assert [bar.at for bar in bars.made] == [study.archives[0].size, 3, 3] and all(bar.closed for bar in bars.made)
