@@ -2,7 +2,7 @@
 
 
 class Bars:
-    """Stands for `tqdm`: the bars it `made` remember their `options`, how far they came and whether they are `closed`."""
+    """Stands for `tqdm`: the bars it `made` know their `options`, how far they came and whether they are `closed`."""
 
     def __init__(self):
         self.made = []

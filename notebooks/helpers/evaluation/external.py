@@ -124,13 +124,7 @@ def compare_sites(matches, findings, here, val, external, *, share, method="youd
 
 
 def pair_labels(matches, side, rows):
-    """Returns the labels of matched findings: (n, matches) float64, 1 where any is, 0 where none is, else NaN.
-
-    Args:
-        matches: list of `Match`, at least one.
-        side: "ours" or "theirs".
-        rows: DataFrame with the side's findings as columns.
-    """
+    """Returns labels of the matches' `side`: (n, matches) float64, 1 where any of its is, 0 where none is, else NaN."""
     columns = []
     for match in matches:
         labels = rows[[*getattr(match, side)]].to_numpy("float64")
@@ -139,13 +133,7 @@ def pair_labels(matches, side, rows):
 
 
 def pair_scores(matches, findings, scores):
-    """Returns the scores of matched findings: (n, matches), of several the highest.
-
-    Args:
-        matches: list of `Match`, at least one.
-        findings: the model's findings.
-        scores: (n, findings) scores that compare between findings, such as calibrated probabilities.
-    """
+    """Returns the scores of matched findings, (n, matches), of several the highest: they should be calibrated."""
     return np.stack([scores[:, [findings.index(name) for name in m.ours]].max(axis=1) for m in matches], axis=1)
 
 

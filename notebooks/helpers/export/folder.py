@@ -86,8 +86,7 @@ def predict_folder(model, images, out, *, batch_size=32, progress=None, cluster=
             (calibrated) and `threshold_<Pathology>`. Beside it are written `<out>_model.json`, which describes the
             model and the folder, and `<out>_unreadable.csv`, the files that cannot be read, with reasons.
         batch_size: int, images a step.
-        progress: callable such as `tqdm`, called with `total=`, `initial=` and `unit=`, returning an object with
-            `update(n)` and `close()`.
+        progress: callable such as `tqdm`.
         cluster: "", "auto" or an address, see `runtime.cluster.map_tasks`; images and model are then on a disk that all
             machines share.
 

@@ -32,8 +32,7 @@ def unpack_archive(archive, folder, *, max_ratio=10, progress=None):
         folder: path of the folder.
         max_ratio: most bytes that may come out of one byte of the archive; about 1 for PNGs, which are compressed
             already.
-        progress: callable such as `tqdm`, called with `unit=` and `desc=`, returning an object with `update(n)` and
-            `close()`.
+        progress: callable such as `tqdm`.
 
     Returns:
         Path of the folder.

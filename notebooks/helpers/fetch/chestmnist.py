@@ -94,7 +94,7 @@ def fetch_chestmnist(file, folder, side, *, images=None, keep_file=False, progre
         side: pixels, of its images.
         images: most images of each subset, the first ones in the file; None for all.
         keep_file: whether the downloaded file stays.
-        progress: callable such as `tqdm`, see `download_file` and `write_chestmnist_study`.
+        progress: callable such as `tqdm`.
         **options: `retries`, `pause` and `timeout` of `download_file`.
 
     Returns:
@@ -120,23 +120,10 @@ def fetch_chestmnist(file, folder, side, *, images=None, keep_file=False, progre
 
 
 def write_chestmnist_study(npz, folder, side, *, images=None, origin=None, progress=None):
-    """Writes ChestMNIST's file as a study: `images/*.png`, `labels.csv`, `study.json`.
+    """Writes a downloaded file as a study: `images/*.png`, `labels.csv`, `study.json`; see `fetch_chestmnist`.
 
     Arrays are read in pieces, never whole, which at 224 pixels would be 5.6 GB. After an interruption it starts again.
-
-    Args:
-        npz: path of the file.
-        folder: path of the study's folder; made if missing.
-        side: pixels, of its images.
-        images: most images of each subset; None for all.
-        origin: dict of what `study.json` records of the file, such as `url` and `md5`.
-        progress: callable such as `tqdm`, called with `total=`, `unit=` and `desc=`, returning an object with
-            `update(n)` and `close()`.
-
-    Raises:
-        ArchiveError: the file is damaged, or its arrays are not those of ChestMNIST at this size.
-        DownloadError: the disk lacks space.
-        ValueError: the folder holds another study.
+    `origin` is what `study.json` records of the file, such as `url` and `md5`.
     """
     folder = local_folder(folder)
     if _is_written(folder, side, images):

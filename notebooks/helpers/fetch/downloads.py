@@ -38,9 +38,7 @@ def download_file(url, path, sha256=None, size=None, progress=None, *, md5=None,
         path: path of the file, on a disk of this machine; from its ending follow the first bytes that are expected.
         sha256: SHA-256 of the file in hexadecimal, if known.
         size: its size in bytes, if known.
-        progress: callable such as `tqdm`, called with `total=` (None if the server does not say), `initial=`, `desc=`,
-            `unit="B"` and `unit_scale=True`, returning an object with `update(n)` and `close()`. n is negative where a
-            download starts again.
+        progress: callable such as `tqdm`; its bar goes back where a download starts again.
         md5: MD5 of the file in hexadecimal, if that is what was published.
         retries: attempts in a row that may bring nothing new before giving up.
         pause: seconds before the second of them, doubled each time; a server's `Retry-After` takes precedence.

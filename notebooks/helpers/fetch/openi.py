@@ -22,7 +22,7 @@ def fetch_openi(folder, base_url=OPENI_URL, reports_sha256=REPORTS_SHA256, progr
         folder: path of the folder, on a disk of this machine; made if missing.
         base_url: address of Open-i, or of a mirror with the same layout.
         reports_sha256: SHA-256 of the archive of reports; None to record it on first use, as is done for the images'.
-        progress: callable such as `tqdm`, see `download_file` and `unpack_archive`.
+        progress: callable such as `tqdm`.
         **options: `retries`, `pause` and `timeout` of `download_file`.
 
     Returns:

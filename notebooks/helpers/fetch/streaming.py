@@ -124,7 +124,7 @@ def fetch_study(study, folder, *, side=None, progress=None, **options):
         study: `RemoteStudy`.
         folder: path of the study's folder, on a disk of this machine; made if missing.
         side: pixels, to shrink the images into caches and remove them; None to keep them in `images_0NN/`.
-        progress: callable such as `tqdm`, see `download_file` and `unpack_archive`: one bar for each stage.
+        progress: callable such as `tqdm`: one bar for each stage.
         **options: `retries`, `pause` and `timeout` of `download_file`.
 
     Returns:

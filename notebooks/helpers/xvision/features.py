@@ -140,8 +140,7 @@ def write_feature_cache(cohort, backbone, folder, *, dtype="float16", batch_size
         folder: where caches are kept; each has a folder of its own there, named after what it depends on.
         dtype: "float16" or "float32", of the features on disk.
         batch_size: int, images at once.
-        progress: callable such as `tqdm`, called with `total=`, `unit=` and `initial=`, that returns an object with
-            `update(n)` and `close()`.
+        progress: callable such as `tqdm`.
         cluster: "", "auto" or an address, see `runtime.cluster.map_tasks`; the images are then on a disk that all
             machines share, or in a bucket. The features come here.
 
