@@ -162,6 +162,9 @@ def test_images_without_rows_and_rows_without_images_are_counted(tmp_path):
     (tmp_path / "own" / ".thumbnails").mkdir()
     (tmp_path / "own" / ".thumbnails" / "t.png").write_bytes(b"")
     (tmp_path / "own" / "ward" / "again").symlink_to(tmp_path / "own")  # which would never end
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "own")  # nor would this
+    (tmp_path / "own" / "more").symlink_to(tmp_path / "elsewhere")
     study = load_study(tmp_path / "own")
     rows, report = match_images(study.rows, study.list_images())
     assert (len(rows), report.n_missing, report.missing) == (5, 1, ("ward/006.dcm",))

@@ -19,6 +19,7 @@ from ..packing.image_files import ImageError
 from ..runtime.cluster import map_tasks, refuse_own_disk
 from ..runtime.files import lock_folder, read_text, write_text
 from ..runtime.settings import read_json, write_json
+from ..study.study_folder import walk_folders
 from ..training.model_files import hash_model
 from .input_gate import check_images, measure_color
 
@@ -26,8 +27,7 @@ from .input_gate import check_images, measure_color
 def list_files(images, without=()):
     """Lists all files of a folder, and of the folders in it: what is no image is to be reported, not skipped.
 
-    Links to folders are followed. Listed as well, so that they are reported, are folders that are not entered: hidden
-    ones, those that cannot be opened, and links to a folder that they lie in.
+    Listed as well, so that they are reported, are folders that cannot be opened or are not entered, see `walk_folders`.
 
     Args:
         images: path of a folder on a local disk, or of one image.
@@ -43,23 +43,13 @@ def list_files(images, without=()):
     images = Path(images)
     if images.is_file():
         return [(_escape(images.name), images)]
-    found, closed = [], []
-    entered = {str(images): [images.resolve()]}  # by folder: where it and those that it was reached through really are
-    for folder, folders, names in os.walk(images, onerror=closed.append, followlinks=True):
-        found += [Path(folder, name) for name in names]
-        above = entered.pop(folder)
-        for name in list(folders):
-            path = Path(folder, name)
-            place = path.resolve()
-            if name.startswith(".") or any(outer.is_relative_to(place) for outer in above):
-                folders.remove(name)
-                found.append(path)
-            else:
-                entered[os.path.join(folder, name)] = [*above, place]
+    found, errors = [], []
+    for folder, closed, names in walk_folders(images, onerror=errors.append):
+        found += [Path(folder, name) for name in (*closed, *names)]
     left_out = {Path(path).resolve() for path in without}
     names = {path.name for path in left_out}
     found = {path for path in found if path.name not in names or path.resolve() not in left_out}
-    found |= {Path(error.filename) for error in closed}
+    found |= {Path(error.filename) for error in errors}
     if not images.exists() or not found:
         fault = "holds no image" if images.exists() else "is missing"
         raise FileNotFoundError(f"{images} {fault}. Give a folder with .png, .jpg, .jpeg or .dcm files, or one file.")

@@ -86,8 +86,7 @@ def list_image_files(study_dir):
     """
     folder = open_study(study_dir)
     found = {}
-    for place, folders, names in folder.walk() if is_remote(folder) else os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_up(place, name)]
+    for place, _, names in folder.walk() if is_remote(folder) else walk_folders(folder):
         below = as_path(place).relative_to(folder).as_posix()
         for name in filter(is_image, names):
             found[name if below == "." else f"{below}/{name}"] = as_path(place) / name
@@ -96,10 +95,24 @@ def list_image_files(study_dir):
     return dict(sorted(found.items()))
 
 
-def _leads_up(place, name):
-    """Returns whether a folder is a link to one that it lies in, which would never end."""
-    path = os.path.join(place, name)
-    return os.path.islink(path) and f"{os.path.realpath(place)}/".startswith(f"{os.path.realpath(path)}/")
+def walk_folders(folder, onerror=None):
+    """Yields what `os.walk` does, also through links: each folder, those in it that are not entered, and its files.
+
+    Hidden folders are not entered, nor are links to a folder that they lie in, or were reached through.
+    """
+    entered = {os.fspath(folder): [os.path.realpath(folder)]}  # where a folder and those above it really are
+    for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        above, closed = entered.pop(place), []
+        for name in list(folders):
+            path = os.path.join(place, name)
+            is_link = os.path.islink(path)
+            real = os.path.realpath(path) if is_link else os.path.join(above[-1], name)
+            if name.startswith(".") or (is_link and any(os.path.commonpath([outer, real]) == real for outer in above)):
+                folders.remove(name)
+                closed.append(name)
+            else:
+                entered[path] = [*above, real]
+        yield place, closed, names
 
 
 def list_named_images(study_dir, name=lambda path: path.name):
