@@ -11,8 +11,6 @@ from scipy import ndimage
 
 from helpers.study.synthetic_anatomy import dome, ramp
 
-__all__ = ["draw_extremity", "draw_lateral", "draw_noise", "draw_page", "draw_scene", "mottle"]
-
 
 def mottle(rng, side, cells):
     """Returns smooth random clouds, float32 (side, side), about zero mean and unit deviation."""

@@ -127,7 +127,7 @@ def test_links_follow_a_mount_that_has_moved(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("1-12", tuple(range(1, 13))), ("1", (1,)), (2, (2,)), ("5, 1-2,2", (1, 2, 5)), ((3, 1), (1, 3))],
+    [("1-12", tuple(range(1, 13))), ("1", (1,)), ("5, 1-2,2", (1, 2, 5))],
 )
 def test_archives_are_named_by_number(text, numbers):
     assert parse_archives(text) == numbers

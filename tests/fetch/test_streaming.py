@@ -90,18 +90,6 @@ def test_images_of_both_kinds_of_archives_that_exist_already_are_shrunk_and_stay
     assert not server.asked and set(list_images(tmp_path)) == set(images)
 
 
-def test_a_server_that_fails_in_every_way_does_not_stop_it(server, tmp_path):
-    study, images = serve_study(server)
-    size = study.archives[0].size
-    server.faults = {
-        FIRST: [cut_after(size // 2), serve(shift=7), cut_after(size // 3), serve(ignore_range=True)],
-        SECOND: [answer(503), answer(429, headers={"Retry-After": "0"}), cut_after(100), answer(416, b"")],
-        "/test_list.txt": [answer(500)],
-    }
-    assert fetch_study(study, tmp_path, **QUICK) == []
-    assert {name: path.read_bytes() for name, path in list_images(tmp_path).items()} == images
-
-
 def test_a_wrong_answer_ends_it_names_the_archive_and_keeps_what_is_done(server, tmp_path):
     study, _ = serve_study(server)
     size = study.archives[1].size

@@ -393,12 +393,6 @@ def test_strange_requests_are_refused_in_json(server):
         assert answer.startswith(b"HTTP/1.1 4") and b'{"error": "' in answer, answer
 
 
-def test_bytes_that_are_not_http_are_refused(server):
-    for data in (b"\x16\x03\x01\x02\x00\x01\x00", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + 2**17 * b"a"):
-        answer = server.send_raw(data)
-        assert not answer or answer.startswith(b"HTTP/1.1 4"), answer
-
-
 def test_random_requests_get_200_or_4xx(server):
     rng = random.Random(0)
     leaves = [None, True, 0, -1.5, 1e39, float("nan"), "", "b64", "\ud800", b64(IMAGES[0]), {"b64": 3}, {"b64": "AAAA"}]

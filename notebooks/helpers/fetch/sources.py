@@ -145,9 +145,9 @@ def parse_mirror(text):
 
 
 def parse_archives(text):
-    """Returns the numbers in "1,3-5", or in a number or list of these; ValueError unless all are from 1 to 12."""
+    """Returns the numbers in "1,3-5"; ValueError unless all are from 1 to 12."""
     numbers = set()
-    for part in (",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)).split(","):
+    for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,2})\s*(?:-\s*(\d{1,2})\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= len(_ARCHIVES):
