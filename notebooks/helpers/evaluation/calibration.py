@@ -61,8 +61,6 @@ def reliability_curve(y_true, probs):
         `low` and `high`, the 95 % interval of the frequency (Wilson, JASA 1927), which takes images as independent.
     """
     positive, known, probs = _check_probs(y_true, probs)
-    if probs.shape[1] != 1:
-        raise ValueError(f"{probs.shape[1]} classes; expected one")
     positive, probs = positive[known][:, None], probs[known][:, None]
     bins = np.unique(_bins(probs, np.ones_like(positive)), return_inverse=True)[1].ravel()
     n, k = np.bincount(bins), np.bincount(bins, weights=positive[:, 0])

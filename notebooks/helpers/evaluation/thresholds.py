@@ -30,19 +30,13 @@ def confusion_at(y_true, y_score, thresholds):
     Returns:
         Dict of (classes,) arrays: int64 `tp`, `fp`, `fn`, `tn`, and float64 `sensitivity`, `specificity`, `ppv`, `npv`
         in [0, 1], NaN where nothing is there to divide by.
-
-    Raises:
-        ValueError: if `thresholds` has another shape.
     """
     positive, negative, score = check_scores(y_true, y_score)
-    thresholds = np.asarray(thresholds, dtype="float64")
-    if thresholds.shape not in ((), (score.shape[1],)):
-        raise ValueError(f"thresholds has shape {thresholds.shape}; expected () or ({score.shape[1]},)")
     called = score >= thresholds
     tp, fp = (called & positive).sum(axis=0), (called & negative).sum(axis=0)
     fn, tn = (~called & positive).sum(axis=0), (~called & negative).sum(axis=0)
     rates = {"sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp), "ppv": (tp, tp + fp), "npv": (tn, tn + fn)}
-    known = ~np.isnan(thresholds)
+    known = ~np.isnan(np.asarray(thresholds, dtype="float64"))
     return {
         **{"tp": tp, "fp": fp, "fn": fn, "tn": tn},
         **{name: ratio(part, np.where(known, whole, 0)) for name, (part, whole) in rates.items()},
