@@ -138,17 +138,6 @@ def test_a_node_killed_while_packing_costs_nothing_and_a_second_call_writes_noth
 
 
 @needs_ray
-def test_what_is_packed_already_is_not_packed_again(cluster, noise, alone, tmp_path):
-    pack_study(*noise, tmp_path, part=(1, 2), **SETTINGS)
-    before = read_stamps(tmp_path)
-    pack_study(*noise, tmp_path, cluster=cluster.address, **SETTINGS)
-    kept = {
-        path for path, stamp in before.items() if path.suffix == ".tfrecord" and read_stamps(tmp_path)[path] == stamp
-    }
-    assert len(kept) == 7 and read_bytes(tmp_path) == read_bytes(alone.folder)
-
-
-@needs_ray
 def test_images_that_workers_cannot_see_are_not_taken_for_unreadable(cluster, noise, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFiles, "read_one", lambda *_: object())  # here they can be read
     with pytest.raises(

@@ -60,11 +60,6 @@ def test_every_lossless_pixel_format_gives_the_gray_image():
     np.testing.assert_array_equal(decode(with_alpha), IMAGE)
 
 
-def test_sixteen_bits_are_scaled_linearly_over_the_whole_range():
-    wide = np.linspace(0, 65535, 48 * 48).astype(np.uint16).reshape(48, 48)
-    np.testing.assert_array_equal(decode(encode(wide)), np.round(wide / 257).astype(np.uint8))
-
-
 @pytest.mark.parametrize("bits", range(8, 17))
 def test_the_bits_that_a_pixel_holds_become_the_whole_range(bits):
     """Detectors of 10 to 15 bits, whose programs write 16 as they are."""

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from made_dicom import make_dataset, make_dicom, save
 from PIL import Image
 
-from helpers.packing import ImageError, decode_image, dicom_files, image_files, load_image
+from helpers.packing import ImageError, dicom_files, image_files, load_image
 from helpers.packing.dicom import decode_dicom
 from helpers.packing.image_files import looks_inverted
 from helpers.study.synthetic_findings import draw_image
@@ -810,16 +809,3 @@ def test_the_real_extremity_opens_and_is_said_to_be_none_of_the_chest(real):
     assert image.shape == (1760, 1760)
     assert notes[0] == "not a frontal chest radiograph: the body part is EXTREMITY"
     assert image[880, 500] < 60 < 120 < image[400, 850]  # air beside the leg is dark, bone is bright
-
-
-def test_a_real_image_gives_the_same_as_its_png(shared_data):
-    path = min((shared_data / "nih_sample" / "images").glob("*.png"), default=None)
-    if path is None:
-        pytest.skip("needs the sample of ChestX-ray14")
-    image = np.asarray(Image.open(path).convert("L"))
-    stored, center, width = stretch(image, 300, 11)
-    negative = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 4096 - center, "WindowWidth": width}
-    for data in (make_dicom(image), make_dicom(4095 - stored, 12, **negative)):
-        np.testing.assert_array_equal(
-            decode_image(tf.constant(load_image(data)[0]), 256), decode_image(tf.constant(path.read_bytes()), 256)
-        )

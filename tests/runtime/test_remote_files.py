@@ -230,7 +230,8 @@ def test_a_missing_image_is_left_out_and_an_unreachable_bucket_is_an_error(
 ):
     """Images are never left out because the network is down, and a write that fails is an OSError."""
     rows, images, _ = remote_packed[1]
-    settings = {"split_name": "official", "side": 48, "n_threads": 1}
+    monkeypatch.setattr("helpers.packing.image_stream.count_cores", lambda: 1)
+    settings = {"split_name": "official", "side": 48}
     name = rows["image"].iloc[0]
     study = pack_study(rows, images | {name: folder / name}, folder, **settings)
     assert [image["image"] for image in study.excluded] == [name]

@@ -117,7 +117,7 @@ def plan_fetch(study, folder, *, side, stream=True, packed_dir=None):
     return plan
 
 
-def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **options):
+def fetch_study(study, folder, *, side=None, progress=None, **options):
     """Fetches a study: its labels and lists, then archive after archive.
 
     Args:
@@ -125,7 +125,6 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
         folder: path of the study's folder, on a disk of this machine; made if missing.
         side: pixels, to shrink the images into caches and remove them; None to keep them in `images_0NN/`.
         progress: callable such as `tqdm`, see `download_file` and `unpack_archive`: one bar for each stage.
-        n_threads: threads that decode; by default one a core.
         **options: `retries`, `pause` and `timeout` of `download_file`.
 
     Returns:
@@ -146,7 +145,7 @@ def fetch_study(study, folder, *, side=None, progress=None, n_threads=None, **op
         for archive in study.archives:
             at = _Places(archive, folder, side)
             try:
-                result = at.load_result() or _fetch_archive(archive, at, progress, n_threads, options)
+                result = at.load_result() or _fetch_archive(archive, at, progress, options)
             except (OSError, ArchiveError) as error:  # also of a disk that another program has filled
                 kept = f"Kept: {', '.join(finished) or 'no whole archive yet'}. Run this again to continue from there"
                 kind = ArchiveError if isinstance(error, ArchiveError) else DownloadError
@@ -177,7 +176,7 @@ def _fetch_metadata(file, folder, page, options):
         ) from error
 
 
-def _fetch_archive(archive, at, progress, n_threads, options):
+def _fetch_archive(archive, at, progress, options):
     """Takes an archive from where it is to its result, which is returned; a stage that is finished is skipped."""
     unpacked = at.unpacked()
     if unpacked is None:
@@ -199,7 +198,7 @@ def _fetch_archive(archive, at, progress, n_threads, options):
     at.caches.mkdir(exist_ok=True)
     assert_space(at.caches, len(paths) * at.side**2)
     bar = functools.partial(progress, desc=f"Shrinking {archive.stem}") if progress else None
-    return shrink_images(paths, at.caches, archive.stem, side=at.side, n_threads=n_threads, progress=bar)
+    return shrink_images(paths, at.caches, archive.stem, side=at.side, progress=bar)
 
 
 def local_folder(folder):
