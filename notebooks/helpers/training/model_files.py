@@ -109,19 +109,18 @@ def load_model(path, *, sha256=None):
         raise _refusal(path, "it is not a whole model of Keras or TensorFlow", "Use `load_weights` or `open_export`")
 
 
-def load_weights(model, path, *, sha256=None):
+def load_weights(model, path):
     """Loads weights into a model after `check_model_file`.
 
     Args:
         model: a built keras.Model; receives the weights.
         path: path of a `.weights.h5` file, or of an `.h5` file in the layout of keras.applications.
-        sha256: see `check_model_file`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModelFileError: see `check_model_file`; or the weights are those of another model.
     """
-    with _checked(path, sha256) as copy:
+    with _checked(path, None) as copy:
         if copy.suffix not in _WEIGHTS:
             raise _refusal(path, "it is not a file of weights", "Use `load_model`")
         try:
