@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+from folder_state import read_bytes, read_stamps
 from made_images import encode
 
 from helpers.export import predict_folder
@@ -83,14 +84,6 @@ def noise(make_images, tmp_path_factory):
 def alone(noise, tmp_path_factory):
     """`noise` packed by one process; never written to."""
     return pack_study(*noise, tmp_path_factory.mktemp("alone"), **SETTINGS)
-
-
-def read_bytes(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def read_stamps(folder):
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
 
 
 # In this process

@@ -1,6 +1,5 @@
 """Training and evaluation pipelines: order and augmentation that can be repeated, geometry, and nobody left out."""
 
-import gc
 import shutil
 from pathlib import Path
 
@@ -325,24 +324,6 @@ def test_a_shard_cut_at_the_border_of_a_record_after_loading_is_an_error(copy, s
         writer.write(records[0])
     with pytest.raises(tf.errors.OpError, match="expected to contain"):
         read(make_train(copy) if subset == "train" else make_eval_dataset(copy, "val", 2))
-
-
-def read_resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
-def test_memory_does_not_grow_with_the_epochs(study):
-    """Warmed up over 9 epochs, 9 more (of 1.3 MB of images each) stay within a few megabytes."""
-    data = make_train(study, image_size=96, epochs=27, strength=Augmentation())
-    resident = []
-    for step, _ in enumerate(data.as_numpy_iterator()):
-        if step % (3 * 9) == 0:
-            gc.collect()
-            resident.append(read_resident_bytes())
-    assert len(resident) == 9
-    assert min(resident[6:]) - min(resident[3:6]) < 5e6
 
 
 # Evaluation

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_dicom import make_dataset, make_dicom, save
+from made_images import encode
 from PIL import Image
 
 from helpers.packing import ImageError, dicom_files, image_files, load_image
@@ -43,12 +44,6 @@ NAMES = {  # whatever may name a patient, and where such values are typed by mis
     "PatientComments": "Zebulon lives at 7 Elm Row",
 }
 SECRETS = ["Zebulon", "Quagmire", "7741903", "19510417", "5550187", "Ambrose", "Thistlewood", "Elm Row"]
-
-
-def png(image):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def stretch(image, low, step):
@@ -419,7 +414,7 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch):
     spec.loader.exec_module(importlib.util.module_from_spec(spec))  # can be imported
     with pytest.raises(ImageError, match=r"pip install 'pydicom>=3.0' python-gdcm"):
         decode_dicom(SAME["8 bits"])
-    assert load_image(png(IMAGE)) == (png(IMAGE), [])  # needs no pydicom
+    assert load_image(encode(IMAGE)) == (encode(IMAGE), [])  # needs no pydicom
 
 
 # --- tags that are false ---
@@ -558,7 +553,7 @@ REFUSED = {
     "bare data set with its own header": (b"\0" * 300, "no DICM at byte 128"),
     "nothing behind the mark": (b"\0" * 128 + b"DICM", "."),
     "noise behind the mark": (b"\0" * 128 + b"DICM" + bytes(range(256)) * 9, "."),
-    "PNG": (png(IMAGE), "no DICM at byte 128"),
+    "PNG": (encode(IMAGE), "no DICM at byte 128"),
     "slope of zero": (make_dicom(STORED, 12, RescaleSlope=0, RescaleIntercept=1), "gray levels"),
     "table too short": (
         make_dicom(IMAGE, VOILUTSequence=SHORT_TABLE),
@@ -676,7 +671,7 @@ def test_a_jpeg_of_a_phone_is_turned_as_it_says(orientation):
 def test_png_and_jpeg_pass_unchanged_and_nothing_else_passes(tmp_path):
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "JPEG")
-    for data in (png(IMAGE), file.getvalue()):
+    for data in (encode(IMAGE), file.getvalue()):
         for name in ("image.png", "image.dcm"):  # the content counts
             (tmp_path / name).write_bytes(data)
             assert load_image(tmp_path / name) == (data, [])

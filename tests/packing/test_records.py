@@ -1,6 +1,5 @@
 """Packed studies: what is in them, and that neither interruption nor damage goes unnoticed or costs finished work."""
 
-import errno
 import hashlib
 import json
 import math
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from folder_state import read_bytes, read_stamps
 from made_images import encode, flip_bit, make_png
 
 from helpers.packing import decode_image, image_stream, load_packed_study, pack_study
@@ -44,15 +44,6 @@ def study(noise, tmp_path_factory):
 def copy(study, tmp_path):
     """A copy of the packed study, to be damaged."""
     return shutil.copytree(study.folder, tmp_path / "copy")
-
-
-def read_bytes(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def read_stamps(folder):
-    """Returns what changes when a file is written anew, even with the same bytes."""
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
 
 
 def read_records(files):
@@ -223,30 +214,6 @@ def test_an_interrupted_run_is_resumed_and_ends_in_the_same_bytes(noise, study, 
     assert {name: after[name] for name in finished} == finished
     assert read_bytes(folder) == read_bytes(study.folder)
     assert bar.count == bar.total == len(loaded.index) == 32
-
-
-@pytest.mark.slow
-def test_an_error_while_a_shard_is_written_never_leaves_it_under_its_name(noise, study, copy, monkeypatch):
-    """A shard that is repaired stays recognizably damaged until the new one is complete."""
-    name = study.shards["val"][0]["file"]
-    (copy / name).write_bytes(b"damaged")
-    write, calls = tf.io.TFRecordWriter.write, []
-
-    def fail_at_third(writer, record):
-        calls.append(record)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(writer, record)
-
-    monkeypatch.setattr(tf.io.TFRecordWriter, "write", fail_at_third)
-    with pytest.raises(OSError, match="No space left"):
-        pack(noise, copy)
-    monkeypatch.undo()
-    assert (copy / name).read_bytes() == b"damaged"
-    with pytest.raises(ValueError, match=name):
-        load_packed_study(copy)
-    pack(noise, copy)
-    assert read_bytes(copy) == read_bytes(study.folder)
 
 
 @pytest.mark.slow
