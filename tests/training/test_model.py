@@ -86,19 +86,11 @@ def test_failed_download_says_which_file_to_put_where(monkeypatch, tmp_path):
 
 
 def test_a_run_that_does_not_fit_is_refused(tmp_path, model, packed):
-    """A model of another split would be measured on images that it was trained on."""
-    with pytest.raises(FileNotFoundError, match=r"run\.json is missing\. Run 02_train_densenet121"):
-        load_classifier(tmp_path)
-    write_run(tmp_path, model, classes=list(PATHOLOGIES[::-1]))
-    with pytest.raises(ValueError, match=r"answers for Hernia, Pleural_Thickening, .* has labels of Atelectasis"):
-        load_classifier(tmp_path, packed)
+    """A model of another split would be measured on images that it was trained on; see also test_run_record.py."""
     write_run(tmp_path, model, side=packed.side, split={"name": "official", "sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"trained on split official \(0{12}\).*Use the SPLIT"):
         load_classifier(tmp_path, packed)
     split = {"name": "official", "sha256": packed.split_sha256}
-    write_run(tmp_path, model, side=99, split=split)
-    with pytest.raises(ValueError, match="at 99 pixels"):
-        load_classifier(tmp_path, packed)
     write_run(tmp_path, model, side=packed.side, split=split)
     assert load_classifier(tmp_path, packed).count_params() == model.count_params()
 
