@@ -84,6 +84,15 @@ def run(python, code, cache, **values):
     return answer.stdout.strip().splitlines()[-1], time.monotonic() - started
 
 
+def make_environment(home, version, packages):
+    """Makes an environment with a platform's packages, once; returns its Python."""
+    python = home / "bin" / "python"
+    if not python.exists():
+        subprocess.run([f"python{version}", "-m", "venv", home], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages.split()], check=True)
+    return str(python)
+
+
 def freeze(python):
     """Returns the packages of an environment as a dict from name to version."""
     command = [python, "-m", "pip", "list", "--format=json"]
@@ -100,9 +109,7 @@ def check_platform(name, folder, root):
     """Returns the rows of the page for one platform, and its Python."""
     version, packages = PLATFORMS[name]
     home = folder / name.replace(" ", "-")
-    subprocess.run([f"python{version}", "-m", "venv", home], check=True)
-    python = str(home / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages.split()], check=True)
+    python = make_environment(home, version, packages)
     before, rows = freeze(python), []
     cases = [("auto", CHOOSE), ("auto", CHOOSE), ("tf-tpu", CHOOSE), ("jax", CHOOSE), ("fit in the overlay", FIT)]
     for number, (choice, code) in enumerate(cases):

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import nbformat
 import psutil
+from check_platforms import ROOT, freeze, make_environment
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
-ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "https://example.org/you/chest"  # git takes it for this repository
 PACKAGES = "numpy==2.1.3 pandas==2.2.3 scikit-learn==1.6.1 keras==3.13.2 scipy matplotlib pillow tqdm ipykernel"
 PLATFORMS = {  # Python, packages, runtime, form, where the notebook lies, what a new machine does not have any more
@@ -45,22 +45,6 @@ sys.path.append({support!r})
 from platforms import Colab
 sys.modules.update(Colab("/content/drive/MyDrive").list_modules())
 """
-
-
-def make_environment(folder, version, packages):
-    """Makes an environment with a platform's packages; returns its Python."""
-    python = folder / "env" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([f"python{version}", "-m", "venv", folder / "env"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages.split()], check=True)
-    return str(python)
-
-
-def list_packages(python):
-    """Returns a dict of an environment's packages and their versions."""
-    command = [python, "-m", "pip", "list", "--format=json"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {package["name"]: package["version"] for package in found}
 
 
 def open_notebook(settings, **form):
@@ -172,8 +156,8 @@ def check_platform(name, folder, settings):
     root = Path("/", Path(place).parts[1])
     if root.exists():
         sys.exit(f"{root} is there already: this is to run on a machine of its own.")
-    python = make_environment(folder, version, packages)
-    before, variables = list_packages(python), make_variables(folder, name, runtime)
+    python = make_environment(folder / "env", version, packages)
+    before, variables = freeze(python), make_variables(folder, name, runtime)
     run = Path({"kaggle": "/kaggle/working/chest-xray", "colab": "/content/drive/MyDrive/chest-xray"}[name])
     run /= "synthetic-quick"
     times = [
@@ -195,7 +179,7 @@ def check_platform(name, folder, settings):
         assert ended == (is_time is None)
         if drop.ident:
             drop.join()
-    after = list_packages(python)
+    after = freeze(python)
     changed = {package for package in before if after.get(package) != before[package]}
     assert not changed, f"packages of the platform changed, so that its kernel must be restarted: {changed}"
     check_end(notebook, run)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+from folder_state import read_bytes, read_stamps
 from made_images import encode
 
 from helpers.export import predict_folder
@@ -85,14 +86,6 @@ def alone(noise, tmp_path_factory):
     return pack_study(*noise, tmp_path_factory.mktemp("alone"), **SETTINGS)
 
 
-def read_bytes(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def read_stamps(folder):
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
-
-
 # In this process
 
 
@@ -135,17 +128,6 @@ def test_a_node_killed_while_packing_costs_nothing_and_a_second_call_writes_noth
     before = read_stamps(packed.folder)
     pack_study(*noise, packed.folder, cluster=cluster.address, **SETTINGS)
     assert read_stamps(packed.folder) == before
-
-
-@needs_ray
-def test_what_is_packed_already_is_not_packed_again(cluster, noise, alone, tmp_path):
-    pack_study(*noise, tmp_path, part=(1, 2), **SETTINGS)
-    before = read_stamps(tmp_path)
-    pack_study(*noise, tmp_path, cluster=cluster.address, **SETTINGS)
-    kept = {
-        path for path, stamp in before.items() if path.suffix == ".tfrecord" and read_stamps(tmp_path)[path] == stamp
-    }
-    assert len(kept) == 7 and read_bytes(tmp_path) == read_bytes(alone.folder)
 
 
 @needs_ray

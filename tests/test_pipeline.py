@@ -1,11 +1,8 @@
 """Training and evaluation pipelines: order and augmentation that can be repeated, geometry, and nobody left out."""
 
-import functools
-import gc
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -70,11 +67,10 @@ def assert_same(left, right):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"window_shards": 1}, {"window_shards": 2}, {"batch_size": 8}])
-def test_each_epoch_takes_every_image_once_but_for_the_remainder(study, options):
-    batch_size = options.get("batch_size", 4)
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_each_epoch_takes_every_image_once_but_for_the_remainder(study, batch_size):
     steps = 37 // batch_size
-    order = read_order(make_train(study, epochs=5, **options)).reshape(5, steps * batch_size)
+    order = read_order(make_train(study, batch_size, epochs=5)).reshape(5, steps * batch_size)
     train = set(number_images(study.labels("train")))
     assert len(train) == 37
     dropped = set()
@@ -93,9 +89,8 @@ def test_shards_of_very_unequal_size_lose_no_image(noise, study, tmp_path):
     lost = study.rows("train")["image"][1:15].tolist()  # leaves 1, 1, 7, 7 and 7 images
     lame = pack((rows, paths | dict.fromkeys(lost, broken)), tmp_path / "packed", shard_images=8)
     assert [shard["count"] for shard in lame.shards["train"]] == [1, 1, 7, 7, 7]
-    for window_shards in (1, 3):
-        order = read_order(make_train(lame, 1, epochs=2, window_shards=window_shards)).reshape(2, 23)
-        assert all(set(epoch) == set(number_images(lame.labels("train"))) for epoch in order)
+    order = read_order(make_train(lame, 1, epochs=2)).reshape(2, 23)
+    assert all(set(epoch) == set(number_images(lame.labels("train"))) for epoch in order)
 
 
 @pytest.mark.slow
@@ -124,13 +119,6 @@ def test_a_finished_run_has_nothing_left(study):
         assert read(data) == []
 
 
-@pytest.mark.slow
-def test_augmented_values_stay_in_range(study):
-    batches = read(make_train(study, image_size=20, strength=Augmentation(contrast=0.9, brightness=0.5)))
-    values = np.concatenate([images.ravel() for images, _ in batches])
-    assert values.min() == 0 and values.max() == 255
-
-
 def list_ops(data):
     """Returns the names of all operations in the graph of a dataset, those of its functions too."""
     graph = tf.raw_ops.DatasetToGraphV2(input_dataset=tf.data.experimental.to_variant(data)).numpy()
@@ -155,28 +143,24 @@ def test_training_batches_never_wait_for_python(study, rotation):
 
 @pytest.fixture(scope="module")
 def whole(study):
-    """Function window_shards -> all batches of a run of three epochs of 9 steps, read once."""
-    return functools.cache(lambda window_shards: read(make_train(study, **RUN, window_shards=window_shards)))
+    """All batches of a run of three epochs of 9 steps, read once."""
+    return read(make_train(study, **RUN))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window_shards", [1, 8])
-def test_seed_and_epoch_alone_decide_whatever_the_global_seed(study, whole, window_shards):
-    for global_seed, n_parallel in ((2, 1), (3, 3)):
+def test_seed_and_epoch_alone_decide_whatever_the_global_seed(study, whole):
+    for global_seed in (2, 3):
         tf.random.set_seed(global_seed)
-        data = make_train(study, **RUN, window_shards=window_shards, n_parallel=n_parallel)
-        assert_same(read(data), whole(window_shards))
-    assert_same(read(data), whole(window_shards))  # also when read twice
+        data = make_train(study, **RUN)
+        assert_same(read(data), whole)
+    assert_same(read(data), whole)  # also when read twice
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("window_shards", "epoch", "step"),
-    [(1, 0, 1), (1, 1, 0), (1, 2, 7), (2, 0, 8), (2, 1, 4), (2, 2, 0), (8, 1, 0), (8, 2, 3)],
-)
-def test_a_resumed_run_sees_the_tail_of_the_whole_one(study, whole, window_shards, epoch, step):
-    tail = read(make_train(study, first_epoch=epoch, first_step=step, window_shards=window_shards, **RUN))
-    assert_same(tail, whole(window_shards)[epoch * 9 + step :])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (0, 8), (1, 0), (1, 4), (2, 0), (2, 7)])
+def test_a_resumed_run_sees_the_tail_of_the_whole_one(study, whole, epoch, step):
+    tail = read(make_train(study, first_epoch=epoch, first_step=step, **RUN))
+    assert_same(tail, whole[epoch * 9 + step :])
 
 
 def find_shards(study):
@@ -189,7 +173,7 @@ def find_shards(study):
 @pytest.mark.slow
 def test_shards_used_up_before_the_step_are_not_read_again(copy):
     """All shards but that of the epoch's last image are emptied on the disk: the last step still comes."""
-    data = make_train(copy, 1, epochs=1, first_step=36, window_shards=1)
+    data = make_train(copy, 1, epochs=1, first_step=36)
     (last,) = read_order(data)
     shards = find_shards(copy)
     for path in set(shards.values()) - {shards[last]}:
@@ -227,22 +211,18 @@ def test_the_images_of_a_batch_are_listed(study, whole):
     labels = study.rows("train").set_index("image")[list(PATHOLOGIES)]
     for epoch, step in ((0, 0), (1, 8)):
         images = list_batch(study, 4, seed=3, epoch=epoch, step=step)
-        assert np.array_equal(labels.loc[images], whole(2)[epoch * 9 + step][1])
+        assert np.array_equal(labels.loc[images], whole[epoch * 9 + step][1])
 
 
 def test_the_number_of_epochs_changes_nothing_in_those_before(study, whole):
-    assert_same(read(make_train(study, **RUN | {"epochs": 1})), whole(2)[:9])
+    assert_same(read(make_train(study, **RUN | {"epochs": 1})), whole[:9])
 
 
 @pytest.mark.slow
 def test_other_seeds_and_other_epochs_give_another_order(study):
-    orders = [
-        tuple(read_order(make_train(study, 37, seed=seed, epochs=1, window_shards=window_shards)))
-        for seed in range(2)
-        for window_shards in (1, 8)
-    ]
+    orders = [tuple(read_order(make_train(study, 37, seed=seed, epochs=1))) for seed in range(2)]
     orders += [tuple(epoch) for epoch in read_order(make_train(study, 37, epochs=6, seed=9)).reshape(6, 37)]
-    assert len(set(orders)) == 10
+    assert len(set(orders)) == 8
 
 
 @pytest.mark.slow
@@ -265,28 +245,23 @@ def many(make_images, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window_shards", [1, 12])
-def test_positions_in_different_epochs_are_not_correlated(many, window_shards):
-    # Windows of one shard shuffle least: only the shards' order and the order within each changes.
-    order = read_order(make_train(many, 24, epochs=24, window_shards=window_shards)).reshape(24, 240)
+def test_positions_in_different_epochs_are_not_correlated(many):
+    order = read_order(make_train(many, 24, epochs=24)).reshape(24, 240)
     places = np.argsort(order, axis=1)
     between = np.corrcoef(places)[np.triu_indices(24, 1)]
-    # 276 pairs; with one shard a window 12 shards are permuted, so a pair deviates by 1 / sqrt(11) at most.
-    assert abs(between.mean()) < 0.05
-    assert np.abs(between).max() < (0.99 if window_shards == 1 else 0.3)
-    if window_shards == 12:
-        assert abs(np.mean([np.corrcoef(row[:-1], row[1:])[0, 1] for row in order])) < 0.05
-        # Every image visits the early, the middle and the late part of epochs.
-        thirds = (places[..., None] // 80 == np.arange(3)).sum(0)
-        assert thirds.min() >= 1
-        assert np.abs((places - 119.5).mean(0)).max() < 70
+    # Of 276 pairs; since 12 shards are permuted, a single pair may well be correlated.
+    assert abs(between.mean()) < 0.05 and np.abs(between).max() < 0.95
+    # Every image visits the early, the middle and the late part of epochs.
+    thirds = (places[..., None] // 80 == np.arange(3)).sum(0)
+    assert thirds.min() >= 1
+    assert np.abs((places - 119.5).mean(0)).max() < 70
 
 
 @pytest.mark.slow
 def test_the_windows_of_an_epoch_are_not_shuffled_alike(many):
     place = {number: place % 20 for place, number in enumerate(number_images(many.labels("train")))}
-    order = read_order(make_train(many, 20, epochs=1, window_shards=1)).reshape(12, 20)
-    assert len({tuple(place[number] for number in window) for window in order}) == 12
+    order = read_order(make_train(many, 20, epochs=1)).reshape(6, 40)
+    assert len({tuple(place[number] for number in window) for window in order}) == 6
 
 
 @pytest.mark.slow
@@ -297,10 +272,10 @@ def test_a_window_mixes_the_images_of_its_shards(study):
         for shard, numbers in enumerate(np.split(number_images(study.labels("train")), [8, 16, 23, 30]))
         for number in numbers
     }
-    order = read_order(make_train(study, 1, epochs=8, window_shards=8)).reshape(8, 37)
+    order = read_order(make_train(study, 1, epochs=8)).reshape(8, 37)
     shards = np.vectorize(shard_of.get)(order)
-    repeats = (shards[:, 1:] == shards[:, :-1]).mean()  # 0.18 by chance, 0 when dealt in turn, 0.89 one by one
-    assert 0.1 < repeats < 0.3
+    repeats = (shards[:, 1:] == shards[:, :-1]).mean()
+    assert 0.4 < repeats < 0.7  # 0.2 when the shards of a window are dealt in turn, 0.89 when read one by one
 
 
 # Training: what is refused, and what fails loudly
@@ -351,24 +326,6 @@ def test_a_shard_cut_at_the_border_of_a_record_after_loading_is_an_error(copy, s
         read(make_train(copy) if subset == "train" else make_eval_dataset(copy, "val", 2))
 
 
-def read_resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
-def test_memory_does_not_grow_with_the_epochs(study):
-    """Warmed up over 9 epochs, 9 more (of 1.3 MB of images each) stay within a few megabytes."""
-    data = make_train(study, image_size=96, epochs=27, strength=Augmentation(), n_parallel=1)
-    resident = []
-    for step, _ in enumerate(data.as_numpy_iterator()):
-        if step % (3 * 9) == 0:
-            gc.collect()
-            resident.append(read_resident_bytes())
-    assert len(resident) == 9
-    assert min(resident[6:]) - min(resident[3:6]) < 5e6
-
-
 # Evaluation
 
 
@@ -404,12 +361,6 @@ def test_evaluation_of_images_in_many_shards_is_in_the_order_of_the_index(study)
     np.testing.assert_array_equal(labels, study.labels("train"))
 
 
-def test_evaluation_of_no_image_is_empty(study):
-    data = make_eval_dataset(study, "test", 4)
-    assert data.cardinality().numpy() == 0
-    assert read(data) == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("image_size", [4, 8, 12, 16, 32])
 def test_evaluation_resizes_to_another_image_size(study, val_images, image_size):
@@ -431,27 +382,3 @@ def test_shifted_views_move_every_image_and_mirror_the_edge(study, val_images, s
     side = SIDE
     down, right = shift
     np.testing.assert_array_equal(moved, padded[:, 4 - down : 4 - down + side, 4 - right : 4 - right + side])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [5, 16])
-def test_the_mask_keeps_padding_out_of_what_keras_evaluates(study, batch_size):
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((SIDE, SIDE, 1))
-    logits = keras.layers.Dense(14)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
-    model = keras.Model(inputs, logits)
-    loss = keras.losses.BinaryCrossentropy(from_logits=True)
-    metric = keras.metrics.BinaryCrossentropy(from_logits=True, name="bce")
-    model.compile(loss=loss, weighted_metrics=[metric], jit_compile=False)
-    result = model.evaluate(make_eval_dataset(study, "val", batch_size), verbose=0, return_dict=True)
-
-    images, labels, mask = (
-        np.concatenate(parts) for parts in zip(*read(make_eval_dataset(study, "val", 5)), strict=True)
-    )
-    assert mask.all()
-    x = model(images).numpy().astype(float)
-    by_hand = np.mean(labels * np.logaddexp(0, -x) + (1 - labels) * np.logaddexp(0, x))
-    assert result["bce"] == pytest.approx(by_hand, rel=1e-5)
-    # Keras divides its own `loss` by the places in the batches, padding and all.
-    places = batch_size * -(-10 // batch_size)
-    assert result["loss"] == pytest.approx(by_hand * 10 / places, rel=1e-5)

@@ -10,8 +10,10 @@ import tensorflow as tf
 
 from .augmentation import N_DRAWS, Augmentation, augment
 
+_WINDOW = 2  # shards in memory at a time
 
-def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parallel=None, **order):
+
+def make_train_dataset(study, image_size, batch_size, *, strength=None, **order):
     """Makes the training pipeline: one stream over all epochs that remain.
 
     Args:
@@ -19,7 +21,6 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parall
         image_size: int, side of the crops in pixels.
         batch_size: int, global over all replicas and hosts.
         strength: an `Augmentation`; None for the default.
-        n_parallel: threads that augment; None lets tf.data choose.
         **order: `seed`, `epochs` and the other arguments of `_order_images`: where to resume, and which host this is.
 
     Returns:
@@ -41,7 +42,7 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, n_parall
         return augment(images, draws, image_size, strength), labels
 
     data = _order_images(study, batch_size, **order)
-    data = data.map(parse_and_augment, num_parallel_calls=n_parallel or tf.data.AUTOTUNE, deterministic=True)
+    data = data.map(parse_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return data.prefetch(tf.data.AUTOTUNE)
 
 
@@ -60,8 +61,7 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
 
     Returns:
         A Dataset of (images, labels, mask): float32 (batch_size, image_size, image_size, 1), 0 to 255, float32
-        (batch_size, findings) and float32 (batch_size,), 1 for images and 0 for padding. Keras takes the mask as sample
-        weights: what is in `weighted_metrics` is the mean over the images, but `loss` divides by the padding too.
+        (batch_size, findings) and float32 (batch_size,), 1 for images and 0 for padding.
     """
     size = image_size or study.side
 
@@ -167,13 +167,11 @@ def list_batch(study, batch_size, *, epoch, step, **order):
     return [name.decode() for name in parsed["image"].numpy()]
 
 
-def _order_images(
-    study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, window_shards=2, n_hosts=1, host=None, group=1
-):
+def _order_images(study, batch_size, *, seed, epochs, first_epoch=0, first_step=0, n_hosts=1, host=None, group=1):
     """Orders the training images: which are in which batch depends on seed, epoch and step alone.
 
     Shuffling has two levels, so that memory does not grow with the study: an epoch takes the shards in a random order,
-    `window_shards` at a time, and shuffles the images of each such window fully. Packing put the images into shards at
+    `_WINDOW` at a time, and shuffles the images of each such window fully. Packing put the images into shards at
     random. Each epoch drops the images that do not fill its last batch, other ones every time. With several hosts,
     each epoch deals the shards anew, and a host reads its own only.
 
@@ -184,7 +182,6 @@ def _order_images(
         epochs: int, epochs of the whole run.
         first_epoch: int, the epoch to begin with; a resumed run sees what the uninterrupted one would have seen.
         first_step: int, the step of that epoch to begin with. Shards that were used up before it are not read.
-        window_shards: int, shards in memory at a time.
         n_hosts: int, hosts among which batches are divided.
         host: int, the host whose share is wanted; None for the whole batches, as one machine would train on them.
         group: int, steps that are executed at once, see `count_steps`.
@@ -211,8 +208,8 @@ def _order_images(
     files, counts = tf.constant(study.files("train")), tf.constant(counts, tf.int64)
     n_images = batch_size // n_hosts  # of a host in a batch
     n_shards = len(files) // n_hosts  # of a host in an epoch
-    n_windows = -(-n_shards // window_shards)
-    window_images = window_shards * int(tf.reduce_max(counts))
+    n_windows = -(-n_shards // _WINDOW)
+    window_images = _WINDOW * int(tf.reduce_max(counts))
 
     def seeds_for(purpose, counter):  # own seeds for the order of shards (0), of images (1) and for augmentation (2)
         return tf.stack([tf.constant(3 * seed + purpose, tf.int64), counter])
@@ -222,13 +219,13 @@ def _order_images(
         shuffled = tf.random.experimental.stateless_shuffle(tf.range(len(files)), seeds_for(0, epoch))
         own = tf.gather(shuffled, tf.range(n_shards) * n_hosts + host)
         n_seen = tf.where(epoch == first_epoch, tf.constant(first_step * n_images, tf.int64), tf.constant(0, tf.int64))
-        n_used_up, n_seen_of_next = _find_window(tf.gather(counts, own), window_shards, n_seen)
+        n_used_up, n_seen_of_next = _find_window(tf.gather(counts, own), n_seen)
 
         def read_window(number):
-            chosen = tf.gather(files, own[number * window_shards : (number + 1) * window_shards])
+            chosen = tf.gather(files, own[number * _WINDOW : (number + 1) * _WINDOW])
             window = tf.data.Dataset.from_tensor_slices(chosen).interleave(
                 tf.data.TFRecordDataset,
-                cycle_length=window_shards,
+                cycle_length=_WINDOW,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
@@ -253,14 +250,14 @@ def _order_images(
     return data.apply(tf.data.experimental.assert_cardinality(max(0, steps * (epochs - first_epoch) - first_step)))
 
 
-def _find_window(counts, window_shards, n_seen):
+def _find_window(counts, n_seen):
     """Returns how many windows `n_seen` images have used up, and how many images of the next one they include.
 
     `counts` is an int64 tensor (shards,) of the images in each shard, in the order in which they are read.
     """
-    n_windows = -(-len(counts) // window_shards)
-    counts = tf.pad(counts, [[0, n_windows * window_shards - len(counts)]])
-    ends = tf.cumsum(tf.reduce_sum(tf.reshape(counts, (n_windows, window_shards)), axis=1))
+    n_windows = -(-len(counts) // _WINDOW)
+    counts = tf.pad(counts, [[0, n_windows * _WINDOW - len(counts)]])
+    ends = tf.cumsum(tf.reduce_sum(tf.reshape(counts, (n_windows, _WINDOW)), axis=1))
     n_used_up = tf.reduce_sum(tf.cast(ends <= n_seen, tf.int64))
     return n_used_up, n_seen - tf.concat([[0], ends], axis=0)[n_used_up]
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
+from folder_state import read_bytes, read_stamps
 from made_images import make_png
 from PIL import Image
 
@@ -63,14 +64,6 @@ def study(both):
     return both["raw"]
 
 
-def read_bytes(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def read_stamps(folder):
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
-
-
 def read_images(study, subset, **options):
     return [(image, *labels) for images, labels, _ in make_eval_dataset(study, subset, 1, **options)
             for image, labels in zip(images.numpy(), labels.numpy()[:, None], strict=True)]  # fmt: skip
@@ -102,9 +95,7 @@ def test_images_of_which_none_can_be_read_are_no_study(noise, tmp_path):
     assert not (tmp_path / "packed" / "manifest.json").exists()
 
 
-def test_an_unknown_encoding_and_another_one_than_before_are_refused(noise, study):
-    with pytest.raises(ValueError, match="RECORDS is 'jpeg'; expected one of raw, png"):
-        pack_study(*noise, study.folder, encoding="jpeg", **SETTINGS)
+def test_another_encoding_than_before_is_refused(noise, study):
     with pytest.raises(ValueError, match="encoding was raw, now png"):
         pack_study(*noise, study.folder, encoding="png", **SETTINGS)
 
@@ -134,7 +125,7 @@ def test_caches_give_the_bytes_that_files_give_and_need_them_no_more(noise, both
     names, caches = sorted(paths, reverse=True), []
     for name, some in (("a", names[:30]), ("b", names[30:])):
         here = {image: copies / image for image in some}
-        caches.append(shrink_images(here, tmp_path / "caches", name, side=SIDE, n_threads=3))
+        caches.append(shrink_images(here, tmp_path / "caches", name, side=SIDE))
         for path in here.values():
             path.unlink(missing_ok=True)
     assert [entry["image"] for cache in caches for entry in cache.excluded] == sorted(UNREADABLE, reverse=True)
@@ -255,7 +246,7 @@ def test_two_that_pack_at_once_pack_what_one_packs(noise, study, tmp_path):
     assert len(list(packed.iterdir())) == 26  # no manifest yet, and no draft left
     before = read_stamps(packed)
     pack_study(*noise, packed, **SETTINGS)
-    assert all(read_stamps(packed)[packed / name] == before[packed / name] for name in shards)
+    assert all(read_stamps(packed)[name] == before[name] for name in shards)
     assert read_bytes(packed) == read_bytes(study.folder)
 
 
@@ -278,10 +269,10 @@ def test_parts_from_folders_of_their_own_are_merged_and_what_is_lacking_or_damag
         shutil.copytree(folder, tmp_path / "packed", dirs_exist_ok=True)
     damaged = next((tmp_path / "packed").glob("val*.tfrecord"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    kept = {path: stamp for path, stamp in read_stamps(tmp_path / "packed").items() if path.suffix == ".tfrecord"}
+    kept = {name: stamp for name, stamp in read_stamps(tmp_path / "packed").items() if name.endswith(".tfrecord")}
     pack_study(*noise, tmp_path / "packed", **SETTINGS)
     after = read_stamps(tmp_path / "packed")
-    assert {path for path in kept if kept[path] != after[path]} == {damaged} and len(kept) == 9
+    assert {name for name in kept if kept[name] != after[name]} == {damaged.name} and len(kept) == 9
     assert read_bytes(tmp_path / "packed") == read_bytes(study.folder)
 
 

@@ -1,10 +1,8 @@
 """Packed studies: what is in them, and that neither interruption nor damage goes unnoticed or costs finished work."""
 
-import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from folder_state import read_bytes, read_stamps
 from made_images import encode, flip_bit, make_png
 
-from helpers.packing import decode_image, load_packed_study, pack_study
+from helpers.packing import decode_image, image_stream, load_packed_study, pack_study
 from helpers.pipeline import make_eval_dataset
 from helpers.study import PATHOLOGIES
 from helpers.study.splits import hash_split
@@ -45,15 +44,6 @@ def study(noise, tmp_path_factory):
 def copy(study, tmp_path):
     """A copy of the packed study, to be damaged."""
     return shutil.copytree(study.folder, tmp_path / "copy")
-
-
-def read_bytes(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def read_stamps(folder):
-    """Returns what changes when a file is written anew, even with the same bytes."""
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
 
 
 def read_records(files):
@@ -122,17 +112,6 @@ def test_the_index_holds_the_rows_exactly_and_survives_loading(noise, study):
     assert list(study.index["subset"].unique()) == ["train", "val", "test"]
 
 
-@pytest.mark.slow
-def test_the_evaluation_pipeline_gives_labels_and_images_in_the_order_of_the_index(noise, study):
-    for subset in ("train", "val", "test"):
-        batches = list(make_eval_dataset(study, subset, 3))
-        mask = np.concatenate([mask for *_, mask in batches]) > 0
-        np.testing.assert_array_equal(np.concatenate([labels for _, labels, _ in batches])[mask], study.labels(subset))
-        images = np.concatenate([images for images, *_ in batches])[mask]
-        for image, name in zip(images, study.rows(subset)["image"], strict=True):
-            np.testing.assert_array_equal(image, decode_image(tf.constant(noise[1][name].read_bytes()), SIDE))
-
-
 def test_the_manifest_counts_and_hashes_what_is_there(noise, study):
     rows = noise[0]
     manifest = json.loads((study.folder / "manifest.json").read_text())
@@ -174,11 +153,12 @@ def test_images_are_dealt_to_shards_at_random_and_the_seed_decides(noise, study,
 
 
 @pytest.mark.slow
-def test_bytes_depend_neither_on_threads_nor_on_the_order_of_the_rows(noise, study, tmp_path):
+def test_bytes_depend_neither_on_threads_nor_on_the_order_of_the_rows(noise, study, tmp_path, monkeypatch):
     rows, paths = noise
     shuffled = rows.sample(frac=1, random_state=3)
     for name, n_threads, some_rows in (("one", 1, rows), ("five", 5, shuffled)):
-        pack((some_rows, paths), tmp_path / name, n_threads=n_threads)
+        monkeypatch.setattr(image_stream, "count_cores", lambda n=n_threads: n)
+        pack((some_rows, paths), tmp_path / name)
         assert read_bytes(tmp_path / name) == read_bytes(study.folder)
 
 
@@ -234,54 +214,6 @@ def test_an_interrupted_run_is_resumed_and_ends_in_the_same_bytes(noise, study, 
     assert {name: after[name] for name in finished} == finished
     assert read_bytes(folder) == read_bytes(study.folder)
     assert bar.count == bar.total == len(loaded.index) == 32
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["train-00002-of-00005.tfrecord", "train-00002-of-00005.tfrecord.json", "index.csv"])
-def test_a_full_disk_leaves_finished_shards_intact(noise, study, tmp_path, monkeypatch, target):
-    folder, replace = tmp_path / "packed", os.replace
-
-    def fill_disk(source, destination):
-        if os.path.basename(destination) == target:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        replace(source, destination)
-
-    monkeypatch.setattr(os, "replace", fill_disk)
-    with pytest.raises(OSError, match="No space left"):
-        pack(noise, folder)
-    monkeypatch.undo()
-    left = read_bytes(folder)
-    stamps = read_stamps(folder)
-    receipts = [name.removesuffix(".json") for name in left if name.endswith(".tfrecord.json")]
-    assert len(receipts) == (9 if target == "index.csv" else 2)
-    assert all(left[name] == (study.folder / name).read_bytes() for name in receipts)
-    pack(noise, folder)
-    assert {name: read_stamps(folder)[name] for name in receipts} == {name: stamps[name] for name in receipts}
-    assert read_bytes(folder) == read_bytes(study.folder)
-
-
-@pytest.mark.slow
-def test_an_error_while_a_shard_is_written_never_leaves_it_under_its_name(noise, study, copy, monkeypatch):
-    """A shard that is repaired stays recognizably damaged until the new one is complete."""
-    name = study.shards["val"][0]["file"]
-    (copy / name).write_bytes(b"damaged")
-    write, calls = tf.io.TFRecordWriter.write, []
-
-    def fail_at_third(writer, record):
-        calls.append(record)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(writer, record)
-
-    monkeypatch.setattr(tf.io.TFRecordWriter, "write", fail_at_third)
-    with pytest.raises(OSError, match="No space left"):
-        pack(noise, copy)
-    monkeypatch.undo()
-    assert (copy / name).read_bytes() == b"damaged"
-    with pytest.raises(ValueError, match=name):
-        load_packed_study(copy)
-    pack(noise, copy)
-    assert read_bytes(copy) == read_bytes(study.folder)
 
 
 @pytest.mark.slow

@@ -47,9 +47,12 @@ def platform(tmp_path_factory):
     for real in (packaging, pip):
         (site / real.__name__).symlink_to(real.__path__[0])
 
-    def run(code):
+    def run(code, cache=folder, build=("9.0", sys.version_info[:2])):
         places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PYTHONPATH": str(ROOT / "notebooks")}
-        code = f"import json, sys; from helpers.runtime import packages; from helpers.runtime.packages import *\n{code}"
+        places["XDG_CACHE_HOME"] = str(cache)
+        imports = "import json, sys; from helpers.runtime import packages; from helpers.runtime.packages import *"
+        made = f"TpuBuild({build[0]!r}, ({build[1]!r},), ('0.0.14', '0.0.31'), '0.0.20')"
+        code = f"{imports}\npackages.TPU_BUILD = {made}\n{code}"
         answer = subprocess.run([python, "-c", code], env=places, capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
         return json.loads(answer.stdout)
@@ -86,8 +89,7 @@ print(json.dumps([first, [find_version("beta"), find_version("alpha")], error, p
 
 OVERLAY = """
 before = packages._freeze(())
-builds = [TpuBuild("9.0", (sys.version_info[:2],), ("0.0.14", "0.0.31"), "0.0.20")]
-first, second = [install_tensorflow_tpu({cache!r}, builds) for _ in range(2)]
+first, second = [install_tensorflow_tpu() for _ in range(2)]
 names = sorted(found.name for found in first.folder.iterdir() if found.suffix != ".dist-info")
 same = packages._freeze(()) == before
 print(json.dumps([names, first.installed, second.installed, str(first.libtpu), str(first.folder), same]))
@@ -96,7 +98,7 @@ print(json.dumps([names, first.installed, second.installed, str(first.libtpu), s
 
 @pytest.mark.slow
 def test_the_overlay_has_what_is_missing_and_changes_nothing(platform, tmp_path):
-    names, first, second, libtpu, folder, same = platform(OVERLAY.format(cache=str(tmp_path)))
+    names, first, second, libtpu, folder, same = platform(OVERLAY, tmp_path)
     # Of its needs, numpy and keras belong to the platform, alpha is there in some version, others are not for here.
     assert names == ["delta", "gamma", "libtpu", "tensorflow"]
     assert first == ["tensorflow-tpu==9.0", "libtpu==0.0.20", "gamma", "delta>=1"] and second == []
@@ -110,26 +112,23 @@ def test_the_overlay_has_what_is_missing_and_changes_nothing(platform, tmp_path)
 def test_the_platforms_libtpu_is_used_where_it_is_known_to_work(platform, tmp_path, version, own):
     folder = tmp_path / "filled"  # by an earlier kernel: only the choice is tried
     code = f"""
-builds = [TpuBuild("9.0", (sys.version_info[:2],), ("0.0.14", "0.0.31"), "0.0.20")]
 install(["libtpu=={version}"], free=["libtpu"])
 packages._fill_overlay = lambda folder, wanted: wanted
-overlay = install_tensorflow_tpu({str(folder)!r}, builds)
+overlay = install_tensorflow_tpu()
 print(json.dumps([str(overlay.libtpu), str(overlay.folder), overlay.installed]))
 """
-    libtpu, folder, wanted = platform(code)
+    libtpu, folder, wanted = platform(code, folder)
     assert libtpu.startswith(folder) is own and libtpu.endswith("libtpu/libtpu.so")
     assert wanted == ["tensorflow-tpu==9.0", "libtpu==0.0.20"][: 1 + own]
 
 
 @pytest.mark.slow
 def test_an_overlay_that_cannot_be_filled_leaves_nothing_behind(platform, tmp_path):
-    code = f"""
-errors = []
-for builds in ([TpuBuild("8.0", (sys.version_info[:2],), ("0.0.14", "0.0.31"), "0.0.20")], []):
-    try: install_tensorflow_tpu({str(tmp_path)!r}, builds)
-    except RuntimeError as error: errors.append(str(error))
-print(json.dumps(errors))
+    code = """
+try: install_tensorflow_tpu()
+except RuntimeError as error: print(json.dumps(str(error)))
 """
-    failed, no_build = platform(code)
+    failed = platform(code, tmp_path, ("8.0", sys.version_info[:2]))
+    no_build = platform(code, tmp_path, ("9.0", (2, 7)))
     assert "could not install tensorflow-tpu==8.0" in failed and list(tmp_path.iterdir()) == []
     assert no_build.startswith("no known tensorflow-tpu for Python 3.")

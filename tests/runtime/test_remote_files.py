@@ -28,10 +28,8 @@ from chain import (
 )
 from own_study import write_own_study
 
-from helpers.evaluation import add_to_leaderboard, load_predictions, name_columns
 from helpers.packing import load_packed_study, pack_study, resolve_paths
 from helpers.packing.image_stream import ImageFiles
-from helpers.pipeline import make_eval_dataset, make_train_dataset
 from helpers.runtime.files import (
     as_path,
     copy_file,
@@ -42,10 +40,9 @@ from helpers.runtime.files import (
     read_csv,
     read_text,
     remove_folder,
-    write_csv,
     write_text,
 )
-from helpers.runtime.settings import ROOT, save_figure, write_json
+from helpers.runtime.settings import ROOT, write_json
 from helpers.study import (
     PATHOLOGIES,
     list_images,
@@ -57,7 +54,7 @@ from helpers.study import (
     match_images,
     write_synthetic_study,
 )
-from helpers.training import CheckpointStore, build_classifier, load_classifier
+from helpers.training import CheckpointStore
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebooks
@@ -195,15 +192,6 @@ def test_packing_in_a_bucket_writes_the_bytes_of_packing_on_disk(remote_packed, 
     pd.testing.assert_frame_equal(study.index, packed.index)
 
 
-def test_batches_from_a_bucket_are_those_from_disk(remote_packed, packed):
-    for make in (
-        lambda study: make_eval_dataset(study, "test", 8),
-        lambda study: make_train_dataset(study, 32, 8, seed=0, epochs=1),
-    ):
-        batches = zip(make(remote_packed[0]), make(packed), strict=True)
-        assert all(np.array_equal(a, b) for pair in batches for a, b in zip(*pair, strict=True))
-
-
 def test_a_second_packing_writes_nothing(remote_packed, requests):
     before = len(requests)
     pack_study(*remote_packed[1], split_name="official", side=48, shard_images=16)
@@ -230,7 +218,8 @@ def test_a_missing_image_is_left_out_and_an_unreachable_bucket_is_an_error(
 ):
     """Images are never left out because the network is down, and a write that fails is an OSError."""
     rows, images, _ = remote_packed[1]
-    settings = {"split_name": "official", "side": 48, "n_threads": 1}
+    monkeypatch.setattr("helpers.packing.image_stream.count_cores", lambda: 1)
+    settings = {"split_name": "official", "side": 48}
     name = rows["image"].iloc[0]
     study = pack_study(rows, images | {name: folder / name}, folder, **settings)
     assert [image["image"] for image in study.excluded] == [name]
@@ -251,44 +240,6 @@ def test_a_missing_image_is_left_out_and_an_unreachable_bucket_is_an_error(
     left = {path.name for path in tmp_path.iterdir()}  # finished shards alone, each with its receipt
     shards = {name.removesuffix(".json") for name in left}
     assert all(name.endswith(".tfrecord") for name in shards) and left == shards | {f"{name}.json" for name in shards}
-
-
-def test_figures_tables_leaderboard_and_predictions_are_those_on_disk(folder, tmp_path, phantom_dir):
-    from matplotlib.figure import Figure
-
-    metadata, lists = load_study(phantom_dir).rows, load_official_lists(phantom_dir)
-    table = metadata[["image"]].assign(split="test")
-    probs, labels = name_columns(PATHOLOGIES)
-    table[probs] = np.random.default_rng(0).random((len(table), 14))
-    table = table[table["image"].isin(lists[1])]
-    keys = dict.fromkeys(("study", "split", "part", "images_sha256"), "a")
-    read = []
-    for place in (folder, tmp_path):
-        figure = Figure()
-        figure.gca().plot([1, 2])
-        save_figure(figure, place, "one", table)
-        write_json(place / "run.json", {"a": 1})
-        write_csv(place / "predictions.csv", table, index=False)
-        for run, auc in (("007", 0.5), ("008", 0.6), ("007", 0.7)):
-            board = add_to_leaderboard(place / "leaderboard.csv", keys | {"run": run, "mean_auc": auc})
-        read.append((board, *load_predictions(str(place / "predictions.csv"), metadata)))
-    for name in ("figures/one.png", "figures/one.csv", "run.json", "predictions.csv", "leaderboard.csv"):
-        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
-    for remote, local in zip(*read, strict=True):
-        assert remote.equals(local) if isinstance(remote, pd.DataFrame) else remote == local
-    assert set(labels) <= set(read[0][1].columns)
-
-
-def test_a_model_comes_back_from_a_bucket(folder):
-    blocks = [1, 1, 1, 1]
-    model = build_classifier(blocks=blocks)
-    with local_draft(folder / "model.weights.h5") as draft:
-        model.save_weights(draft)
-    write_json(folder / "run.json", {"classes": list(PATHOLOGIES), "blocks": blocks})
-    loaded = load_classifier(str(folder))
-    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True))
-    with pytest.raises(FileNotFoundError, match=r"gs://.*notop\.h5"):
-        build_classifier(weights=f"{folder}/notop.h5", blocks=blocks)
 
 
 def test_the_checkpoints_of_a_run_come_back_from_a_bucket(folder, tmp_path):

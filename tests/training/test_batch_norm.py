@@ -100,15 +100,6 @@ def test_the_network_keeps_names_weights_order_and_inference(tmp_path):
     assert np.array_equal(fused(image), model(image))
 
 
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [((4,), {}), ((4, 4, 4), {"axis": 1}), ((4, 4, 4), {"scale": False}), ((4, 4, 4), {"synchronized": True})],
-)
-def test_what_the_operation_cannot_replace_stays_with_keras(shape, options):
-    model = keras.Sequential([keras.Input(shape), layers.BatchNormalization(**options)])
-    assert type(fuse_batch_norm(model).layers[-1]) is keras.layers.BatchNormalization
-
-
 def test_on_another_backend_the_model_is_left_alone(monkeypatch):
     model = build_small()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

@@ -1,11 +1,10 @@
-"""Losses equal their definitions, survive serialization and prefer what is right."""
+"""Losses equal their definitions and prefer what is right."""
 
-import keras
 import numpy as np
 import pytest
 
 from helpers.training import make_loss
-from helpers.training.losses import AsymmetricLoss, WeightedBinaryCrossentropy
+from helpers.training.losses import WeightedBinaryCrossentropy
 
 LOSSES = ["weighted_bce", "bce", "focal", "asymmetric"]
 
@@ -38,15 +37,7 @@ def test_asymmetric_loss_equals_its_definition(labels_and_logits):
     p = sigmoid(logits.astype("float64"))
     shifted = np.maximum(p - 0.05, 0)
     expected = -(labels * (1 - p) * np.log(p) + (1 - labels) * shifted**4 * np.log(1 - shifted)).mean()
-    assert float(AsymmetricLoss()(labels, logits)) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    "loss", [WeightedBinaryCrossentropy([1.0, 2.0, 3.0, 4.0], 0.2), AsymmetricLoss(3.0, 0.5, 0.1, 0.2)]
-)
-def test_losses_survive_serialization(loss, labels_and_logits):
-    again = keras.losses.deserialize(keras.losses.serialize(loss))
-    assert float(again(*labels_and_logits)) == float(loss(*labels_and_logits))
+    assert float(make_loss("asymmetric", labels)(labels, logits)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_loss_weights_grow_with_rarity_and_stay_bounded():
@@ -71,17 +62,6 @@ def test_smoothing_moves_each_label_to_one_half(name, labels_and_logits):
     by_hand = make_loss(name, labels)(np.where(labels > 0, 0.95, 0.05).astype("float32"), logits)
     assert float(smoothed) == pytest.approx(float(by_hand), rel=1e-5)
     assert float(smoothed) != pytest.approx(float(make_loss(name, labels)(labels, logits)), rel=1e-3)
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
-def test_smoothing_out_of_range_is_refused(smoothing):
-    with pytest.raises(ValueError, match=f"LABEL_SMOOTHING is {smoothing}"):
-        make_loss("bce", np.ones((2, 2)), smoothing)
-
-
-def test_unknown_loss_is_refused_by_name():
-    with pytest.raises(ValueError, match='LOSS is "hinge"'):
-        make_loss("hinge", np.ones((2, 2)))
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -60,7 +60,7 @@ devices.strategy.run(lambda: layer.moving_mean.assign(
     tf.zeros(4) + tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.float32)))
 print(all(is_equal_on_devices(variable) for variable in layer.variables))
 
-from helpers.training.loss_scaling import LossScaleOptimizer
+from helpers.training.optimizer import LossScaleOptimizer
 with devices.scope():
     weight, optimizer = keras.Variable([1.0]), LossScaleOptimizer(keras.optimizers.SGD(1.0))
     optimizer.build([weight])

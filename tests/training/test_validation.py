@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from helpers.pipeline import make_eval_dataset
 from helpers.training import ValidationAUC
-from helpers.training.loss_scaling import inner_optimizer
+from helpers.training.optimizer import inner_optimizer
 from helpers.training.validation import averaged_weights
 
 pytestmark = pytest.mark.slow

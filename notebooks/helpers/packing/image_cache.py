@@ -45,7 +45,7 @@ class ImageCache:
         return np.load(self.path, mmap_mode="r")
 
 
-def shrink_images(paths, folder, name, *, side, n_threads=None, progress=None):
+def shrink_images(paths, folder, name, *, side, progress=None):
     """Decodes images once and keeps them shrunk; a finished and intact cache is only loaded.
 
     The images' files may be deleted afterwards. A cache that was interrupted, or that holds images of another side, is
@@ -56,7 +56,6 @@ def shrink_images(paths, folder, name, *, side, n_threads=None, progress=None):
         folder: path of a folder on a local disk; made if missing.
         name: of the cache, such as that of the archive.
         side: int, pixels, of the square images.
-        n_threads: threads that read and decode; by default one a core.
         progress: callable such as `tqdm`, see `pack.pack_study`.
 
     Returns:
@@ -75,7 +74,7 @@ def shrink_images(paths, folder, name, *, side, n_threads=None, progress=None):
         raise FileNotFoundError(
             f"{target} is missing, unfinished, damaged or not of {side} pixels. Fetch its images again."
         )
-    source = ImageFiles(paths, side, n_threads=n_threads)
+    source = ImageFiles(paths, side)
     target.with_suffix(".json").unlink(missing_ok=True)
     images, facts, excluded = [], {key: [] for key in FACTS}, []
     bar = progress(total=len(paths), unit="image") if progress else None
@@ -142,19 +141,18 @@ def load_image_cache(folder, name, side=None):
 class CachedImages:
     """The images of several caches, read as `image_stream.ImageFiles` reads files."""
 
-    def __init__(self, caches, side, *, encoding="raw", n_threads=None):
+    def __init__(self, caches, side, *, encoding="raw"):
         """Takes the caches.
 
         Args:
             caches: sequence of `ImageCache`s of that side, without an image in common.
             side: int, pixels.
             encoding: of `ShrunkImage.data`, one of `records.ENCODINGS`.
-            n_threads: threads that encode; None for one a core.
 
         Raises:
             ValueError: a cache is of another side, or an image is in two.
         """
-        self._side, self._encoding, self._n_threads = side, encoding, n_threads or count_cores()
+        self._side, self._encoding = side, encoding
         self._places, self._excluded = {}, {}
         for cache in caches:
             if cache.side != side:
@@ -213,6 +211,6 @@ class CachedImages:
 
         chunk = tf.TensorSpec((None, self._side, self._side, 1), tf.uint8)
         data = tf.data.Dataset.from_generator(take_chunks, output_signature=chunk).unbatch()
-        data = data.map(lambda image: encode_image(image, self._encoding), self._n_threads, deterministic=True)
+        data = data.map(lambda image: encode_image(image, self._encoding), count_cores(), deterministic=True)
         for batch in data.batch(BATCH).prefetch(2):
             yield from batch.numpy().tolist()

@@ -22,7 +22,7 @@ from ..study.study_folder import name_some
 from .image_cache import CachedImages
 from .image_stream import FACTS, ImageFiles
 from .packed import assert_split_by_patient, list_intact, load_packed_study, read_index, read_manifest
-from .records import ENCODINGS, FORMAT, encode_record
+from .records import FORMAT, encode_record
 
 
 class _Plan(NamedTuple):
@@ -63,7 +63,6 @@ def pack_study(
     side=256,
     shard_images=512,
     seed=0,
-    n_threads=None,
     progress=None,
     encoding="raw",
     part=None,
@@ -92,7 +91,6 @@ def pack_study(
         side: pixels, of the square images to write.
         shard_images: images in a shard at most; 512 images of 256 pixels are 33 MB.
         seed: of the order in which images are dealt to shards.
-        n_threads: threads that read and decode; by default one a core.
         progress: callable such as `tqdm`, called with `total=` and `unit=`, returning an object with `update(n)` and
             `close()`.
         encoding: of the images, "raw" pixels or "png": smaller, and slower to read; see `benchmarks/packing.py`.
@@ -113,13 +111,11 @@ def pack_study(
         RuntimeError: the cluster fails, see `map_tasks`; finished shards stay.
     """
     folder = as_path(folder)
-    if encoding not in ENCODINGS:
-        raise ValueError(f"RECORDS is {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
     findings = [*list_findings(rows)]
     rows = rows[[*COLUMNS, *findings, "split"]]  # in this order they are hashed
     assert_split_by_patient(folder, split_name, rows["patient_id"], rows["split"])
     make_source = ImageFiles if isinstance(images, dict) else CachedImages
-    source = make_source(images, side, encoding=encoding, n_threads=n_threads)
+    source = make_source(images, side, encoding=encoding)
     if lacking := source.lacking(rows["image"]):
         raise ValueError(f"{name_some(lacking)} in the rows, but there is no image: drop the rows, or add the images.")
     # Both are keys of the manifest, and go into the hash by which finished shards are recognized.

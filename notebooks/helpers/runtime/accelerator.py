@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .packages import find_version, install, list_missing
-from .probes import find_tpu_chips, has_metadata_server, shows_gpu, try_way
+from .probes import ask_metadata, find_tpu_chips, shows_gpu, try_way
 
 BACKENDS = {"tf-tpu": "tensorflow", "jax": "jax", "gpu": "tensorflow", "cpu": "tensorflow"}
 LABELS = {
@@ -94,7 +94,7 @@ def prepare_runtime(choice="auto", root="/"):
         _refuse_imported(BACKENDS[choices[0]])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     chips = find_tpu_chips(root)
-    if not chips or not has_metadata_server():
+    if not chips or ask_metadata("") is None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits minutes for it
     found = _describe_machine(chips, root)
     installed = install(list_missing())

@@ -35,7 +35,7 @@ class TpuBuild(NamedTuple):
 
 # Measured by importing, on machines without a TPU: see docs/runtime.md. There is no later release of tensorflow-tpu,
 # and its own requirement, libtpu~=0.0.14, lets pip choose one with which it aborts.
-TPU_BUILDS = (TpuBuild("2.20.0", ((3, 11), (3, 12), (3, 13)), ("0.0.14", "0.0.31"), "0.0.20"),)
+TPU_BUILD = TpuBuild("2.20.0", ((3, 11), (3, 12), (3, 13)), ("0.0.14", "0.0.31"), "0.0.20")
 
 
 class Overlay(NamedTuple):
@@ -121,27 +121,24 @@ def _plain(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def install_tensorflow_tpu(cache=None, builds=TPU_BUILDS):
+def install_tensorflow_tpu():
     """Installs a tensorflow-tpu that fits this Python and this libtpu into a folder of its own, once.
 
-    Args:
-        cache: folder for such folders; by default the user's cache, which Kaggle does not keep as output.
-        builds: the `TpuBuild`s to choose from.
+    The folder is in the user's cache, which Kaggle does not keep as output.
 
     Returns:
         An `Overlay`; `installed` is empty where the folder existed.
 
     Raises:
-        RuntimeError: no build fits this Python, or pip failed; nothing is left behind.
+        RuntimeError: there is none for this Python, or pip failed; nothing is left behind.
     """
-    python = sys.version_info[:2]
-    build = next((build for build in builds if python in build.pythons), None)
-    if build is None:
+    python, build = sys.version_info[:2], TPU_BUILD
+    if python not in build.pythons:
         raise RuntimeError(f"no known tensorflow-tpu for Python {python[0]}.{python[1]}")
     libtpu = find_version("libtpu")
     fits = libtpu and _numbers(build.libtpu[0]) <= _numbers(libtpu) <= _numbers(build.libtpu[1])
     wanted = [f"tensorflow-tpu=={build.tensorflow}"] + ([] if fits else [f"libtpu=={build.own_libtpu}"])
-    cache = Path(cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "-".join([*wanted, f"python{python[0]}.{python[1]}"]).replace("==", "-")
     installed = () if folder.is_dir() else tuple(_fill_overlay(folder, wanted))
     return Overlay(folder, find_libtpu() if fits else folder / "libtpu" / "libtpu.so", installed)

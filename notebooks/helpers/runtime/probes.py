@@ -93,17 +93,16 @@ def shows_gpu(root="/"):
     return any(_count(root, pattern) for pattern in ("dev/nvidia[0-9]*", "dev/dxg", "dev/kfd"))
 
 
-def has_metadata_server(address="169.254.169.254"):
-    """Returns whether Google's metadata server answers, as on its virtual machines.
+def ask_metadata(key, address="169.254.169.254"):
+    """Returns what the metadata server of Google's virtual machines answers for a key; None without that server.
 
     Args:
+        key: such as "instance/attributes/agent-worker-number"; "" for a check whether it is there.
         address: host, with or without a port; other clouds have another server at the same address.
+
+    Returns:
+        str, empty if the server has no such key; or None.
     """
-    return ask_metadata("", address) is not None
-
-
-def ask_metadata(key, address="169.254.169.254"):
-    """Returns what Google's metadata server answers for a key, as text, "" if it has none; None without the server."""
     connection = http.client.HTTPConnection(address, timeout=2)  # seconds; it is on the same host
     try:
         connection.request("GET", f"/computeMetadata/v1/{key}", headers={"Metadata-Flavor": "Google"})

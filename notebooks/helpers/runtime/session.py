@@ -244,7 +244,8 @@ class Session:
         given = {"--data-dir": settings.pop("DATA_DIR"), "--run-dir": settings.pop("RUN_DIR")}
         given["--profile"] = settings.pop("PROFILE")
         command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--only", name, "--end-with-parent"]
-        return [*command, *(word for pair in given.items() for word in pair), "--set", *map("=".join, _texts(settings))]
+        command += [word for pair in given.items() for word in pair]
+        return [*command, "--set", *(f"{name}={value}" for name, value in settings.items())]
 
 
 def _parse_settings(text):
@@ -259,10 +260,6 @@ def _parse_settings(text):
         check_setting(name, value)
         settings[name] = value
     return settings
-
-
-def _texts(settings):
-    return [(name, str(value)) for name, value in settings.items()]
 
 
 def copy_packed(source, target):

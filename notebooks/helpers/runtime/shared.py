@@ -171,11 +171,11 @@ def _find_records(attached):
             continue
 
 
-def _walk(attached, max_depth=8):
+def _walk(attached):
     for place, folders, _ in os.walk(attached):
         folder = Path(place)
         yield folder
-        deep = len(folder.relative_to(attached).parts) >= max_depth
+        deep = len(folder.relative_to(attached).parts) >= 8
         folders[:] = [] if deep else [name for name in folders if not name.startswith(("images", "."))]
 
 

@@ -89,8 +89,6 @@ def find_backbone(name, blocks=(), output_stride=32):
         raise ValueError(
             f"BLOCKS has {len(blocks)} numbers, {found.title} has {len(found.blocks)} stages; set it to [] for its own"
         )
-    if output_stride not in (16, 32):
-        raise ValueError(f"output_stride is {output_stride}; expected 16 or 32")
     if output_stride == 16 and not name.startswith("densenet"):
         raise ValueError(f"OUTPUT_STRIDE = 16 is for DenseNets only; set it to 32 for {found.title}")
     return found

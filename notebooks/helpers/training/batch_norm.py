@@ -55,25 +55,20 @@ def fuse_batch_norm(model):
     It is meant for training. A model to be saved as `.keras` or exported is built without it and takes the weights.
 
     Args:
-        model: functional or sequential keras.Model that is not compiled yet.
+        model: functional or sequential keras.Model that is not compiled yet; it normalizes maps over their channels,
+            with scale and center, as all `BACKBONES` do.
 
     Returns:
         A keras.Model with the same names, weights, order of variables and, on one device, results up to rounding; on
-        another backend than TensorFlow, or where there is nothing to replace, the model itself. Layers that the
-        operation cannot replace stay Keras's: those of another axis than the last of maps, without scale or center,
-        synchronized, or renormalizing.
+        another backend than TensorFlow, or without batch normalization, the model itself.
     """
 
-    def fits(layer):
-        if type(layer) is not keras.layers.BatchNormalization or len(layer.input.shape) != 4:
-            return False
-        is_plain = not (layer.synchronized or getattr(layer, "renorm", False))
-        return layer.axis in (-1, 3) and layer.scale and layer.center and is_plain
-
     def rebuild(layer):
-        return (BatchNormalization if fits(layer) else type(layer)).from_config(layer.get_config())
+        kind = type(layer)
+        return (BatchNormalization if kind is keras.layers.BatchNormalization else kind).from_config(layer.get_config())
 
-    if keras.backend.backend() != "tensorflow" or not any(fits(layer) for layer in model.layers):
+    has_any = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    if keras.backend.backend() != "tensorflow" or not has_any:
         return model
 
     fused = keras.models.clone_model(model, clone_function=rebuild)

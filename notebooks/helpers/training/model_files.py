@@ -4,9 +4,9 @@ What this project wrote is known by its SHA-256: `run.json` has that of the weig
 exports has theirs. Besides, each format is checked for what could run code or reach other files:
 
 - weights (`.h5`) hold numbers only, all in this one file;
-- a `.keras` file names classes of Keras only, none of which can hold code, and is loaded in Keras's safe mode;
 - a SavedModel uses only the operations that this project's export uses;
-- ONNX and LiteRT files are opened only if their SHA-256 is given or recorded.
+- ONNX and LiteRT files are opened only if their SHA-256 is given or recorded;
+- no other file is opened, not even a `.keras` file, whose configuration may name code.
 
 A record beside a file shows that the file is whole and the one that was exported. It does not protect against somebody
 who can write to the folder. The checks limit neither what a model computes nor how much memory it takes.
@@ -14,29 +14,16 @@ who can write to the folder. The checks limit neither what a model computes nor 
 
 import contextlib
 import hashlib
-import io
 import itertools
-import json
 import os
 import re
 import tempfile
-import zipfile
 from pathlib import Path
 
 from ..runtime.files import as_path, hash_file, is_remote, local_copy, read_text, write_text
 
 _EXPORTS = (".onnx", ".tflite")
 _WEIGHTS = (".h5", ".hdf5")
-_KERAS_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
-# Lists of names, one string each.
-_KERAS_MODULES = (
-    "keras keras.layers keras.initializers keras.regularizers keras.constraints keras.losses keras.metrics "
-    "keras.optimizers keras.optimizers.schedules keras.src.models.functional keras.src.models.sequential"
-)
-_KERAS_CLASSES = "keras.src.applications.convnext.LayerScale keras.src.ops.numpy.Add"  # of ConvNeXt
-_KERAS_CODE = (  # what these modules have that runs code or opens files
-    "function Lambda TFSMLayer TorchModuleWrapper JaxLayer FlaxLayer StringLookup IntegerLookup TextVectorization"
-)
 _VARIABLES = r"variables(/variables\.(index|data-\d{5}-of-\d{5}))?"
 _SAVED_MODEL_FILES = re.compile(rf"(saved_model|fingerprint)\.pb|assets|{_VARIABLES}")
 _CHECKPOINT_OPS = {"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "RestoreV2"}
@@ -64,7 +51,7 @@ def check_model_file(path, *, sha256=None):
     """Checks a model file without loading it.
 
     Args:
-        path: path of a `.keras`, `.h5` (weights only), `.onnx` or `.tflite` file, or of a SavedModel's folder.
+        path: path of an `.h5` (weights only), `.onnx` or `.tflite` file, or of a SavedModel's folder.
         sha256: its hash in hexadecimal, see `hash_model`; None for any that passes the other checks.
 
     Returns:
@@ -79,49 +66,44 @@ def check_model_file(path, *, sha256=None):
 
 
 def load_model(path, *, sha256=None):
-    """Loads a whole model after `check_model_file`.
+    """Loads a SavedModel after `check_model_file`.
 
     Args:
-        path: path of a `.keras` file or of a SavedModel's folder.
+        path: path of a SavedModel's folder.
         sha256: see `check_model_file`.
 
     Returns:
-        A keras.Model that is not compiled; for a SavedModel, what `tf.saved_model.load` returns.
+        What `tf.saved_model.load` returns.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModelFileError: see `check_model_file`; or the file cannot be loaded.
     """
     with _checked(path, sha256) as copy:
-        if copy.is_dir():
-            import tensorflow as tf
+        if not copy.is_dir():
+            raise _refusal(path, "it is not a SavedModel", "Use `load_weights` or `open_export`")
+        import tensorflow as tf
 
-            if not set("[*?\\") & set(str(copy)) - {os.sep}:
-                return tf.saved_model.load(str(copy))
-            with tempfile.TemporaryDirectory() as folder:  # TensorFlow takes such a path for a pattern
-                link = Path(folder, "model")
-                link.symlink_to(copy.resolve())
-                return tf.saved_model.load(str(link))
-        if copy.suffix == ".keras":
-            import keras
-
-            return keras.saving.load_model(copy, compile=False, safe_mode=True)
-        raise _refusal(path, "it is not a whole model of Keras or TensorFlow", "Use `load_weights` or `open_export`")
+        if not set("[*?\\") & set(str(copy)) - {os.sep}:
+            return tf.saved_model.load(str(copy))
+        with tempfile.TemporaryDirectory() as folder:  # TensorFlow takes such a path for a pattern
+            link = Path(folder, "model")
+            link.symlink_to(copy.resolve())
+            return tf.saved_model.load(str(link))
 
 
-def load_weights(model, path, *, sha256=None):
+def load_weights(model, path):
     """Loads weights into a model after `check_model_file`.
 
     Args:
         model: a built keras.Model; receives the weights.
         path: path of a `.weights.h5` file, or of an `.h5` file in the layout of keras.applications.
-        sha256: see `check_model_file`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ModelFileError: see `check_model_file`; or the weights are those of another model.
     """
-    with _checked(path, sha256) as copy:
+    with _checked(path, None) as copy:
         if copy.suffix not in _WEIGHTS:
             raise _refusal(path, "it is not a file of weights", "Use `load_model`")
         try:
@@ -191,8 +173,6 @@ def _checked(path, sha256):
                 _check_saved_model(copy)
             elif copy.suffix in _WEIGHTS:
                 _check_weights(copy)
-            elif copy.suffix == ".keras":
-                _check_keras(copy)
             elif copy.suffix not in _EXPORTS:
                 raise ValueError(f"{copy.suffix or 'a file without a suffix'} is not a known kind of model file")
             elif not expected:
@@ -270,38 +250,6 @@ def _check_layers(file, model):
 
 def _decode(names):
     return [name.decode() if isinstance(name, bytes) else name for name in names]
-
-
-def _check_keras(path):
-    """Raises a ValueError unless a `.keras` archive is as Keras writes it, without anything that could hold code."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if sorted(member.filename for member in members) != _KERAS_MEMBERS or any(m.compress_type for m in members):
-            raise ValueError(f"it is not an archive of {', '.join(_KERAS_MEMBERS)}, uncompressed, as Keras writes it")
-        config = json.loads(archive.read("config.json"))
-        weights = io.BytesIO(archive.read("model.weights.h5"))
-    _check_weights(weights)
-    pending = [config]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            _check_class(item)
-        if isinstance(item, dict | list):
-            pending += item.values() if isinstance(item, dict) else item
-
-
-def _check_class(item):
-    name, module, registered = (item.get(key) for key in ("class_name", "module", "registered_name"))
-    known = f"{module}.{name}" in _KERAS_CLASSES.split()
-    known = known or (module in _KERAS_MODULES.split() and name not in _KERAS_CODE.split())
-    has_code = isinstance(item.get("value"), list | dict | str)  # a lambda as an activation has no class name
-    if not has_code and (name == "__keras_tensor__" or not (name or module or registered)):
-        return
-    if has_code or not known or registered not in (None, name):
-        raise ValueError(
-            f"its configuration names {module}.{name}, which is not a class of Keras without code. "
-            "Build the model in Python and load its weights by `load_weights`"
-        )
 
 
 def _is_hub_link(file):

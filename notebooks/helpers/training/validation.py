@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from ..evaluation.auc import roc_auc
-from .loss_scaling import inner_optimizer
 from .model import predict_logits
+from .optimizer import inner_optimizer
 
 
 @contextlib.contextmanager
