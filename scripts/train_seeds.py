@@ -26,7 +26,7 @@ from helpers.runtime import check_settings, read_csv, read_json, resolve_path, s
 PREPARE, TRAIN, EVALUATE, EXPLAIN = run_notebooks.NOTEBOOKS[:4]
 VIEWS = 9
 # Settings of notebook 2 in which runs may differ and still be the same training, and the one in which seeds do.
-FREE = ("SEED", "START_OVER", "SAVE_STEPS", "TIME_BUDGET", "TENSORBOARD", "VERBOSE")
+FREE = ("SEED", "START_OVER", "SAVE_STEPS", "TIME_BUDGET", "VERBOSE")
 REFUSED = {
     "SEED": "the seeds are 0 to SEEDS - 1",
     "START_OVER": "finished seeds are kept; delete a seed's folder to train it again",

@@ -49,11 +49,9 @@ def test_choices_are_those_of_the_modules_that_take_them():
     from helpers.packing.records import ENCODINGS
     from helpers.runtime.accelerator import BACKENDS
     from helpers.study.splits import SPLITS
-    from helpers.study.study import UNCERTAIN
     from helpers.training.backbones import BACKBONES
 
     assert SETTINGS["BACKBONE"][1] == tuple(BACKBONES) and SETTINGS["SPLIT"][1] == SPLITS
-    assert SETTINGS["UNCERTAIN"][1] == UNCERTAIN
     assert SETTINGS["RUNTIME"][1] == ("auto", *BACKENDS) and SETTINGS["FORMATS"][1] == tuple(FORMATS)
     assert set(SETTINGS["RECORDS"][1]) == set(ENCODINGS)
 
