@@ -200,7 +200,7 @@ def test_notebook_1_reads_what_is_attached_without_writing_there_and_refuses_wha
 ):
     attached = tmp_path / "input" / "datasets" / "nih-chest-xrays" / "data"
     shutil.copytree(phantom_dir, attached)
-    monkeypatch.setattr(find_attached_study, "__defaults__", (str(tmp_path / "input"), 4))
+    monkeypatch.setattr(find_attached_study, "__defaults__", (str(tmp_path / "input"),))
     settings = {"FETCH": "kaggle", "DATA_DIR": str(tmp_path / "tmp" / "attached"), "SIDE": 64}
     settings |= {"RUN_DIR": str(tmp_path / "run"), "PACKED_DIR": str(tmp_path / "packed")}
     with read_only(tmp_path / "input"):
