@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,11 +97,10 @@ def draw_page(name, report):
 
 
 def name_machine(runtime):
-    """Returns the processor and what computed, such as "..., 96 cores, 8 x TPU v5 lite, jax"."""
-    names = [name.removeprefix("/device:").partition(":")[0] for name in runtime["devices"]]
-    found = Counter(name for name in names if name.lower() != "cpu")
-    accelerators = [f"{number} x {name}" for name, number in found.items()]
-    return ", ".join([runtime["processor"], *accelerators, runtime["runtime"]])
+    """Returns the processor and what computed, such as "..., 96 cores, TPU v5 lite, jax x 8"."""
+    names = dict.fromkeys(name.removeprefix("/device:").partition(":")[0] for name in runtime["devices"])
+    accelerators = [name for name in names if name.lower() != "cpu"]
+    return ", ".join([runtime["processor"], *accelerators, f"{runtime['runtime']} x {runtime['n_replicas']}"])
 
 
 def draw_runs(folder=RUNS):

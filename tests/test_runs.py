@@ -39,15 +39,15 @@ def test_reported_runs_are_whole_and_the_table_is_made_from_them():
 @pytest.mark.parametrize(
     ("devices", "runtime", "machine"),
     [
-        (["TPU v5 lite"] * 8, "jax", "EPYC, 224 cores, 8 x TPU v5 lite, jax"),
-        (["/device:TPU:0", "/device:TPU:1"], "tf-tpu", "EPYC, 224 cores, 2 x TPU, tf-tpu"),
-        (["NVIDIA H200"], "gpu", "EPYC, 224 cores, 1 x NVIDIA H200, gpu"),
-        (["/device:CPU:0"], "cpu", "EPYC, 224 cores, cpu"),
-        (["cpu", "cpu"], "jax", "EPYC, 224 cores, jax"),
+        (["TPU v5 lite"] * 8, "jax", "EPYC, 224 cores, TPU v5 lite, jax x 8"),
+        (["/device:TPU:0", "/device:TPU:1"], "tf-tpu", "EPYC, 224 cores, TPU, tf-tpu x 2"),
+        (["NVIDIA H200"], "gpu", "EPYC, 224 cores, NVIDIA H200, gpu x 1"),
+        (["/device:CPU:0"], "cpu", "EPYC, 224 cores, cpu x 1"),
+        (["cpu", "cpu"], "jax", "EPYC, 224 cores, jax x 2"),
     ],
 )
 def test_a_report_names_the_accelerators(devices, runtime, machine):
-    described = {"processor": "EPYC, 224 cores", "devices": devices, "runtime": runtime}
+    described = {"processor": "EPYC, 224 cores", "devices": devices, "runtime": runtime, "n_replicas": len(devices)}
     assert make_report.name_machine(described) == machine
 
 
@@ -98,7 +98,7 @@ def test_the_table_of_runs_is_renewed_with_each_report(finished, tmp_path, monke
     page = (runs / "README.md").read_text()
     assert page.startswith("# Runs\n\n<!-- runs -->\n| run |") and page.endswith("<!-- end of runs -->\n\nThe end.\n")
     row = "| [first](first/README.md) | phantom | official, 300 test images | 0.600 (0.600 to 0.600) | 3 epochs, "
-    assert row in page and "96 cores, cpu |" in page and "| drawn (synthetic) |" in page
+    assert row in page and "96 cores, cpu x 8 |" in page and "| drawn (synthetic) |" in page
 
 
 def test_an_unfinished_run_is_not_reported(finished, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .launchers import find_launch
+from .packages import find_cache
 from .settings import ROOT
 
 # Left to themselves, a TPU multiplies float32 as bfloat16 (docs/tpu.md), and a recent GPU as TensorFloat-32: what is
@@ -194,10 +195,10 @@ def _keep_compiled(jax):
     # processor may not run on another, and a home can be that of several machines.
     if not jax.config.jax_compilation_cache_dir:
         info = Path("/proc/cpuinfo")
-        flags = re.search(r"(flags|Features)\s*:.*", info.read_text())[0] if info.exists() else platform.processor()
-        name = f"jax-compiled-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / name))
+        found = re.search(r"(flags|Features|isa)\s*:.*", info.read_text()) if info.exists() else None
+        able = found[0] if found else platform.processor()
+        name = f"jax-compiled-{hashlib.sha256(able.encode()).hexdigest()[:8]}"
+        jax.config.update("jax_compilation_cache_dir", str(find_cache() / name))
 
 
 def describe_runtime(runtime=None, devices=None):

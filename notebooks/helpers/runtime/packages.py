@@ -121,6 +121,11 @@ def _plain(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def find_cache():
+    """Returns the path of the user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def install_tensorflow_tpu():
     """Installs a tensorflow-tpu that fits this Python and this libtpu into a folder of its own, once.
 
@@ -138,8 +143,7 @@ def install_tensorflow_tpu():
     libtpu = find_version("libtpu")
     fits = libtpu and _numbers(build.libtpu[0]) <= _numbers(libtpu) <= _numbers(build.libtpu[1])
     wanted = [f"tensorflow-tpu=={build.tensorflow}"] + ([] if fits else [f"libtpu=={build.own_libtpu}"])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "-".join([*wanted, f"python{python[0]}.{python[1]}"]).replace("==", "-")
+    folder = find_cache() / "-".join([*wanted, f"python{python[0]}.{python[1]}"]).replace("==", "-")
     installed = () if folder.is_dir() else tuple(_fill_overlay(folder, wanted))
     return Overlay(folder, find_libtpu() if fits else folder / "libtpu" / "libtpu.so", installed)
 

@@ -174,7 +174,7 @@ def _try_overlay():
     return Trial(False, f"{name}, in a folder of its own that is not used now, does not drive it either ({reason})")
 
 
-def _try_jax(chips):
+def _try_jax(chips, wanted=""):
     installed = () if find_version("jax") else tuple(install(["jax[tpu]" if chips else "jax"]))
     # Left to itself, JAX takes the CPU where the TPU fails, and does not report the reason.
     environment = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "tpu,cpu"} if chips else {}
@@ -182,7 +182,10 @@ def _try_jax(chips):
     name = f"JAX {find_version('jax')}"
     if answer and (answer["platform"] == "tpu" or not chips):
         devices = f"{answer['devices']} {answer['platform'].upper()} device{'s' * (answer['devices'] > 1)}"
-        return Trial(True, f"{name} computed on {devices}", environment, installed=installed)
+        text = f"{name} computed on {devices}"
+        if wanted and answer["platform"] != wanted:
+            return Trial(False, f"{text}, not on the {wanted.upper()}")
+        return Trial(True, text, environment, installed=installed)
     reason = f"it sees only {answer['platform'].upper()}" if answer else reason
     return Trial(False, f"{name} does not {'drive the TPU' if chips else 'work'} ({reason})", installed=installed)
 
@@ -205,10 +208,7 @@ def _try_jax_gpu(root):
         return Trial(False, NO_GPU)
     if not find_version("jax"):
         return Trial(False, "JAX is not installed")
-    trial = _try_jax(chips=0)
-    if trial.works and " GPU device" not in trial.text:
-        return Trial(False, f"{trial.text}, not on the GPU")
-    return trial
+    return _try_jax(chips=0, wanted="gpu")
 
 
 def probe(code, environment=None, limit=PROBE_LIMIT):
