@@ -26,6 +26,8 @@ def load_recipe(profile="full"):
     recipe = {"keras": keras, "AdamW": AdamW, "scale_loss": scale_loss, "steps_per_epoch": 100}
     exec("".join(settings["source"]), recipe)
     recipe |= check_settings(recipe | {"PROFILE": profile, "RUN_DIR": "models"})  # empty in the notebook: the last run
+    if recipe["PRECISION"] == "auto":  # the large profiles are for accelerators
+        recipe["PRECISION"] = "float32" if profile == "quick" else "mixed_bfloat16"
     recipe["batch_size"] = recipe["BATCH_SIZE"]
     exec("".join(optimizer["source"]), recipe)
     return recipe

@@ -1,16 +1,19 @@
 """How the work is spread over devices and processes, and how that is described."""
 
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.runtime import connect_devices, describe_runtime
+from helpers.runtime import choose_precision, connect_devices, describe_runtime
 from helpers.runtime.accelerator import Runtime
+from helpers.runtime.devices import pick_precision
 from helpers.runtime.settings import ROOT
 
 RUNTIME = Runtime("cpu", "tensorflow", 0, "a CPU", "it works", "")
@@ -53,6 +56,35 @@ def test_one_device_computes_in_its_scope():
 
         layer = keras.layers.Dense(2)
         assert np.asarray(layer(np.ones((1, 3), "float32"))).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("has_tpu", "capabilities", "cpu_flags", "policy"),
+    [
+        (True, [], "", "mixed_bfloat16"),
+        (False, [(9, 0)], "", "mixed_bfloat16"),
+        (False, [(8, 0), (8, 6)], "", "mixed_bfloat16"),
+        (False, [(7, 5), (7, 5)], "", "mixed_float16"),  # two T4
+        (False, [(8, 0), (7, 5)], "avx512_bf16", "mixed_float16"),  # all must multiply it
+        (False, [(6, 0)], "", "mixed_float16"),  # P100
+        (False, [], "avx2 avx512f avx512_bf16", "mixed_bfloat16"),
+        (False, [], "avx512f amx_bf16 amx_tile", "mixed_bfloat16"),
+        (False, [], "avx2 avx512f avx512_vnni", "float32"),
+        (False, [], "", "float32"),
+    ],
+)
+def test_sixteen_bits_are_chosen_where_the_hardware_multiplies_them(has_tpu, capabilities, cpu_flags, policy):
+    assert pick_precision(has_tpu, capabilities, cpu_flags) == policy
+
+
+def test_the_features_of_this_cpu_decide_on_tensorflow_only():
+    """JAX computes bfloat16 on a CPU in float32."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    has_bfloat16 = any("avx512_bf16" in line.split() or "amx_bf16" in line.split() for line in lines)
+    assert choose_precision(RUNTIME) == ("mixed_bfloat16" if has_bfloat16 else "float32")
+    assert choose_precision(dataclasses.replace(RUNTIME, chips=8)) == choose_precision(RUNTIME)  # the TPU is not used
+    assert choose_precision(dataclasses.replace(RUNTIME, name="tf-tpu", chips=8)) == "mixed_bfloat16"
+    assert choose_precision(dataclasses.replace(RUNTIME, name="jax")) == "float32"
 
 
 def test_float32_is_not_rounded_to_less_on_accelerators():

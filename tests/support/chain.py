@@ -20,6 +20,7 @@ XVISION = "06_xvision_vgg16_nodules"
 SHORT = {
     **{"EPOCHS": 1, "IMAGE_SIZE": 32, "SIDE": 40, "RESAMPLES": 100, "VIEWS": 1, "RANDOM_NETWORKS": 1, "VERBOSE": 2},
     "BLOCKS": [1, 1, 1, 1],
+    "PRECISION": "float32",  # what is compared must not depend on the CPU
     "BACKBONES": "VGG16,trained",
     "FORMATS": "saved_model",  # test_end_to_end.py writes them all
     **{"FEATURE_SIDE": 32, "NODULE_IMAGES": 60, "FOLDS": 2, "HEAD_EPOCHS": 2, "MAPS": 3, "NOISY_COPIES": 2},

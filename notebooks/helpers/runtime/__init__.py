@@ -4,7 +4,7 @@ Nothing but the standard library is imported here: a notebook imports this packa
 """
 
 from .accelerator import prepare_runtime
-from .devices import connect_devices, describe_machine, describe_runtime, find_commit
+from .devices import choose_precision, connect_devices, describe_machine, describe_runtime, find_commit
 from .files import (
     copy_file,
     hash_file,

@@ -47,7 +47,7 @@ SETTINGS = {
     "RECORDS": (str, ("raw", "png")),
     "BACKBONE": (str, ("densenet121", "densenet169", "densenet201", "convnext_base", "efficientnetv2_s")),
     "WEIGHTS_SEEN": (str, ("", "yes", "no", "unknown")),
-    "PRECISION": (str, ("float32", "mixed_bfloat16", "mixed_float16")),
+    "PRECISION": (str, ("auto", "float32", "mixed_bfloat16", "mixed_float16")),
     "OUTPUT_STRIDE": (int, (16, 32)),
     "BLOCKS": ([int], "[1, inf)"),
     "SCHEDULE": (str, ("cosine", "plateau")),
