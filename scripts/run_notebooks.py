@@ -11,11 +11,12 @@ import difflib
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -45,9 +46,17 @@ from helpers.runtime import (
     recall_shared,
     resolve_path,
 )
+from helpers.runtime.probes import find_tpu_chips, shows_gpu
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}  # bytes
 TRAIN = NOTEBOOKS[1]
+# After the training, in an order in which two at a time take the least time; each with those whose files it reads.
+AFTER_TRAINING = {
+    "04_explain": (),
+    "03_evaluate": (),
+    "06_xvision_vgg16_nodules": (),
+    "05_export_and_predict": ("03_evaluate", "04_explain"),
+}
 FORM = {"DATA", "KEEP_IN", "HOURS_LEFT", "SET"}  # of notebook 00 alone
 OPTIONS = {"DATA_DIR": "--data-dir", "RUN_DIR": "--run-dir", "PROFILE": "--profile", "RUNTIME": "the environment"}
 
@@ -81,6 +90,7 @@ def parse_arguments():
         "--only", nargs="+", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute these, in their order"
     )
     parser.add_argument("--end-with-parent", action="store_true", help="end when the standard input is closed")
+    parser.add_argument("--beside-others", action="store_true", help="let others execute into the same folder")
     add_options(parser, "where results go (default: models/densenet121, or models/<name of PREDICTIONS>)")
     return parser.parse_args()
 
@@ -270,8 +280,11 @@ def execute(name, folder, settings):
     return None
 
 
-def execute_into(executed_dir, name, settings):
-    """Executes one notebook and keeps the executed copy in a folder, local or in a bucket. Exits where it fails."""
+def execute_into(executed_dir, name, settings, beside_others=False):
+    """Executes one notebook and keeps the executed copy in a folder, local or in a bucket. Exits where it fails.
+
+    Others may execute into the folder meanwhile if they, too, are `beside_others`.
+    """
     if is_remote(executed_dir):  # Papermill saves after every cell, and would write the whole object each time
         with tempfile.TemporaryDirectory() as folder:
             error = execute(name, Path(folder), settings)
@@ -279,7 +292,7 @@ def execute_into(executed_dir, name, settings):
     else:
         busy = f"Another process executes notebooks into {executed_dir}. Let it end, or choose another RUN_DIR."
         with contextlib.ExitStack() as stack:
-            several = find_launch().n_processes > 1 or name_copy(name, settings) != name
+            several = beside_others or find_launch().n_processes > 1 or name_copy(name, settings) != name
             try:  # hosts that work together have copies of their own
                 stack.enter_context(lock_folder(executed_dir, busy, shared=several))
             except RuntimeError as error:
@@ -287,6 +300,55 @@ def execute_into(executed_dir, name, settings):
             error = execute(name, executed_dir, settings)
     if error:
         sys.exit(f"\n{error}\nSee {executed_dir / name_copy(name, settings)}.failed.ipynb")
+
+
+def can_run_two(run_dir):
+    """Returns whether two notebooks can run at a time: on a CPU with several cores, but an accelerator takes one."""
+    apart = find_launch().n_processes > 1 or is_remote(run_dir)
+    return not (apart or find_tpu_chips() or shows_gpu()) and (os.cpu_count() or 1) > 1
+
+
+def execute_two_at_a_time(names, words):
+    """Executes notebooks that follow the training, each in a process of its own; prints their lines as they come.
+
+    Args:
+        names: list of notebooks, of `AFTER_TRAINING`.
+        words: list of the command line's options for all of them.
+
+    Raises:
+        SystemExit: one has failed. The others that were running have gone on to their end.
+        KeyboardInterrupt: the others have been interrupted, too.
+    """
+    running, results, interrupted = {}, {}, threading.Event()
+
+    def execute_one(name):
+        failed = [needed for needed in AFTER_TRAINING[name] if needed in results and results[needed].result()]
+        if failed or interrupted.is_set():
+            return f"{name} was not executed"
+        command = [sys.executable, __file__, "--only", name, "--beside-others", "--end-with-parent", *words]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        # A session of its own: Ctrl-C reaches it once, by its input.
+        running[name] = process = subprocess.Popen(command, **streams, text=True, start_new_session=True)
+        if interrupted.is_set():
+            process.stdin.close()
+        for line in process.stdout:  # a bar's, too
+            if line.strip():
+                print(f"{name[:2]} | {line.rstrip()}", flush=True)
+        return process.wait() and f"{name} has failed, see above"
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            for name in AFTER_TRAINING:
+                if name in names:
+                    results[name] = pool.submit(execute_one, name)
+            errors = [error for result in results.values() if (error := result.result())]
+        except KeyboardInterrupt:
+            interrupted.set()
+            for process in running.values():
+                process.stdin.close()
+            raise
+    if errors:
+        sys.exit("\n" + "; ".join(errors) + ". Give the same command again to resume.")
 
 
 def read_pause(run_dir):
@@ -383,9 +445,12 @@ def main():
     if arguments.end_with_parent:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
         threading.Thread(target=end_with_parent, daemon=True).start()
-    for name in (name for name in NOTEBOOKS if not arguments.only or name in arguments.only):
+    names = arguments.only or NOTEBOOKS
+    later = [name for name in AFTER_TRAINING if name in names]
+    two = len(later) > 1 and can_run_two(run_dir)
+    for name in (name for name in NOTEBOOKS if name in names and not (two and name in later)):
         try:
-            execute_into(run_dir / "executed", name, settings)
+            execute_into(run_dir / "executed", name, settings, arguments.beside_others)
         except KeyboardInterrupt:
             sys.exit(f"\n{name} was interrupted. Give the same command again to resume.")
         if name == NOTEBOOKS[0] and settings.get("PART"):  # it has printed what to do next
@@ -394,6 +459,15 @@ def main():
             if not arguments.end_with_parent:
                 sys.exit(f"\n{pause}")
             print(pause, flush=True)  # notebook 00 exports what there is
+    if two:
+        shared = [f"{name}={settings[name]}" for name in SHARED if name not in OPTIONS]
+        words = ["--data-dir", settings["DATA_DIR"], "--run-dir", settings["RUN_DIR"], "--profile", settings["PROFILE"]]
+        try:
+            execute_two_at_a_time(later, [*words, "--set", *shared, *arguments.set])
+        except KeyboardInterrupt:
+            sys.exit("\nThe notebooks were interrupted. Give the same command again to resume.")
+    if arguments.beside_others:
+        return
     if not arguments.only:
         call(show_results, run_dir)
     elif "03_evaluate" in arguments.only:

@@ -1,7 +1,10 @@
 """How `make run` executes a notebook: with which Python, in folders of any name, and what it says of a killed one."""
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 
 import nbformat
@@ -89,3 +92,66 @@ def test_after_each_epoch_of_a_training_it_says_how_long_the_others_take(tmp_pat
     with run_notebooks.epochs_reported("03_evaluate", {"RUN_DIR": str(tmp_path)}):
         pass
     assert not capsys.readouterr().out
+
+
+STAND_IN = """
+import sys, time
+from pathlib import Path
+
+name, folder = sys.argv[2], Path(sys.argv[sys.argv.index("--run-dir") + 1])
+(folder / f"{name}.began").write_text(" ".join(path.name for path in folder.glob("*.ended")))
+print(f"{name} begins\\rand goes on", flush=True)
+if (folder / f"{name}.waits").exists():
+    sys.stdin.read()
+    sys.exit("interrupted")
+time.sleep(0.3)
+(folder / f"{name}.ended").touch()
+sys.exit(name in (folder / "failing").read_text())
+"""
+
+
+@pytest.fixture
+def two_at_a_time(tmp_path, monkeypatch):
+    """A function that executes stand-ins of the notebooks after the training; returns which had ended as each began."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(run_notebooks, "__file__", str(tmp_path / "stand_in.py"))
+
+    def run(failing=""):
+        (tmp_path / "failing").write_text(failing)
+        run_notebooks.execute_two_at_a_time([*run_notebooks.AFTER_TRAINING], ["--run-dir", str(tmp_path)])
+
+    return run
+
+
+def read_ended(folder):
+    """Returns a dict from each notebook that began to the notebooks that had ended then."""
+    return {path.stem: {name.split(".")[0] for name in path.read_text().split()} for path in folder.glob("*.began")}
+
+
+def test_two_notebooks_run_at_a_time_and_none_before_those_whose_files_it_reads(two_at_a_time, tmp_path, capfd):
+    two_at_a_time()
+    ended = read_ended(tmp_path)
+    assert ended["04_explain"] == ended["03_evaluate"] == set() != ended["06_xvision_vgg16_nodules"]
+    assert ended["05_export_and_predict"] >= {"03_evaluate", "04_explain"}
+    assert {"04 | 04_explain begins", "04 | and goes on"} <= set(capfd.readouterr().out.splitlines())
+
+
+def test_after_a_failure_the_others_end_and_what_needs_it_is_not_executed(two_at_a_time, tmp_path):
+    with pytest.raises(SystemExit, match=r"04_explain has failed, see above; 05_export_and_predict was not executed\."):
+        two_at_a_time("04_explain")
+    assert read_ended(tmp_path).keys() == {*run_notebooks.AFTER_TRAINING} - {"05_export_and_predict"}
+
+
+def test_an_interruption_reaches_both(two_at_a_time, tmp_path):
+    for name in run_notebooks.AFTER_TRAINING:
+        (tmp_path / f"{name}.waits").touch()
+
+    def interrupt():
+        while len(list(tmp_path.glob("*.began"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        two_at_a_time()
+    assert not list(tmp_path.glob("*.ended")) and len(read_ended(tmp_path)) == 2
