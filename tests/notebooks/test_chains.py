@@ -50,7 +50,7 @@ def chain(tmp_path_factory):
     with pytest.raises(RuntimeError, match="paused before TIME_BUDGET ran out at epoch 1, step 1"):
         run_chain(DENSENET[1:2], settings | {"TIME_BUDGET": 1e-6})
     assert not (folder / "run" / "model.weights.h5").exists()
-    run_chain(DENSENET[1:3], settings, draw=False)
+    run_chain(DENSENET[1:3], settings | {"PRECISION": "auto"}, draw=False)  # keeps what the run began with
     run_chain([DENSENET[3], XVISION], settings)
     return SimpleNamespace(folder=folder, run=folder / "run", packed=folder / "packed", settings=settings)
 
@@ -84,6 +84,7 @@ def test_run_record_names_split_seed_and_machine(chain):
     assert record["split"]["sha256"] == hash_split(index["image"], index["subset"])
     assert pd.read_csv(chain.run / "history.csv")["stage"].tolist() == ["head", "all"]
     assert record["classes"] == list(PATHOLOGIES) and record["seed"] == 0
+    assert record["settings"]["PRECISION"] == "mixed_bfloat16"
     assert {"tensorflow", "keras", "devices", "commit", "runtime", "strategy"} <= set(record["runtime"])
     assert record["interruptions"] == 1 and record["parts"][1]["step"] == 1 and record["finished"]
     assert (record["side"], record["eval_size"]) == (40, 32)  # as crops of 32 pixels show things, in whole cells of 16
@@ -113,7 +114,7 @@ def test_the_script_shows_the_results(chain, only, shown, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", str(chain.run), "--only", *only])
     monkeypatch.setenv("TQDM_MININTERVAL", "1")
     executed = []
-    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, settings: executed.append(name))
+    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, *_: executed.append(name))
     monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)
     run_notebooks.main()
     printed = capsys.readouterr().out
@@ -127,7 +128,7 @@ def test_the_script_stops_where_training_paused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", str(tmp_path)])
     monkeypatch.setenv("TQDM_MININTERVAL", "1")
     executed = []
-    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, settings: executed.append(name))
+    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, *_: executed.append(name))
     monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit, match=r"Training paused\."):
         run_notebooks.main()

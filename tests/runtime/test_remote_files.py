@@ -283,7 +283,7 @@ def test_chain_of_notebooks_in_a_bucket(remote_study, tmp_path, monkeypatch, cap
     capsys.readouterr()
     executed = []
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--run-dir", "gs://bucket/runs/one"])
-    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, settings: executed.append(name))
+    monkeypatch.setattr(run_notebooks, "execute_into", lambda folder, name, *_: executed.append(name))
     monkeypatch.setattr(run_notebooks, "call", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)
     monkeypatch.setenv("TQDM_MININTERVAL", "1")

@@ -57,7 +57,8 @@ def main(folder, task):
         kill_within_an_epoch()
         run_chain(DENSENET[:2], killed, draw=False)
     elif task == "resume":
-        run_chain([*DENSENET[1:], *([] if SETTINGS["REPLICAS"] else [XVISION])], killed, draw=False)
+        resumed = killed | {"PRECISION": "auto"}  # which keeps what the run began with
+        run_chain([*DENSENET[1:], *([] if SETTINGS["REPLICAS"] else [XVISION])], resumed, draw=False)
         run_chain(DENSENET[1:2], whole, draw=False)
     else:
         run_chain([*DENSENET[:4], XVISION], whole, draw=False)
