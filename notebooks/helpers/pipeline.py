@@ -43,7 +43,7 @@ def make_train_dataset(study, image_size, batch_size, *, strength=None, **order)
 
     data = _order_images(study, batch_size, **order)
     data = data.map(parse_and_augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    return _stop_tuning(data.prefetch(tf.data.AUTOTUNE))
 
 
 def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0)):
@@ -79,7 +79,16 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
     data = data.batch(batch_size)
     data = data.map(parse_and_pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     data = data.apply(tf.data.experimental.assert_cardinality(-(-len(study.rows(subset)) // batch_size)))
-    return data.prefetch(tf.data.AUTOTUNE)
+    return _stop_tuning(data.prefetch(tf.data.AUTOTUNE))
+
+
+def _stop_tuning(data):
+    # The thread that tunes a pipeline while it runs wakes once a minute at last, and at the end TensorFlow may wait for
+    # that (seen in 2.21, nearly a minute after each training). Without it, as many batches as there are cores, at most
+    # 16, are made at a time.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 def scale_images(images, size):

@@ -1,17 +1,18 @@
-"""AdamW as Keras has it, traced in a third of the time, and loss scaling for several replicas."""
+"""AdamW as Keras has it, in a third of the operations, and loss scaling for several replicas."""
 
 import keras
 from keras import ops
 
 
 class AdamW(keras.optimizers.AdamW):
-    """Keras's optimizer, which computes the learning rate once a step.
+    """Keras's optimizer in a third of the operations: for DenseNet-121 Keras makes some 14,000 small ones a step.
 
-    Keras computes it again for the decay of each variable: a schedule is then traced, and run, 364 times for
-    DenseNet-121. What is trained is the same, to the last bit.
+    Keras computes the learning rate, the powers of beta and the momentum of the averages again for each of 364
+    variables, and on TensorFlow updates each by a dozen operations, where TensorFlow has one. What is trained is the
+    same up to rounding.
     """
 
-    _rate = None  # of the step that is being made
+    _rate = _powers = None  # of the step that is being made
 
     @property
     def learning_rate(self):
@@ -25,10 +26,38 @@ class AdamW(keras.optimizers.AdamW):
     def apply(self, grads, trainable_variables=None):
         """Updates the variables, as Keras's optimizer does."""
         self._rate = ops.convert_to_tensor(super().learning_rate)
+        step = ops.cast(self.iterations + 1, "float32")
+        self._powers = [ops.power(beta, step) for beta in (self.beta_1, self.beta_2)]
         try:
             super().apply(grads, trainable_variables)
         finally:
-            self._rate = None
+            self._rate = self._powers = None
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one variable, as Keras's optimizer does."""
+        if keras.backend.backend() != "tensorflow" or self.amsgrad:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        import tensorflow as tf
+
+        number = self._get_variable_index(variable)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[number].value.handle,
+            v=self._velocities[number].value.handle,
+            beta1_power=self._powers[0],
+            beta2_power=self._powers[1],
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        share = 1 - ops.cast(self.iterations > 0, "float32") * self.ema_momentum  # the first average is the weights
+        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+            average.assign(average + (variable - average) * share)
 
 
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
