@@ -68,6 +68,9 @@ def train_seeds(run_dir, seeds, settings):
 
     folders = [run_dir / f"seed-{seed}" for seed in range(seeds)]
     found = [call(look_at_seed, folder) for folder in folders]
+    begun = next((record["settings"] for record, _ in found if record), {})
+    if settings.get("PRECISION", "auto") == "auto" and "PRECISION" in begun:  # all seeds in that of the first
+        settings["PRECISION"] = begun["PRECISION"]
     for folder, (record, _) in zip(folders, found, strict=True):
         if record and (others := name_differences(record, settings)):
             sys.exit(f"{folder} was trained with {others}. Give the settings that it has, or choose another RUN_DIR.")

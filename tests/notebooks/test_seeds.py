@@ -178,6 +178,13 @@ def test_seeds_of_other_settings_are_refused_before_anything_runs(make_seeds, tm
     assert notebooks.executed == []
 
 
+def test_later_seeds_train_in_the_precision_of_the_first(make_seeds, tmp_path):
+    """Left to each, it would be that of the machine on which the command is given again."""
+    make_seeds(Notebooks(), "--run-dir", tmp_path, "--seeds", 1, "--set", "PRECISION=mixed_float16")
+    make_seeds(Notebooks(), "--run-dir", tmp_path, "--seeds", 2)
+    assert json.loads((tmp_path / "seed-1" / "run.json").read_text())["settings"]["PRECISION"] == "mixed_float16"
+
+
 def test_the_settings_in_which_seeds_may_differ_are_those_in_which_a_run_may():
     cells = json.loads((ROOT / "notebooks" / f"{TRAIN}.ipynb").read_text())["cells"]
     names = next(line for cell in cells for line in cell["source"] if line.startswith("free = "))
