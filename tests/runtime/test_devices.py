@@ -78,7 +78,7 @@ def test_sixteen_bits_are_chosen_where_the_hardware_multiplies_them(has_tpu, cap
 
 
 def test_the_features_of_this_cpu_decide_on_tensorflow_only():
-    """JAX computes bfloat16 on a CPU in float32."""
+    """JAX gains nothing from bfloat16 on a CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     has_bfloat16 = any("avx512_bf16" in line.split() or "amx_bf16" in line.split() for line in lines)
     assert choose_precision(RUNTIME) == ("mixed_bfloat16" if has_bfloat16 else "float32")
