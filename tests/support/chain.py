@@ -23,7 +23,7 @@ SHORT = {
     "PRECISION": "float32",  # what is compared must not depend on the CPU
     "BACKBONES": "VGG16,trained",
     "FORMATS": "saved_model",  # test_end_to_end.py writes them all
-    **{"FEATURE_SIDE": 32, "NODULE_IMAGES": 60, "FOLDS": 2, "HEAD_EPOCHS": 2, "MAPS": 3, "NOISY_COPIES": 2},
+    **{"FEATURE_SIDE": 32, "NODULE_IMAGES": 60, "FOLDS": 2, "HEAD_EPOCHS": 2, "MAPS": 3},
     "TOLERANCE": 1e-4,  # after one step the statistics of batch norm do not fit yet, and rounding grows in every layer
 }
 
@@ -72,9 +72,6 @@ def check_nodules(folder, finding="Nodule"):
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert pictures >= {f"06_{name}" for name in ("films", "scores", "training_error", "confusion_roc", "predictions")}
     assert pictures >= {"06_saliency", "06_new_film"} and (folder / "figures" / "06_flaws.csv").is_file()
-    kept = hash_weights(folder / "model.weights.h5")
-    chosen = hash_weights(folder / "epochs" / f"epoch-{study['best_epoch']:02d}.weights.h5")
-    assert len(chosen) >= 12 and chosen <= kept, "what is kept is not the head of the chosen epoch"
     return study
 
 

@@ -22,14 +22,14 @@ SETTINGS = {
     **dict.fromkeys(("EXTERNAL", "FINDING"), (str, None)),
     **dict.fromkeys(("MODELS", "FINDINGS", "BACKBONES"), ([str], None)),
     **dict.fromkeys(("STREAM", "START_OVER", "HORIZONTAL_FLIP"), (bool, None)),
-    **dict.fromkeys(("LEAKAGE_DEMO", "KEEP_EPOCHS"), (bool, None)),
+    "LEAKAGE_DEMO": (bool, None),
     **dict.fromkeys(("DATA_SEED", "SEED"), (int, "[0, 2147483647]")),
     **dict.fromkeys(("SIDE", "IMAGE_SIZE", "FEATURE_SIDE"), (int, "[32, inf)")),  # DenseNet halves an image five times
     **dict.fromkeys(("CHESTMNIST_IMAGES", "PARITY_IMAGES", "REFERENCE", "RANDOM_IMAGES", "MAPS"), (int, "[0, inf)")),
     **dict.fromkeys(("REPLICAS", "EVAL_SIZE", "FROZEN_EPOCHS"), (int, "[0, inf)")),
     **dict.fromkeys(("SHARD_IMAGES", "SYNTHETIC_IMAGES", "NODULE_IMAGES", "BATCH_SIZE"), (int, "[1, inf)")),
     **dict.fromkeys(("EPOCHS", "HEAD_EPOCHS", "STEPS_PER_EXECUTION", "SAVE_STEPS"), (int, "[1, inf)")),
-    **dict.fromkeys(("RANDOM_NETWORKS", "REPEATS", "NOISY_COPIES"), (int, "[1, inf)")),
+    **dict.fromkeys(("RANDOM_NETWORKS", "REPEATS"), (int, "[1, inf)")),
     "FOLDS": (int, "[2, inf)"),
     "RESAMPLES": (int, "[100, inf)"),  # an interval needs at least as many
     **dict.fromkeys(("WEIGHT_DECAY", "TIME_BUDGET"), (float, "[0, inf)")),
@@ -38,7 +38,6 @@ SETTINGS = {
     **dict.fromkeys(("SYNTHETIC_LABEL_NOISE", "LABEL_SMOOTHING"), (float, "[0, 1)")),
     **dict.fromkeys(("AVERAGING", "BATCH_NORM_MOMENTUM"), (float, "[0, 1)")),
     **dict.fromkeys(("SENSITIVITY", "TOLERANCE", "MIN_AREA"), (float, "(0, 1]")),
-    "OCCLUSION_STRIDE": (float, "(0, 1]"),  # above 1 there are gaps between patches
     "ERASING": (float, "[0, 1]"),
     "FETCH": (str, ("folder", "kaggle", "kagglehub", "nih_box", "hugging_face", "chestmnist")),
     "CHESTMNIST_SIDE": (int, (64, 128, 224)),

@@ -12,8 +12,6 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..runtime.files import local_draft
-
 # The settings of the Xvision study: two layers, plain SGD.
 XVISION = MappingProxyType({"units": (512, 512), "learning_rate": 0.01, "batch_size": 20, "epochs": 20})
 # Values of scikit-learn's C, the inverse of the penalty: from almost nothing learned to almost no penalty.
@@ -75,7 +73,7 @@ class HeadTrainer:
             jit_compile=keras.backend.backend() == "jax",  # required there; on a CPU it costs TensorFlow time
         )
 
-    def train(self, features, labels, train, val, *, seed=0, folder=None):
+    def train(self, features, labels, train, val, *, seed=0):
         """Trains on some images, and keeps the weights of the epoch with the smallest validation loss.
 
         Args:
@@ -84,7 +82,6 @@ class HeadTrainer:
             train: row numbers of the images to train on.
             val: row numbers of the images that choose the epoch.
             seed: int, of the first weights and the order of images.
-            folder: path of a folder for `epoch-NN.weights.h5`, the weights after every epoch; None for none.
 
         Returns:
             DataFrame, a row an epoch: `epoch` (from 1), `loss`, `error`, `val_loss`, `val_error` (the errors are shares
@@ -95,16 +92,8 @@ class HeadTrainer:
         y = np.float32(labels)[:, None]
         batches = _Batches(features, y, train, min(self._batch_size, len(train)), seed)
         best = keras.callbacks.EarlyStopping("val_loss", patience=self._epochs, restore_best_weights=True)
-        callbacks = [best]
-        if folder is not None:
-
-            def save(epoch, logs):
-                with local_draft(folder / f"epoch-{epoch + 1:02d}.weights.h5") as draft:  # also in a bucket
-                    self.head.save_weights(draft)
-
-            callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=save))
         known = {"validation_data": (take_features(features, val), y[val]), "validation_batch_size": 256}
-        fit = self.head.fit(batches, epochs=self._epochs, shuffle=False, verbose=0, callbacks=callbacks, **known)
+        fit = self.head.fit(batches, epochs=self._epochs, shuffle=False, verbose=0, callbacks=[best], **known)
         history = pd.DataFrame({"epoch": 1 + np.array(fit.epoch)})
         for prefix in ("", "val_"):
             history[f"{prefix}loss"] = fit.history[f"{prefix}loss"]
