@@ -82,8 +82,7 @@ def test_the_features_of_this_cpu_decide_on_tensorflow_only():
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     has_bfloat16 = any("avx512_bf16" in line.split() or "amx_bf16" in line.split() for line in lines)
     assert choose_precision(RUNTIME) == ("mixed_bfloat16" if has_bfloat16 else "float32")
-    assert choose_precision(dataclasses.replace(RUNTIME, chips=8)) == choose_precision(RUNTIME)  # the TPU is not used
-    assert choose_precision(dataclasses.replace(RUNTIME, name="tf-tpu", chips=8)) == "mixed_bfloat16"
+    assert choose_precision(dataclasses.replace(RUNTIME, name="tf-tpu")) == "mixed_bfloat16"
     assert choose_precision(dataclasses.replace(RUNTIME, name="jax")) == "float32"
 
 

@@ -211,11 +211,21 @@ def choose_precision(runtime):
         "mixed_bfloat16" on TPUs, on Nvidia's GPUs from compute capability 8.0 on, and for TensorFlow on CPUs with
         AVX-512 BF16 or AMX; "mixed_float16" on Nvidia's older GPUs, such as T4 and P100; else "float32".
     """
-    return pick_precision(
-        has_tpu=bool(runtime.chips) and runtime.name != "cpu",
-        capabilities=_list_capabilities(runtime),
-        cpu_flags=_find_in_cpuinfo("flags") if runtime.name == "cpu" else "",
-    )
+    has_tpu, capabilities, flags = runtime.name == "tf-tpu", [], ""
+    if runtime.name == "jax":
+        import jax
+
+        has_tpu = jax.default_backend() == "tpu"
+        found = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
+        capabilities = [tuple(map(int, text.split("."))) for text in found if re.fullmatch(r"\d+\.\d+", text)]
+    elif runtime.name == "gpu":
+        import tensorflow as tf
+
+        gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+        capabilities = [tuple(gpu["compute_capability"]) for gpu in gpus if "compute_capability" in gpu]
+    elif runtime.name == "cpu":
+        flags = _find_in_cpuinfo("flags")
+    return pick_precision(has_tpu, capabilities, flags)
 
 
 def pick_precision(has_tpu, capabilities, cpu_flags):
@@ -232,20 +242,6 @@ def pick_precision(has_tpu, capabilities, cpu_flags):
     if capabilities and not has_tpu:
         return "mixed_bfloat16" if min(capabilities) >= (8, 0) else "mixed_float16"
     return "mixed_bfloat16" if has_tpu or {"avx512_bf16", "amx_bf16"} & {*cpu_flags.split()} else "float32"
-
-
-def _list_capabilities(runtime):
-    if runtime.name == "gpu":
-        import tensorflow as tf
-
-        gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-        return [tuple(gpu["compute_capability"]) for gpu in gpus if "compute_capability" in gpu]
-    if runtime.name == "jax":
-        import jax
-
-        found = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
-        return [tuple(map(int, text.split("."))) for text in found if re.fullmatch(r"\d+\.\d+", text)]
-    return []
 
 
 def describe_runtime(runtime=None, devices=None):
