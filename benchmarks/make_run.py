@@ -35,12 +35,19 @@ def has_figure(folder):
 
 
 def watch_kernels(run, seconds):
-    """Notes the processor seconds of the kernels that a process runs, in the order in which they came."""
+    """Notes the processor seconds of the kernels that a process runs, by process and notebook.
+
+    A notebook that runs beside another has a parent of its own, which was told its name; the others come in order.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(run.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "ipykernel_launcher" in process.cmdline():
-                    seconds[process.pid] = sum(process.cpu_times()[:4])  # with the processes that it has waited for
+                    known = dict(seconds)
+                    told = [name for name in NOTEBOOKS if name in process.parent().cmdline()]
+                    name = known.get(process.pid) or (told[0] if told else NOTEBOOKS[len(known)])
+                    # with the processes that it has waited for
+                    seconds[process.pid, name] = sum(process.cpu_times()[:4])
 
 
 def measure(commit):
@@ -64,9 +71,8 @@ def measure(commit):
         copies = [read_json(executed / f"{name}.ipynb")["metadata"]["papermill"]["duration"] for name in NOTEBOOKS]
         record = read_json(executed.parent / "run.json")
         images = record["split"]["films"]["train"] * record["epochs_run"]
-    rows = {
-        name: [round(copy), round(kernels[pid])] for name, copy, pid in zip(NOTEBOOKS, copies, kernels, strict=True)
-    }
+    worked = {name: value for (_, name), value in kernels.items()}
+    rows = {name: [round(copy), round(worked[name])] for name, copy in zip(NOTEBOOKS, copies, strict=True)}
     counts = {"wanted_a_core": round(sum(loads) / len(loads), 1), "images_trained": images}
     whole = [seconds, round(sum(kernels.values()))]
     return counts | {"first_figure": first, "make run": whole, "notebooks": rows}
@@ -97,7 +103,7 @@ def draw_page(results):
 
 
 def main():
-    """Measures the commits, and renews the table."""
+    """Measures the commits one after the other, and renews the table; results of earlier calls are replaced."""
     results = {"machine": describe_machine(), "runs": {}}
     for name in sys.argv[1:] or DEFAULT:
         command = ["git", "rev-parse", "--short=7", name]

@@ -1,4 +1,6 @@
-"""Executes the notebooks in order, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
+"""Executes the notebooks, keeps the executed copies in RUN_DIR/executed, and shows the results on one screen.
+
+On a CPU, two of those after the training run at a time.
 
 Usage: run_notebooks.py [--only NOTEBOOK ...] [--data-dir DIR] [--run-dir DIR] [--profile quick|full|best]
     [--set NAME=VALUE ...] [--end-with-parent]
@@ -21,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import papermill
+import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -50,6 +53,7 @@ from helpers.runtime.probes import find_tpu_chips, shows_gpu
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}  # bytes
 TRAIN = NOTEBOOKS[1]
+MEMORY_OF_TWO = 6 * 2**30  # bytes; in the quick profile a notebook takes up to 2.2 GB
 # After the training, in an order in which two at a time take the least time; each with those whose files it reads.
 AFTER_TRAINING = {
     "04_explain": (),
@@ -90,7 +94,7 @@ def parse_arguments():
         "--only", nargs="+", choices=NOTEBOOKS, metavar="NOTEBOOK", help="execute these, in their order"
     )
     parser.add_argument("--end-with-parent", action="store_true", help="end when the standard input is closed")
-    parser.add_argument("--beside-others", action="store_true", help="let others execute into the same folder")
+    parser.add_argument("--beside-others", action="store_true", help=argparse.SUPPRESS)  # the parent has the folder
     add_options(parser, "where results go (default: models/densenet121, or models/<name of PREDICTIONS>)")
     return parser.parse_args()
 
@@ -283,29 +287,37 @@ def execute(name, folder, settings):
 def execute_into(executed_dir, name, settings, beside_others=False):
     """Executes one notebook and keeps the executed copy in a folder, local or in a bucket. Exits where it fails.
 
-    Others may execute into the folder meanwhile if they, too, are `beside_others`.
+    `beside_others` is for a child of a process that keeps all others out of the folder.
     """
     if is_remote(executed_dir):  # Papermill saves after every cell, and would write the whole object each time
         with tempfile.TemporaryDirectory() as folder:
             error = execute(name, Path(folder), settings)
             call(upload_copy, executed_dir, name_copy(name, settings), Path(folder))
     else:
-        busy = f"Another process executes notebooks into {executed_dir}. Let it end, or choose another RUN_DIR."
-        with contextlib.ExitStack() as stack:
-            several = beside_others or find_launch().n_processes > 1 or name_copy(name, settings) != name
-            try:  # hosts that work together have copies of their own
-                stack.enter_context(lock_folder(executed_dir, busy, shared=several))
-            except RuntimeError as error:
-                sys.exit(f"\n{error}")
+        several = find_launch().n_processes > 1 or name_copy(name, settings) != name  # they have copies of their own
+        with contextlib.nullcontext() if beside_others else folder_kept(executed_dir, several):
             error = execute(name, executed_dir, settings)
     if error:
         sys.exit(f"\n{error}\nSee {executed_dir / name_copy(name, settings)}.failed.ipynb")
 
 
+@contextlib.contextmanager
+def folder_kept(executed_dir, shared=False):
+    """Keeps other processes from executing notebooks into a folder, in a `with` block; exits where one does."""
+    busy = f"Another process executes notebooks into {executed_dir}. Let it end, or choose another RUN_DIR."
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_folder(executed_dir, busy, shared=shared))
+        except RuntimeError as error:
+            sys.exit(f"\n{error}")
+        yield
+
+
 def can_run_two(run_dir):
-    """Returns whether two notebooks can run at a time: on a CPU with several cores, but an accelerator takes one."""
+    """Returns whether two notebooks can run at a time: on a CPU with cores and memory; an accelerator takes one."""
     apart = find_launch().n_processes > 1 or is_remote(run_dir)
-    return not (apart or find_tpu_chips() or shows_gpu()) and (os.cpu_count() or 1) > 1
+    room = (os.cpu_count() or 1) > 1 and psutil.virtual_memory().available > MEMORY_OF_TWO
+    return room and not (apart or find_tpu_chips() or shows_gpu())
 
 
 def execute_two_at_a_time(names, words):
@@ -328,13 +340,15 @@ def execute_two_at_a_time(names, words):
         command = [sys.executable, __file__, "--only", name, "--beside-others", "--end-with-parent", *words]
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         # A session of its own: Ctrl-C reaches it once, by its input.
-        running[name] = process = subprocess.Popen(command, **streams, text=True, start_new_session=True)
+        reading = {"text": True, "errors": "replace", "start_new_session": True}
+        running[name] = process = subprocess.Popen(command, **streams, **reading)
         if interrupted.is_set():
             process.stdin.close()
         for line in process.stdout:  # a bar's, too
             if line.strip():
                 print(f"{name[:2]} | {line.rstrip()}", flush=True)
-        return process.wait() and f"{name} has failed, see above"
+        status = process.wait()
+        return status and f"{name} " + ("was killed" if status < 0 else "has failed, see above")
 
     with ThreadPoolExecutor(2) as pool:
         try:
@@ -344,7 +358,7 @@ def execute_two_at_a_time(names, words):
             errors = [error for result in results.values() if (error := result.result())]
         except KeyboardInterrupt:
             interrupted.set()
-            for process in running.values():
+            for process in list(running.values()):
                 process.stdin.close()
             raise
     if errors:
@@ -463,7 +477,8 @@ def main():
         shared = [f"{name}={settings[name]}" for name in SHARED if name not in OPTIONS]
         words = ["--data-dir", settings["DATA_DIR"], "--run-dir", settings["RUN_DIR"], "--profile", settings["PROFILE"]]
         try:
-            execute_two_at_a_time(later, [*words, "--set", *shared, *arguments.set])
+            with folder_kept(run_dir / "executed"):
+                execute_two_at_a_time(later, [*words, "--set", *shared, *arguments.set])
         except KeyboardInterrupt:
             sys.exit("\nThe notebooks were interrupted. Give the same command again to resume.")
     if arguments.beside_others:

@@ -87,6 +87,8 @@ def train_seeds(run_dir, seeds, settings):
             run(TRAIN, folder, SEED=seed, TIME_BUDGET=hours_left)
             if pause := call(read_pause, folder):
                 sys.exit(f"\nSeed {seed}: {pause}")
+            if settings.get("PRECISION", "auto") == "auto":  # it may have been resumed in another than this machine's
+                settings["PRECISION"] = call(look_at_seed, folder)[0]["settings"]["PRECISION"]
         done = found[seed][1] if finished[seed] else ()
         if EVALUATE not in done:
             run(EVALUATE, folder)

@@ -111,13 +111,13 @@ def test_shapes_types_and_cardinality_are_known_and_true(study):
     assert make_train(study, 5, epochs=3, first_epoch=2).cardinality().numpy() == 7
 
 
-@pytest.mark.slow
 def test_no_thread_that_tunes_a_pipeline_is_waited_for_at_its_end(study):
     """The wait itself takes minutes to come about."""
     for data in (make_train(study), make_eval_dataset(study, "val", 4)):
         assert not data.options().autotune.enabled
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left(study):
     for first_epoch in (2, 3):
         data = make_train(study, 37, epochs=2, first_epoch=first_epoch)

@@ -83,9 +83,9 @@ def make_eval_dataset(study, subset, batch_size, *, image_size=None, shift=(0, 0
 
 
 def _stop_tuning(data):
-    # The thread that tunes a pipeline while it runs wakes once a minute at last, and at the end TensorFlow may wait for
-    # that (seen in 2.21, nearly a minute after each training). Without it, as many batches as there are cores, at most
-    # 16, are made at a time.
+    # The thread that tunes a pipeline while it runs wakes ever more rarely, in the end once a minute. TensorFlow may
+    # wait for that when the pipeline ends (seen in 2.21, nearly a minute after each training). Without it, as many
+    # batches as there are cores are made at a time, at most 16.
     options = tf.data.Options()
     options.autotune.enabled = False
     return data.with_options(options)

@@ -65,15 +65,16 @@ def test_one_device_computes_in_its_scope():
         (False, [(9, 0)], "", "mixed_bfloat16"),
         (False, [(8, 0), (8, 6)], "", "mixed_bfloat16"),
         (False, [(7, 5), (7, 5)], "", "mixed_float16"),  # two T4
-        (False, [(8, 0), (7, 5)], "avx512_bf16", "mixed_float16"),  # all must multiply it
+        (False, [(8, 0), (7, 5)], "", "mixed_float16"),  # all must have it
         (False, [(6, 0)], "", "mixed_float16"),  # P100
+        (False, [(6, 1)], "", "float32"),  # GTX 1080
         (False, [], "avx2 avx512f avx512_bf16", "mixed_bfloat16"),
         (False, [], "avx512f amx_bf16 amx_tile", "mixed_bfloat16"),
         (False, [], "avx2 avx512f avx512_vnni", "float32"),
         (False, [], "", "float32"),
     ],
 )
-def test_sixteen_bits_are_chosen_where_the_hardware_multiplies_them(has_tpu, capabilities, cpu_flags, policy):
+def test_sixteen_bits_are_chosen_where_the_hardware_has_them(has_tpu, capabilities, cpu_flags, policy):
     assert pick_precision(has_tpu, capabilities, cpu_flags) == policy
 
 

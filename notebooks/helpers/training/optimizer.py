@@ -1,15 +1,15 @@
-"""AdamW as Keras has it, in a third of the operations, and loss scaling for several replicas."""
+"""AdamW as Keras has it, in fewer operations, and loss scaling for several replicas."""
 
 import keras
 from keras import ops
 
 
 class AdamW(keras.optimizers.AdamW):
-    """Keras's optimizer in a third of the operations: for DenseNet-121 Keras makes some 14,000 small ones a step.
+    """Keras's optimizer, on TensorFlow in a third of the operations: Keras makes some 14,000 for DenseNet-121's step.
 
     Keras computes the learning rate, the powers of beta and the momentum of the averages again for each of 364
-    variables, and on TensorFlow updates each by a dozen operations, where TensorFlow has one. What is trained is the
-    same up to rounding.
+    variables, and applies Adam to each by a dozen operations, where TensorFlow has one. What is trained is the same up
+    to rounding.
     """
 
     _rate = _powers = None  # of the step that is being made
