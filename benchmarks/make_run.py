@@ -42,9 +42,10 @@ def watch_kernels(run, seconds):
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(run.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "ipykernel_launcher" in process.cmdline():
+                parent = process.parent().cmdline()
+                if "ipykernel_launcher" in process.cmdline() and "ipykernel_launcher" not in parent:  # no fork of it
                     known = dict(seconds)
-                    told = [name for name in NOTEBOOKS if name in process.parent().cmdline()]
+                    told = [name for name in NOTEBOOKS if name in parent]
                     name = known.get(process.pid) or (told[0] if told else NOTEBOOKS[len(known)])
                     # with the processes that it has waited for
                     seconds[process.pid, name] = sum(process.cpu_times()[:4])
