@@ -91,7 +91,8 @@ def test_two_processes_of_srun_train_as_one_and_resume_after_one_is_killed(packe
         for host in hosts:
             host.kill()
 
-    flags = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+    flags |= {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     folders = [str(ROOT / "notebooks"), str(ROOT / "tests" / "support")]
     given = json.dumps(settings | {"RUN_DIR": str(tmp_path / "one")})
     subprocess.run([sys.executable, "-c", ONE, *folders, given], env=os.environ | flags, check=True)
