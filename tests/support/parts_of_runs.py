@@ -19,14 +19,13 @@ def outcome(packed, run_dir, **options):
     return resumable_run.describe_outcome(*train(packed, run_dir, **options))
 
 
-def start(packed, run_dir, backend="tensorflow", environment=None, **options):
-    """Starts the run in a process of its own."""
-    command = [sys.executable, resumable_run.__file__, str(packed.folder), str(run_dir)]
-    command += [f"{name}={value}" for name, value in options.items()]
-    environment = os.environ | {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""} | (environment or {})
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=run_dir
-    )
+def start(packed, *runs, backend="tensorflow", **variables):
+    """Starts runs, pairs of folder and options, one after the other in a process of their own."""
+    command = [sys.executable, resumable_run.__file__, str(packed.folder)]
+    for run_dir, options in runs:
+        command += ["+", str(run_dir), *(f"{name}={value}" for name, value in options.items())]
+    environment = os.environ | {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""} | variables
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process):
@@ -35,12 +34,12 @@ def finish(process):
     return said
 
 
-def kill(process, run_dir, n_rows, in_write):
-    """Kills the run after so many epochs, if asked amid the writing of a checkpoint; False if it had ended before."""
+def kill(process, run_dir, n_rows):
+    """Kills the run after so many epochs, amid the writing of a checkpoint; False if it had ended before."""
     history, part = run_dir / "history.csv", run_dir / "state" / "state.bin.part"
     while process.poll() is None and (not history.exists() or len(history.read_text().splitlines()) <= n_rows):
         time.sleep(0.01)
-    while in_write and process.poll() is None and not part.exists():
+    while process.poll() is None and not part.exists():
         time.sleep(1e-4)
     running = process.poll() is None
     process.kill()

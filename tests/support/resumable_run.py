@@ -1,17 +1,21 @@
 """A small training run like notebook 2's, made to be killed: shards, augmentation, dropout, averaging, early stopping.
 
-Usage: resumable_run.py PACKED_DIR RUN_DIR [NAME=VALUE ...]; the options are those of OPTIONS. Prints "ready" before
-training and writes RUN_DIR/outcome.json, by which two runs can be compared, after it.
+Usage: resumable_run.py PACKED_DIR RUN_DIR [NAME=VALUE ...] [+ RUN_DIR [NAME=VALUE ...] ...]; the options are those of
+OPTIONS, and what follows a + is run next. Prints "ready" before training and writes RUN_DIR/outcome.json, by which two
+runs can be compared, after it.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT)]
@@ -33,8 +37,8 @@ OPTIONS = {
     "replicas": 0,  # logical devices of the CPU
     "group": 1,  # steps of an execution
     "dropout": 0.2,  # replicas draw their own
-    "hosts": 0,  # deal the images as for so many hosts, in one process
     "precision": "float32",  # with mixed_float16 the scale of the loss is doubled after every third step
+    "use": 0,  # 1: predict, save and train on afterwards
 }
 
 
@@ -87,8 +91,9 @@ def run(packed, run_dir, options):
     if options["devices"] or options["replicas"]:
         name = "jax" if keras.backend.backend() == "jax" else "cpu"
         devices = connect_devices(SimpleNamespace(name=name, chips=0), options["replicas"])
-        order["n_hosts"] = options["hosts"] or devices.n_hosts
-        order["host"] = None if options["hosts"] else devices.host
+        order |= {"n_hosts": devices.n_hosts, "host": devices.host}
+    else:
+        keras.distribution.set_distribution(None)  # that of the run before in this process
     with devices.scope() if devices else contextlib.nullcontext():
         model = build_model(options["seed"], options["dropout"], options["group"], options["precision"])
     estimator = StatisticsEstimator(model, lambda: make_train(0, 0, 1).take(2))
@@ -147,10 +152,26 @@ def describe_outcome(checkpoint, validation):
     }  # fmt: skip
 
 
+def use(model, folder):
+    """Does with a trained model and its optimizer what fails on JAX where they share memory.
+
+    JAX deletes what a step or a prediction computes from. Keras's `fit` ends with the averages in the place of the
+    weights, so that a prediction would delete them for the optimizer, and a second `fit` would fail.
+    """
+    images, labels = np.zeros((8, 40, 40, 1), "float32"), np.zeros((8, 14), "float32")
+    model.predict(images, verbose=0)
+    model.save(folder / "model.keras")  # with the optimizer
+    model.fit(images, labels, verbose=0)
+
+
 if __name__ == "__main__":
-    given = dict(pair.split("=", 1) for pair in sys.argv[3:])
-    chosen = {name: type(value)(given.get(name, value)) for name, value in OPTIONS.items()}
-    _, finished, measured = run(sys.argv[1], sys.argv[2], chosen)
-    if not finished.pause and finished.store.writes:
-        outcome = describe_outcome(finished, measured)
-        (Path(sys.argv[2]) / "outcome.json").write_text(json.dumps(outcome, indent=1))
+    for folder, *pairs in (list(words) for is_run, words in itertools.groupby(sys.argv[2:], "+".__ne__) if is_run):
+        given = dict(pair.split("=", 1) for pair in pairs)
+        chosen = {name: type(value)(given.get(name, value)) for name, value in OPTIONS.items()}
+        model, finished, measured = run(sys.argv[1], folder, chosen)
+        if not finished.pause and finished.store.writes:
+            outcome = describe_outcome(finished, measured)
+            (Path(folder) / "outcome.json").write_text(json.dumps(outcome, indent=1))
+        finished.store.close()
+        if chosen["use"]:
+            use(model, Path(folder))

@@ -1,7 +1,6 @@
-"""Several replicas train as one device does: equal curves, equal variables.
+"""Several replicas train as one device does: equal curves, equal variables, and the same where a run was in parts.
 
-That a killed run on replicas resumes to the bit, and that what is saved is what was measured, is tested with the
-notebooks: tests/notebooks/test_device_chains.py.
+That what is saved is what was measured is tested with the notebooks: tests/notebooks/test_device_chains.py.
 """
 
 import json
@@ -19,27 +18,24 @@ from parts_of_runs import finish, outcome, start, train
 from helpers.runtime import connect_devices
 
 pytestmark = pytest.mark.slow
-OPTIONS = {"epochs": 4, "dropout": 0}
 
 
-def train_on(packed, folder, backend, replicas):
-    """Returns the history of a run on so many logical devices; they all end with the same variables."""
-    folder.mkdir()
-    finish(start(packed, folder, backend, replicas=replicas, **OPTIONS))
-    found = json.loads((folder / "outcome.json").read_text())
-    assert found["equal on devices"]
-    return pd.DataFrame(found["history"])
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_replicas_follow_the_curve_of_one_device_and_resume_to_the_bit(packed, tmp_path, backend):
+    """Batch normalization is trained, weights are averaged, and every callback is on; only rounding differs.
 
-
-@pytest.mark.parametrize(("backend", "numbers"), [("tensorflow", (2, 4)), ("jax", (4,))])
-def test_replicas_follow_the_curve_of_one_device(packed, tmp_path, backend, numbers):
-    """Batch normalization is trained, weights are averaged, and every callback is on; only rounding differs."""
+    Paused within an epoch and resumed, nothing differs.
+    """
     pytest.importorskip(backend)
-    one = train_on(packed, tmp_path / "one", backend, 1)
-    for number in numbers:
-        several = train_on(packed, tmp_path / f"on-{number}", backend, number)
-        for name in ("loss", "val_auc", "val_loss", "learning_rate"):
-            np.testing.assert_allclose(several[name], one[name], rtol=5e-5)
+    folders = [tmp_path / name for name in ("one", "four", "parts")]
+    options = {"epochs": 4, "dropout": 0}
+    several, pause = options | {"replicas": 4}, {"seconds": 0.01}
+    runs = [(folders[1], several), (folders[2], several | pause), (folders[2], several), (folders[0], options)]
+    finish(start(packed, *runs, backend=backend))
+    one, four, parts = (json.loads((folder / "outcome.json").read_text()) for folder in folders)
+    assert four["equal on devices"] and parts == four
+    columns = ["loss", "val_auc", "val_loss", "learning_rate"]
+    np.testing.assert_allclose(*(pd.DataFrame(found["history"])[columns] for found in (four, one)), rtol=5e-5)
 
 
 def test_replicas_that_differ_are_caught_and_all_skip_a_step_of_which_one_has_no_finite_gradients():
