@@ -1,9 +1,9 @@
 """Runs the notebooks on several devices, as a program of its own: `python device_chain.py FOLDER whole|begin|resume`.
 
-`whole` executes them without interruption, but for the export, which has processes of its own, on TensorFlow. `begin`
-trains until it kills itself within an epoch; `resume` ends that run, executes the notebooks after it, and trains the
-same once more without interruption. KERAS_BACKEND names the backend. On JAX, devices are those that it shows; on
-TensorFlow, the logical devices of the variable REPLICAS, and notebook 6, which knows no replicas, is left out.
+`whole` executes them without interruption. `begin` trains until it kills itself within an epoch; `resume` ends that
+run, executes the notebooks after it, and trains the same once more without interruption. KERAS_BACKEND names the
+backend. On JAX, devices are those that it shows; on TensorFlow, the logical devices of the variable REPLICAS. Notebook
+6, which uses one device, takes in `whole` on JAX the place of the export, whose processes have TensorFlow.
 """
 
 import functools
@@ -58,10 +58,10 @@ def main(folder, task):
         run_chain(DENSENET[:2], killed, draw=False)
     elif task == "resume":
         resumed = killed | {"PRECISION": "auto"}  # which keeps what the run began with
-        run_chain([*DENSENET[1:], *([] if SETTINGS["REPLICAS"] else [XVISION])], resumed, draw=False)
+        run_chain(DENSENET[1:], resumed, draw=False)
         run_chain(DENSENET[1:2], whole, draw=False)
     else:
-        run_chain([*DENSENET[:4], XVISION], whole, draw=False)
+        run_chain(DENSENET if SETTINGS["REPLICAS"] else [*DENSENET[:4], XVISION], whole, draw=False)
 
 
 if __name__ == "__main__":
