@@ -212,38 +212,37 @@ def test_the_zip_is_the_release(command, complete_run):
     assert f"{complete_run / 'model.zip'}" in printed and not list(complete_run.glob("part-*"))
 
 
-def upload(server, token, run_dir):
-    """Uploads as `make publish` does, in a process of its own, as the client reads the address when it is imported."""
-    script = [sys.executable, "-c", UPLOAD, str(ROOT / "scripts"), "--run-dir", str(run_dir), "--upload", "ada/model"]
-    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return subprocess.run(script, capture_output=True, text=True, env=environment)
-
-
+# As `make publish`, in a process of its own: the client reads the address when it is imported.
 UPLOAD = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv.pop(1))
 import publish_check, helpers.export.model_card as card
 card.find_address = lambda: "https://github.com/ada/radiographs"
-publish_check.main()
+for token in ("wrong", "good"):
+    os.environ["HF_TOKEN"] = token
+    try:
+        publish_check.main()
+    except SystemExit as refused:
+        print(refused)
 """
 
 
 @pytest.mark.slow
-def test_the_release_is_uploaded_with_the_users_token_and_nothing_else_is(complete_run):
+def test_the_release_is_uploaded_with_the_users_token_and_nothing_else_is(complete_run, command, monkeypatch):
+    to = ["--run-dir", str(complete_run), "--upload", "ada/model"]
     with serve_hub("good") as server:
-        refused = upload(server, "wrong", complete_run)
-        assert (
-            refused.returncode == 1 and "refuses the upload to ada/model (401). Get a token that may" in refused.stderr
-        )
-        assert not server.files and "Traceback" not in refused.stderr
-        done = upload(server, "good", complete_run)
-        assert done.returncode == 0 and f"Uploaded: {server.url}/ada/model" in done.stdout, done.stderr
-        hub = complete_run / "hub"
-        sent = {path.relative_to(hub).as_posix(): path.read_bytes() for path in hub.rglob("*") if path.is_file()}
-        assert server.files == sent
-        (complete_run / "exports" / "model.onnx").unlink()
-        server.files.clear()
-        assert upload(server, "good", complete_run).returncode == 1 and not server.files, "it is not complete"
+        environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        script = [sys.executable, "-c", UPLOAD, str(ROOT / "scripts"), *to]
+        done = subprocess.run(script, capture_output=True, text=True, env=environment)
+    refused, _, printed = done.stdout.partition("refuses the upload to ada/model (401). Get a token that may")
+    assert f"Uploaded: {server.url}/ada/model" in printed, done.stderr
+    assert "Uploaded" not in refused and "Traceback" not in done.stderr
+    hub = complete_run / "hub"
+    sent = {path.relative_to(hub).as_posix(): path.read_bytes() for path in hub.rglob("*") if path.is_file()}
+    assert server.files == sent
+    (complete_run / "exports" / "model.onnx").unlink()
+    monkeypatch.setattr("publish_check.upload_release", lambda *_: pytest.fail("it is not complete"))
+    assert "Not ready to publish" in command(*to)[0]
 
 
 def test_the_lines_of_the_readme_classify_an_image_and_draw_a_heatmap(tiny_run, tmp_path, capsys, monkeypatch):
