@@ -60,8 +60,7 @@ def evaluate(chain):
     """A function that runs notebook 3, or others, on the run's images, with results in another folder."""
 
     def run(run_dir, notebooks=EVALUATE, **settings):
-        settings = chain.settings | {"RUN_DIR": str(run_dir), "LEAKAGE_DEMO": False} | settings
-        return run_chain(notebooks, settings, draw=False)
+        return run_chain(notebooks, chain.settings | {"RUN_DIR": str(run_dir)} | settings, draw=False)
 
     return run
 

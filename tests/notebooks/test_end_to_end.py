@@ -56,7 +56,7 @@ def chain(tmp_path_factory):
     write_synthetic_study(study, n_images=120, size=48, seed=3, n_workers=1)
     for number, path in enumerate(sorted((study / "images").iterdir())[::10]):
         spoil(path, ("html", "truncated", "bomb", "missing")[number % 4])
-    settings = {"SPLIT": "leaky_images", "FORMATS": "saved_model onnx litert"}
+    settings = {"SPLIT": "leaky_images", "FORMATS": "saved_model onnx litert", "LEAKAGE_DEMO": True}
     run_chain(PREPARE, name_folders(study, folder / "run", packed) | settings)
     images = {name: path.read_bytes() for name, path in list_images(study).items()}
     shutil.copytree(packed, moved)
@@ -78,6 +78,7 @@ def chain(tmp_path_factory):
 
 def test_a_run_leaves_every_artifact_and_goes_on_past_bad_images(chain):
     check_artifacts(chain.run, is_leaky=True)
+    assert (chain.run / "figures" / "03_leakage.png").is_file() and (chain.run / "figures" / "03_leakage.csv").is_file()
     assert sorted(path.stem for path in (chain.run / "executed").glob("*.ipynb")) == TRAIN_AND_AFTER
     record = json.loads((chain.run / "run.json").read_text())
     assert record["study"] == "a study" and record["synthetic"]

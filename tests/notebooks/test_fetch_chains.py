@@ -60,7 +60,7 @@ def test_chain_on_real_images_with_the_original_recipe(real_study, tmp_path):
     """Real NIH files, only some of the images in the metadata: the notebooks report what is missing."""
     study, found = real_study("nih_sample/images", "images")
     settings = name_folders(study, tmp_path / "run", tmp_path / "packed") | {"RECIPE": "original", "SOURCE": "packed"}
-    run_chain(DENSENET[:4], settings)
+    run_chain(DENSENET[:4], settings, draw=False)
     predictions = check_artifacts(tmp_path / "run", is_exported=False)
     check_localization(tmp_path / "run")
     # Few of the images are of test patients, so the network of the run cannot be used.

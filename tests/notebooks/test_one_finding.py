@@ -32,7 +32,7 @@ def test_a_folder_a_class_without_patients(tmp_path, capsys):
         "FINDING": "big heart",
         "BACKBONES": "VGG16",
     }
-    names = run_chain([XVISION], settings)
+    names = run_chain([XVISION], settings, draw=False)
     study = check_nodules(tmp_path / "run" / "xvision-hearts", "Big heart")
     assert study["classes"] == ["Normal", "Big heart"] and "patients" not in study["counts"]
     assert study["counts"] | {"films": 32, "Normal": 16, "Big heart": 16, "boxes": 0} == study["counts"]

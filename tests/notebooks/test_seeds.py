@@ -221,11 +221,7 @@ def test_settings_that_make_no_sense_are_refused(make_seeds, tmp_path, arguments
 def test_a_killed_run_resumes_in_the_seed_that_it_was_in(make_seeds, phantom_dir, tmp_path):
     """With the notebooks themselves: killed at the first checkpoint of the second seed, then finished."""
     run_dir = tmp_path / "run"
-    settings = (
-        SHORT
-        | name_folders(phantom_dir, run_dir, tmp_path / "packed")
-        | {"EPOCHS": 2, "VIEWS": 9, "LEAKAGE_DEMO": False}
-    )
+    settings = SHORT | name_folders(phantom_dir, run_dir, tmp_path / "packed") | {"EPOCHS": 2, "VIEWS": 9}
     arguments = ["--data-dir", settings.pop("DATA_DIR"), "--run-dir", settings.pop("RUN_DIR"), "--seeds", "2", "--set"]
     arguments += [f"{name}={value}" for name, value in settings.items() if name != "VERBOSE"]
     driver = ROOT / "tests" / "support" / "seeds_run.py"
