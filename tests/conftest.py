@@ -19,20 +19,22 @@ os.environ |= {"GCS_RETRY_CONFIG_MAX_RETRIES": "2", "GCS_RETRY_CONFIG_INIT_DELAY
 
 # Longest first: a worker takes whole files, and would run the last chain of notebooks alone.
 SLOW_FILES = (
-    "end_to_end",
     "device_chains",
-    "hosts",
-    "chains",
-    "seeds",
-    "fetch_chains",
-    "tpu_check",
     "resume",
-    "replicas",
-    "export",
-    "backbones",
     "remote_files",
+    "chains",
+    "hosts",
+    "backbones",
+    "end_to_end",
+    "cluster",
+    "fetch_chains",
+    "seeds",
+    "replicas",
+    "tpu_check",
+    "own_study",
+    "export",
     "devices",
-    "pipeline",
+    "serving",
 )
 
 
