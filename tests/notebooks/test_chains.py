@@ -13,6 +13,7 @@ import pytest
 from chain import DENSENET, XVISION, check_artifacts, check_localization, check_nodules, name_folders, run_chain
 from sklearn.metrics import roc_auc_score
 
+import helpers.runtime
 from helpers.export import fill_model_card
 from helpers.runtime.settings import ROOT
 from helpers.study import PATHOLOGIES, hash_split, write_synthetic_study
@@ -50,7 +51,9 @@ def chain(tmp_path_factory):
     with pytest.raises(RuntimeError, match="paused before TIME_BUDGET ran out at epoch 1, step 1"):
         run_chain(DENSENET[1:2], settings | {"TIME_BUDGET": 1e-6})
     assert not (folder / "run" / "model.weights.h5").exists()
-    run_chain(DENSENET[1:3], settings | {"PRECISION": "auto"}, draw=False)  # keeps what the run began with
+    with pytest.MonkeyPatch.context() as other_machine:  # on which the run keeps the precision that it began with
+        other_machine.setattr(helpers.runtime, "choose_precision", lambda runtime: "float32")
+        run_chain(DENSENET[1:3], settings | {"PRECISION": "auto"}, draw=False)
     run_chain([DENSENET[3], XVISION], settings)
     return SimpleNamespace(folder=folder, run=folder / "run", packed=folder / "packed", settings=settings)
 

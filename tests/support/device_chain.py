@@ -57,8 +57,7 @@ def main(folder, task):
         kill_within_an_epoch()
         run_chain(DENSENET[:2], killed, draw=False)
     elif task == "resume":
-        resumed = killed | {"PRECISION": "auto"}  # which keeps what the run began with
-        run_chain(DENSENET[1:], resumed, draw=False)
+        run_chain(DENSENET[1:], killed, draw=False)
         run_chain(DENSENET[1:2], whole, draw=False)
     else:
         run_chain(DENSENET if SETTINGS["REPLICAS"] else [*DENSENET[:4], XVISION], whole, draw=False)
