@@ -44,7 +44,7 @@ def watch_kernels(run, seconds):
             with contextlib.suppress(psutil.NoSuchProcess):
                 parent = process.parent().cmdline()
                 if "ipykernel_launcher" in process.cmdline() and "ipykernel_launcher" not in parent:  # no fork of it
-                    known = dict(seconds)
+                    known = dict(seconds.keys())
                     told = [name for name in NOTEBOOKS if name in parent]
                     name = known.get(process.pid) or (told[0] if told else NOTEBOOKS[len(known)])
                     # with the processes that it has waited for
