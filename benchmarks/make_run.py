@@ -3,7 +3,8 @@
 Each commit's notebooks run in a copy of their own, with this environment's packages, so installing is not part of it.
 The first figure is the first one that a running notebook holds.
 
-Usage: make_run.py [COMMIT ...]    by default 26af0da, the commit that later ones are compared with, and HEAD
+Usage: make_run.py [COMMIT[,NAME=VALUE...] ...]    with settings of the notebooks; by default 26af0da, the commit that
+later ones are compared with, HEAD, and HEAD with as much to draw and to train as 26af0da has
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from renew_page import renew_page
 from helpers.runtime import NOTEBOOKS, describe_machine, read_json, write_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "make_run.json"
-DEFAULT = "26af0da", "HEAD"
+DEFAULT = "26af0da", "HEAD", "HEAD,SYNTHETIC_IMAGES=1800,EPOCHS=10,BATCH_SIZE=32"
 
 
 def has_figure(folder):
@@ -51,14 +52,14 @@ def watch_kernels(run, seconds):
                     seconds[process.pid, name] = sum(process.cpu_times()[:4])
 
 
-def measure(commit):
+def measure(commit, settings=()):
     """Runs the notebooks of a commit; returns their seconds, by the clock and of the processor."""
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), copy], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=copy, check=True)
         executed = Path(copy) / "models" / "densenet121" / "executed"
         started, first, loads, kernels = time.monotonic(), None, [], {}
-        command = [sys.executable, "scripts/run_notebooks.py", "--profile", "quick"]
+        command = [sys.executable, "scripts/run_notebooks.py", "--profile", "quick", "--set", *settings]
         run = subprocess.Popen(command, cwd=copy, env=os.environ | {"RUNTIME": "auto"}, stdout=subprocess.DEVNULL)
         while run.poll() is None:
             time.sleep(1)
@@ -106,12 +107,14 @@ def draw_page(results):
 def main():
     """Measures the commits one after the other, and renews the table; results of earlier calls are replaced."""
     results = {"machine": describe_machine(), "runs": {}}
-    for name in sys.argv[1:] or DEFAULT:
-        command = ["git", "rev-parse", "--short=7", name]
+    for argument in sys.argv[1:] or DEFAULT:
+        commit, *settings = argument.split(",")
+        command = ["git", "rev-parse", "--short=7", commit]
         commit = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-        results["runs"][commit] = measure(commit)
+        name = f"{commit} with {', '.join(settings)}" if settings else commit
+        results["runs"][name] = measure(commit, settings)
         write_json(RESULTS, results)
-        print(json.dumps(results["runs"][commit], indent=1), flush=True)
+        print(json.dumps(results["runs"][name], indent=1), flush=True)
     renew_page(ROOT / "docs" / "speed.md", "make run", draw_page(results))
 
 
