@@ -73,7 +73,7 @@ def draw_quick_run(aucs, floors, seeds, results):
     ahead = [name.replace("_", " ") for name, auc in aucs.auc.items() if gradients[name] > auc]
     place = 1 + sum(row["auc"] > seeds["seeds"][0]["auc"] for row in seeds["seeds"])
     text = f"The documented seed is {'the best' if place == 1 else f'number {place}'} of the {count}. "
-    text += f"Gradients are ahead of the network on {' and '.join(ahead) or 'no finding'}."
+    text += f"Gradients are ahead of the network on {', '.join(ahead) or 'no finding'}."
     return f"{write_table(heads, rows)}\n\n{text}"
 
 
@@ -100,7 +100,7 @@ def draw_heatmaps(localization, seeds):
     ]
     worse = by_finding.index[by_finding["pointing_minus_location_high"] < 0]
     text = f"By the share of the heat, the documented run is {verdicts[0]}, and {verdicts[1]}.\n"
-    text += f"By the hottest place it is worse than these on {' and '.join(worse).replace('_', ' ') or 'no finding'}."
+    text += f"By the hottest place it is worse than these on {', '.join(worse).replace('_', ' ') or 'no finding'}."
     return f"{write_table(heads, rows)}\n\n{text}"
 
 
