@@ -43,7 +43,7 @@ def write_table(heads, rows):
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
-def draw_quick_run(aucs, floors, seeds, results):
+def draw_quick_run(aucs, floors, seeds, results, n_epochs):
     """Returns the table of mean AUCs of the documented run, and what else is reached on the same images.
 
     Args:
@@ -51,15 +51,18 @@ def draw_quick_run(aucs, floors, seeds, results):
         floors: DataFrame of its floors.csv.
         seeds: dict of seeds.json: the same training with several seeds.
         results: dict of benchmarks/results, of which difficulty.json and learning.json are of the same study.
+        n_epochs: int, epochs of the documented run.
     """
     aucs, spread = aucs[aucs["split"].eq("test")].set_index("pathology"), seeds["spread"]
     gradients, learning = results["difficulty"]["models"]["logistic, gradients"], results["learning"]
     gradients = gradients | {"auc": gradients["mean"]}
     shuffled = [row["mean_test_auc"] for row in learning["shuffled"]]
     means, count = floors[floors["pathology"].eq("mean")].set_index("floor"), f"{len(seeds['seeds'])} trainings"
+    epochs = seeds["seeds"][0]["epochs_run"]
+    of_seeds = "{mean:.3f}; {min:.3f} to {max:.3f}".format(**spread)
     rows = [
-        ["the documented run", f"**{aucs.auc['mean']:.3f}**{format_auc(aucs.loc['mean'])[5:]}"],
-        [f"{count} with different seeds: mean; range", "{mean:.3f}; {min:.3f} to {max:.3f}".format(**spread)],
+        [f"the documented run, {n_epochs} epochs", f"**{aucs.auc['mean']:.3f}**{format_auc(aucs.loc['mean'])[5:]}"],
+        [f"{count} with different seeds, {epochs} epochs each: mean; range", of_seeds],
         ["no network: logistic regression on histograms of gradients", format_auc(gradients)],
         ["an untrained network's features, ridge regression", format_auc(means.loc["random network"])],
         ["age, sex, view and follow-up number, no image", format_auc(means.loc["metadata only"])],
@@ -72,7 +75,7 @@ def draw_quick_run(aucs, floors, seeds, results):
     heads = ["predicted by", f"mean AUC, {seeds['images']} test images of {seeds['patients']} patients"]
     ahead = [name.replace("_", " ") for name, auc in aucs.auc.items() if gradients[name] > auc]
     place = 1 + sum(row["auc"] > seeds["seeds"][0]["auc"] for row in seeds["seeds"])
-    text = f"The documented seed is {'the best' if place == 1 else f'number {place}'} of the {count}. "
+    text = f"The documented run's seed is {'the best' if place == 1 else f'number {place}'} of the {count}. "
     text += f"Gradients are ahead of the network on {', '.join(ahead) or 'no finding'}."
     return f"{write_table(heads, rows)}\n\n{text}"
 

@@ -199,7 +199,11 @@ def draw_pages():
         (recipe, "published"): page_tables.draw_published(means[is_official]),
         (recipe, "other splits"): page_tables.draw_published(means[~is_official]),
         (readme, "quick run"): page_tables.draw_quick_run(
-            pd.read_csv(QUICK_RUN / "aucs.csv"), pd.read_csv(QUICK_RUN / "floors.csv"), seeds, results
+            pd.read_csv(QUICK_RUN / "aucs.csv"),
+            pd.read_csv(QUICK_RUN / "floors.csv"),
+            seeds,
+            results,
+            run["epochs_run"],
         ),
         (readme, "heatmaps"): page_tables.draw_heatmaps(located, seeds),
         (ROOT / "docs" / "earlier_runs.md", "runs"): page_tables.draw_earlier(pd.read_csv(EARLIER_RUNS)),
