@@ -86,7 +86,7 @@ predict: $(ENV)/run $(cluster)  ## a folder of PNG, JPEG and DICOM into one CSV,
 test-fast: $(ENV)/dev  ## the tests to run before a commit: about 2 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test: $(ENV)/dev  ## every test: up to 25 minutes on 2 cores
+test: $(ENV)/dev  ## every test: 12 to 20 minutes on 2 cores
 	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(ENV)/dev  ## style of code and notebooks
