@@ -104,7 +104,10 @@ print(f"{name} begins\\rand goes on", flush=True)
 if (folder / f"{name}.waits").exists():
     sys.stdin.read()
     sys.exit("interrupted")
-time.sleep(0.3)
+limit = time.monotonic() + 60
+while len(list(folder.glob("*.began"))) < 2:  # the first two end after both have begun
+    assert time.monotonic() < limit, "no other runs beside this one"
+    time.sleep(0.02)
 (folder / f"{name}.ended").touch()
 sys.exit(name in (folder / "failing").read_text())
 """
