@@ -324,7 +324,7 @@ def execute_two_at_a_time(names, words):
     """Executes notebooks that follow the training, each in a process of its own; prints their lines as they come.
 
     Args:
-        names: list of notebooks, of `AFTER_TRAINING`.
+        names: list of notebooks, in the order of `AFTER_TRAINING`.
         words: list of the command line's options for all of them.
 
     Raises:
@@ -352,9 +352,8 @@ def execute_two_at_a_time(names, words):
 
     with ThreadPoolExecutor(2) as pool:
         try:
-            for name in AFTER_TRAINING:
-                if name in names:
-                    results[name] = pool.submit(execute_one, name)
+            for name in names:
+                results[name] = pool.submit(execute_one, name)
             errors = [error for result in results.values() if (error := result.result())]
         except KeyboardInterrupt:
             interrupted.set()
